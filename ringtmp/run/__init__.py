@@ -1,0 +1,1 @@
+"""What every trainer needs: configuration, data, MPI set-up, traces, checkpoints, progress."""

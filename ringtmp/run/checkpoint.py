@@ -1,0 +1,186 @@
+"""Checkpoints: HDF5, a group per layer named by its place in the chain, a file per rank, a marker that makes a set count.
+
+    checkpoints/step-00000200/
+        rank-0000.h5  rank-0001.h5 ...   layers as their ranks held them
+        rank-0000.json ...               what each rank wrote: name, bytes, SHA-256, layers
+        index.h5                         all layers under /layers, by links into the files beside it
+        COMMIT.json                      the set counts once this is here: step, configuration, SHA-256 of every file
+
+HDF5 is not crash-safe, so a file is written under a temporary name, closed, flushed to disk and renamed, and its
+folder flushed. No rank waits for another: each writes as it passes the step, and rank 0 commits when the step's token
+comes home. Any rank count can load a set: layers are found by name, and only those wanted are read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ringtmp.errors import UserError
+from ringtmp.nn.layers import Array
+
+KEPT = 2  # sets
+
+
+class DamagedError(Exception):
+    """A set that must not be loaded; the message names the file."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A layer as stored: its table, its parameters by name, and for each optimizer slot the same names and shapes."""
+
+    name: str
+    table: dict[str, Any]
+    parameters: dict[str, Array]
+    slots: dict[str, dict[str, Array]]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small text file so that either the old or the whole new one is there after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def set_folder(root: Path, step: int) -> Path:
+    """Folder of the set after `step` updates."""
+    return root / f"step-{step:08d}"
+
+
+def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) -> None:
+    """Write this rank's file of a set, and the note that says what is in it. Raises `OSError`, as on a full disk."""
+    folder = set_folder(root, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"rank-{rank:04d}.h5"
+    temporary = folder / f".{path.name}.{os.getpid()}"
+    names = []
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["format"] = "ringtmp-checkpoint-1"
+            file.attrs["step"] = step
+            for layer in layers:
+                names.append(layer.name)
+                group = file.create_group(f"layers/{layer.name}")
+                group.attrs["table"] = json.dumps(layer.table)
+                for place, arrays in [("", layer.parameters), *((f"slots/{s}/", a) for s, a in layer.slots.items())]:
+                    for key, values in arrays.items():
+                        group.create_dataset(place + key, data=values, fletcher32=True, chunks=_chunks(values))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    note = {"file": path.name, "bytes": path.stat().st_size, "sha256": digest(path), "layers": names}
+    write_durably(folder / f"rank-{rank:04d}.json", json.dumps(note))
+
+
+def commit(root: Path, step: int, ranks: int, facts: dict[str, Any]) -> None:
+    """Make the set of `step` count: join the ranks' files in index.h5, then write the marker; drop sets beyond `KEPT`.
+
+    `facts` go into the marker: configuration, data set, versions. Raises `OSError`.
+    """
+    folder = set_folder(root, step)
+    notes = [json.loads((folder / f"rank-{rank:04d}.json").read_text()) for rank in range(ranks)]
+    index, temporary = folder / "index.h5", folder / ".index.h5"
+    with h5py.File(temporary, "w") as file:
+        file.attrs["format"] = "ringtmp-checkpoint-1"
+        file.attrs["step"] = step
+        file.attrs["facts"] = json.dumps(facts)
+        for note in notes:
+            for name in note["layers"]:
+                file[f"layers/{name}"] = h5py.ExternalLink(note["file"], f"/layers/{name}")
+    temporary.rename(index)
+    files = [*notes, {"file": index.name, "bytes": index.stat().st_size, "sha256": digest(index), "layers": []}]
+    body = {"step": step, "ranks": ranks, "files": files, "facts": facts}
+    write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
+    for old in [step for step in steps(root) if (set_folder(root, step) / "COMMIT.json").exists()][:-KEPT]:
+        shutil.rmtree(set_folder(root, old), ignore_errors=True)
+
+
+def _sha(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of all sets under `root`, committed or not, ascending."""
+    return sorted(int(path.name[5:]) for path in root.glob("step-*") if path.name[5:].isdigit())
+
+
+def read_marker(root: Path, step: int) -> dict[str, Any]:
+    """The body of a set's marker. Raises `DamagedError` if it is missing or not as it was written."""
+    path = set_folder(root, step) / "COMMIT.json"
+    try:
+        marker = json.loads(path.read_text())
+        if marker["sha256"] != _sha(marker["body"]) or marker["body"]["step"] != step:
+            raise DamagedError(f"{path}: contents do not match their checksum")
+        return marker["body"]
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: missing; the set was never completed") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: unreadable ({error})") from None
+
+
+def verify(root: Path, marker: dict[str, Any], share: int = 0, shares: int = 1) -> None:
+    """Compare size and SHA-256 of every `shares`-th file of a set with its marker. Raises `DamagedError`."""
+    folder = set_folder(root, marker["step"])
+    for entry in marker["files"][share::shares]:
+        path = folder / entry["file"]
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise DamagedError(f"{path}: has {size} bytes, was written with {entry['bytes']}")
+            if digest(path) != entry["sha256"]:
+                raise DamagedError(f"{path}: contents do not match their SHA-256")
+        except OSError as error:
+            raise DamagedError(f"{path}: {error.strerror}") from None
+
+
+def read_layers(root: Path, marker: dict[str, Any], wanted: Iterable[str]) -> Iterator[LayerRecord]:
+    """The wanted layers of a verified set, one at a time. Raises `UserError` for a layer that it does not hold."""
+    folder = set_folder(root, marker["step"])
+    where = {name: folder / entry["file"] for entry in marker["files"] for name in entry["layers"]}
+    for name in wanted:
+        if name not in where:
+            raise UserError(f"resume: {folder} has no layer {name!r}; it holds {', '.join(sorted(where))}")
+        with h5py.File(where[name], "r", locking=False) as file:
+            group = file[f"layers/{name}"]
+            slots = {slot: _arrays(arrays) for slot, arrays in group.get("slots", {}).items()}
+            yield LayerRecord(name, json.loads(group.attrs["table"]), _arrays(group), slots)
+
+
+def _arrays(group: h5py.Group) -> dict[str, Array]:
+    return {name: np.asarray(item) for name, item in group.items() if isinstance(item, h5py.Dataset)}
+
+
+def _chunks(values: Array) -> tuple[int, ...]:
+    """Chunks of at most 1 MiB along the first axis: each carries its own checksum."""
+    row = max(1, values[:1].nbytes)
+    return (min(len(values), max(1, (1 << 20) // row)), *values.shape[1:])

@@ -1,0 +1,73 @@
+"""The command line: a page of help and a `RunConfig`, both generated from the model's fields."""
+
+import argparse
+import typing
+from typing import Any, NoReturn
+
+from ringtmp.errors import UserError
+from ringtmp.run.config import RunConfig, make_config, read_toml
+
+EXAMPLES = """examples:
+  mpirun -n 8 python -m {prog}                                      digits, on 8 ranks
+  mpirun -n 3 python -m {prog} --data digits --model mlp:64-256x10-10 --epochs 10
+  mpirun -n 2 python -m {prog} --config run.toml --lr 1e-3          flags override the file
+  mpirun -n 5 python -m {prog} --resume runs/first --epochs 80      go on, on any number of ranks
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=100)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words of a Literal, also inside `Literal[...] | None`."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    return [word for part in typing.get_args(annotation) for word in _choices(part)]
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser with one flag for each field of `RunConfig`, in the fields' groups."""
+    page = _Parser(
+        prog=f"python -m {prog}",
+        usage=f"mpirun -n RANKS python -m {prog} [--flag value ...]",
+        description=description,
+        epilog=EXAMPLES.format(prog=prog),
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    page.add_argument("--config", metavar="FILE", help="TOML file with any of these names (batch_size = 64); flags override it")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for key, field in RunConfig.model_fields.items():
+        extra = typing.cast(dict[str, Any], field.json_schema_extra)
+        group = groups.setdefault(extra["group"], page.add_argument_group(extra["group"]) if extra["group"] not in groups else groups[extra["group"]])
+        words = _choices(field.annotation)
+        default = {True: "on", False: "off"}.get(field.default, field.default) if isinstance(field.default, bool) else field.default
+        text = (field.description or "").replace("%", "%%")
+        group.add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar="|".join(words) if words else key.split("_")[-1].upper(),
+            help=text if default is None else f"{text} [{default}]",
+        )
+    return page
+
+
+def parse(argv: list[str], prog: str, description: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values from the config file and values from the flags, neither validated as a whole yet.
+
+    Raises `UserError` for an unknown flag or key and for a file that cannot be read; `SystemExit` after --help.
+    """
+    flags = vars(parser(prog, description).parse_args(argv))
+    path = flags.pop("config", None)
+    from_file = read_toml(path) if path else {}
+    if path:
+        make_config(from_file, f"{path}: ")  # a fault in the file is told with the file's name
+    return from_file, flags

@@ -1,0 +1,149 @@
+"""One validated model of everything a run can be told.
+
+The same names serve as keys of a TOML file (`batch_size`), as flags (`--batch-size`) and as keyword arguments of
+`ringtmp.train`. The model is stored whole in every run folder, trace and checkpoint.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ringtmp.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _field(group: str, text: str, default: Any, **limits: Any) -> Any:
+    return Field(default, description=text, json_schema_extra={"group": group}, **limits)
+
+
+class RunConfig(BaseModel):
+    """Everything a run can be told. Unknown keys, wrong types and impossible combinations are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    data: str = _field(
+        "Data and model",
+        "digits, breast-cancer, diabetes, a folder of IDX files, an .npz or HDF5 file with x and y, or "
+        "synthetic:samples=10000,features=64,classes=10",
+        "digits",
+    )
+    model: str | list[dict[str, Any]] = _field(
+        "Data and model",
+        "mlp:IN-WIDTHxCOUNT-OUT, as in mlp:64-256x10-10 or mlp:64-256x10-10,activation=tanh; or a TOML file with "
+        "[[layers]] tables. Sizes must fit the data",
+        "mlp:64-128x8-10",
+    )
+    loss: Literal["auto", "cross-entropy", "mse"] = _field(
+        "Data and model", "auto: cross-entropy for classes, mean squared error for values", "auto"
+    )
+    normalise: Literal["auto", "feature", "global", "none"] = _field(
+        "Data and model",
+        "mean 0 and deviation 1 over the training samples: per feature, or one pair for all (images)",
+        "auto",
+    )
+    test_fraction: float = _field(
+        "Data and model", "share of samples held out where the data brings no test set", 0.2, gt=0, lt=1
+    )
+    dtype: Literal["float32", "float64"] = _field("Data and model", "of weights, activations and gradients", "float32")
+
+    epochs: Count = _field("Training", "passes over the training samples", 40)
+    steps: Count | None = _field("Training", "optimizer steps in all; instead of --epochs", None)
+    batch_size: Count = _field("Training", "samples per optimizer step, over all micro-batches", 64)
+    micro_batches: Count = _field("Training", "pieces a batch goes round the ring in; need not divide it", 8)
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = _field("Training", "update rule", "adamw")
+    lr: float = _field("Training", "learning rate, after warm-up", 2e-3, gt=0)
+    momentum: float = _field("Training", "of --optimizer momentum", 0.9, ge=0, lt=1)
+    weight_decay: float = _field("Training", "L2 in the gradient; decoupled for adamw", 0.0, ge=0)
+    lr_schedule: Literal["constant", "cosine", "step"] = _field(
+        "Training", "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps", "cosine"
+    )
+    warmup_steps: int = _field("Training", "steps over which the rate rises from 0", 0, ge=0)
+    lr_every: Count = _field("Training", "steps between drops of --lr-schedule step", 1000)
+    lr_factor: float = _field("Training", "of each drop of --lr-schedule step", 0.1, gt=0, le=1)
+    seed: int = _field("Training", "of initial values and data order; results never depend on ranks", 0, ge=0, lt=2**63)
+    eval_every: int | None = _field("Training", "steps between test evaluations; default: every epoch; 0: at the end", None, ge=0)
+
+    mode: Literal["ready", "strict"] | None = _field(
+        "Ring", "ready: each rank runs what has arrived, no plan; strict: follow --schedule. "
+        "Default: strict if a schedule is named, else ready", None,
+    )
+    schedule: Literal["naive", "gpipe", "1f1b"] | None = _field("Ring", "the plan that strict mode follows; default 1f1b", None)
+    split: str = _field("Ring", "flops: even by floating-point operations; or layers per rank, as in 3,4,4", "flops")
+    threads: Count = _field("Ring", "BLAS threads per rank", 1)
+    stall_timeout: float = _field("Ring", "seconds a rank waits for a neighbour before it ends the job", 600.0, gt=0)
+
+    out: str = _field("Run folder", "where run folders are made", "runs")
+    name: str | None = _field("Run folder", "of this run's folder; never overwritten. Default: data and time", None)
+    resume: str | None = _field(
+        "Run folder",
+        "run folder to go on with, on any number of ranks: in place, or with --name as the start of a new run",
+        None,
+    )
+    checkpoint_every: int = _field("Run folder", "steps between checkpoints; 0: only at the end", 200, ge=0)
+    trace: bool = _field("Run folder", "on|off: record every action of every rank", True)
+    sends: Literal["standard", "synchronous"] = _field(
+        "Proving", "synchronous: every send blocks until it is received (MPI_Ssend)", "standard"
+    )
+    delay: float = _field("Proving", "largest random delay before each action, in seconds", 0.0, ge=0, le=10)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or "/" in name or name in (".", "..")):
+            raise ValueError("a folder name without '/'")
+        return name
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "RunConfig":
+        if self.micro_batches > self.batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is smaller than micro_batches {self.micro_batches}: "
+                "each micro-batch needs at least one sample"
+            )
+        return self
+
+    @property
+    def effective_mode(self) -> str:
+        """`ready` or `strict`, with the default resolved."""
+        return self.mode or ("strict" if self.schedule else "ready")
+
+
+def make_config(values: dict[str, Any], where: str = "") -> RunConfig:
+    """Validate `values`; on the first fault raise a `UserError` that names the key and what was expected.
+
+    Parameters
+    ----------
+    values : dict
+        Keys as in `RunConfig`; strings are converted ("64" -> 64, "off" -> False).
+    where : str
+        Put before the key in messages: a file's name.
+    """
+    for key in values:
+        if key not in RunConfig.model_fields:
+            near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(RunConfig.model_fields)}"
+            raise UserError(f"{where}unknown key {key!r}{hint}")
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        text = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            raise UserError(f"{where}{text}") from None
+        key = str(fault["loc"][0])
+        expected = text.removeprefix("Input should be ")
+        raise UserError(f"{where}{key}: expected {expected}, got {fault['input']!r}") from None
+
+
+def read_toml(path: str, key: str = "config") -> dict[str, Any]:
+    """The tables of a TOML file; a missing or malformed file is a `UserError` that names it."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path} is not valid TOML: {error}") from None

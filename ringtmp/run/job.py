@@ -1,0 +1,244 @@
+"""What comes before the first step, the same for every trainer: configuration, data, model, run folder, resume."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ringtmp.errors import UserError
+from ringtmp.nn.layers import Array
+from ringtmp.nn.model import Model, build_model
+from ringtmp.nn.optimizers import Optimizer, learning_rate
+from ringtmp.run import checkpoint
+from ringtmp.run.config import RunConfig, make_config, read_toml
+from ringtmp.run.data import DataInfo, DataSet, epoch_order, open_data
+from ringtmp.run.folder import RunFolder, make_run_folder, open_run_folder, store_config
+from ringtmp.run.mpi import agreed, from_rank_0
+from ringtmp.run.timetable import Phase, Timetable
+from ringtmp.run.trace import environment
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+# What a checkpoint fixes: with another value its weights, slots or place in the data order would mean something else.
+_FIXED = ("data", "dtype", "optimizer", "seed", "batch_size", "test_fraction", "normalise", "loss")
+
+
+@dataclass
+class Job:
+    """A run that has been checked and can begin. `data` is there on rank 0 only."""
+
+    config: RunConfig
+    info: DataInfo
+    model: Model
+    data: DataSet | None
+    resume: RunFolder | None = None
+    folder: RunFolder | None = None
+    launch: int = 0
+    start: int = 0
+    marker: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of weights, activations and gradients."""
+        return np.dtype(self.config.dtype)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training samples; each epoch leaves out another remainder."""
+        return self.info.n_train // self.config.batch_size
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.config.steps or self.config.epochs * self.steps_per_epoch
+
+    def timetable(self) -> Timetable:
+        """Phases of the run."""
+        every = self.config.eval_every
+        every = self.steps_per_epoch if every is None else every
+        return Timetable(self.total, self.config.batch_size, self.config.micro_batches, self.info.n_test, every)
+
+    def optimizer(self) -> Optimizer:
+        """The update rule."""
+        return Optimizer(self.config.optimizer, self.config.weight_decay, self.config.momentum)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        c = self.config
+        return learning_rate(c.lr_schedule, c.lr, self.total, c.warmup_steps, c.lr_every, c.lr_factor)(step)
+
+    def facts(self) -> dict[str, Any]:
+        """What every checkpoint says of its run."""
+        return {
+            "config": self.config.model_dump(exclude_none=True),
+            "data": self.info.to_json(),
+            "model": {"layers": self.model.to_list(), "loss": self.model.loss},
+            "environment": environment(),
+        }
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later values over earlier ones; `steps` and `epochs` take each other's place."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for one, other in (("steps", "epochs"), ("epochs", "steps")):
+            if one in layer and other not in layer:
+                merged.pop(other, None)
+        merged |= layer
+    return merged
+
+
+def prepare(comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None) -> Job:
+    """Check everything that can be checked before a run folder is touched. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    from_file, flags : dict
+        Values of the configuration file and over them those of the command line. Only rank 0's count.
+    arrays : tuple or None
+        Data given from Python instead of `data`.
+
+    Raises
+    ------
+    UserError
+        On every rank, whichever rank found the fault.
+    """
+    data: DataSet | None = None
+
+    def on_rank_0() -> dict[str, Any]:
+        nonlocal data
+        values = merge(from_file, flags)
+        stored: dict[str, Any] = {}
+        resume, marker, notes = None, None, []
+        if values.get("resume"):
+            folder = open_run_folder(str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default)))
+            stored, resume = folder.config(), str(folder.path)
+            marker, notes = _find_set(folder)
+        config = make_config(merge(stored, values))
+        if isinstance(config.model, str) and config.model.endswith(".toml"):
+            config = config.model_copy(update={"model": _layers_of(config.model)})
+        if marker:
+            _check_fixed(make_config(stored), config)
+        normalisation = marker["facts"]["data"]["normalisation"] if marker else None
+        data = open_data(
+            arrays or config.data, dtype=np.dtype(config.dtype), normalise=config.normalise,
+            test_fraction=config.test_fraction, normalisation=normalisation,
+        )  # fmt: skip
+        if config.batch_size > data.info.n_train:
+            raise UserError(
+                f"batch_size: {config.batch_size} is more than the {data.info.n_train} training samples of {config.data}"
+            )
+        return {"config": config.model_dump(), "info": data.info.to_json(), "resume": resume, "marker": marker,
+                "notes": notes}  # fmt: skip
+
+    common = from_rank_0(comm, on_rank_0)
+    config = RunConfig.model_construct(**common["config"])
+    info = DataInfo.from_json(common["info"])
+    features = int(np.prod(info.sample_shape))
+    model = build_model(config.model, config.loss, features, info.target, info.outputs)
+    resume = RunFolder(Path(common["resume"])) if common["resume"] else None
+    job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"])
+    if job.marker:
+        job.start = job.marker["step"]
+        _check_model(job)
+        if job.start >= job.total:
+            raise UserError(
+                f"resume: {common['resume']} has made {job.start} steps already, {job.total} are asked for; "
+                "give more --epochs or --steps"
+            )
+    return job
+
+
+def _layers_of(path: str) -> list[dict[str, Any]]:
+    tables = read_toml(path, "model")
+    if set(tables) != {"layers"} or not isinstance(tables["layers"], list):
+        raise UserError(f"model: {path}: expected [[layers]] tables and nothing else, got {', '.join(tables) or 'nothing'}")
+    return tables["layers"]
+
+
+def _find_set(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+    """The newest set of a run whose files are all as they were written, and a note for each newer one that is not."""
+    notes = []
+    for step in reversed(checkpoint.steps(folder.checkpoints)):
+        try:
+            marker = checkpoint.read_marker(folder.checkpoints, step)
+            checkpoint.verify(folder.checkpoints, marker)
+            return marker, notes
+        except checkpoint.DamagedError as error:
+            notes.append(f"checkpoint of step {step} is not used: {error}")
+    reason = f": {notes[0]}" if notes else " (checkpoints/ holds none)"
+    raise UserError(f"resume: {folder.path} has no checkpoint that can be used{reason}")
+
+
+def _check_fixed(stored: RunConfig, config: RunConfig) -> None:
+    for key in _FIXED:
+        old, new = getattr(stored, key), getattr(config, key)
+        if old != new:
+            raise UserError(f"resume: {key} was {old!r} in the checkpoint's run and cannot become {new!r}")
+
+
+def _check_model(job: Job) -> None:
+    assert job.marker
+    stored, mine = job.marker["facts"]["model"]["layers"], job.model.to_list()
+    if len(stored) != len(mine):
+        raise UserError(f"resume: the checkpoint's model has {len(stored)} layers, this one {len(mine)}")
+    for index, (old, new) in enumerate(zip(stored, mine, strict=True)):
+        if old != new:
+            raise UserError(f"resume: layer {index} of the checkpoint is {old}, of this model {new}")
+
+
+def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
+    """Make the run folder, or go on in the one that is resumed. Collective over `comm`; nothing if not `out`."""
+
+    def on_rank_0() -> tuple[str, int]:
+        if job.resume and not job.config.name:
+            folder = job.resume
+            try:
+                store_config(folder, job.config)
+                folder.set_status("running", step=job.start)
+            except OSError as error:
+                raise UserError(f"resume: cannot write to {folder.path}: {error.strerror}") from None
+        else:
+            folder = make_run_folder(job.config, job.info.to_json())
+        return str(folder.path), folder.next_launch()
+
+    if out:
+        path, job.launch = from_rank_0(comm, on_rank_0)
+        job.folder = RunFolder(Path(path))
+        with agreed(comm):
+            if not job.folder.path.is_dir():
+                raise UserError(f"out: {job.folder.path} is not visible on every host; it must be on a shared file system")
+
+
+class Feeder:
+    """Reads micro-batches in the order of (seed, epoch) on the rank that holds the data."""
+
+    def __init__(self, job: Job) -> None:
+        assert job.data
+        self.data, self.seed, self.n = job.data, job.config.seed, job.info.n_train
+        self.batch, self.per_epoch = job.config.batch_size, job.steps_per_epoch
+        self.values = job.info.target == "values"
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._targets: list[Array] = []
+        self.spread = 0.0  # what guessing the test targets' mean would lose, summed over the test samples
+
+    def read(self, phase: Phase, number: int, x: Array, labels: Array) -> None:
+        """Fill `x` and `labels` with micro-batch `number` of `phase`."""
+        first = sum(phase.sizes[:number])
+        if phase.training:
+            epoch, place = divmod(phase.step, self.per_epoch)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.n)
+            first += place * self.batch
+            self.data.read("train", self._order[first : first + len(x)], x, labels)
+            return
+        self.data.read("test", np.arange(first, first + len(x)), x, labels)
+        if self.values and not self.spread:
+            self._targets.append(labels.astype(np.float64))
+            if number == len(phase.sizes) - 1:
+                every = np.concatenate(self._targets)
+                self.spread = float(np.mean(((every - every.mean(0)) ** 2).sum(0)))

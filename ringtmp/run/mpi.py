@@ -1,0 +1,148 @@
+"""The one place that touches `MPI.COMM_WORLD`: start, agreement on bad input, and an end that never hangs."""
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ringtmp.errors import RunFailure, UserError
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+# The launcher that is nearest to the processes comes first: SLURM's variables also stand in a batch script's
+# environment, where mpirun may start fewer ranks than the job has tasks.
+_INTENDED = (
+    ("PMI_SIZE", "PMI_RANK", "an mpirun or srun that speaks PMI (MPICH, Intel MPI)"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "Open MPI's mpirun"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "a SLURM job"),
+)
+
+
+def world() -> "Intracomm":
+    """Start MPI and return the world's communicator.
+
+    Raises
+    ------
+    UserError
+        The world has size 1 although a launcher meant more: each process would train alone, unnoticed.
+    """
+    import mpi4py
+
+    mpi4py.rc.thread_level = "funneled"  # only the main thread talks; THREAD_MULTIPLE takes a lock on every call
+    from mpi4py import MPI
+
+    for size, rank, who in _INTENDED:
+        if size not in os.environ:
+            continue
+        if MPI.COMM_WORLD.size == 1 and int(os.environ[size]) > 1:
+            if int(os.environ.get(rank, 0)) > 0:
+                quiet_exit(2)  # every process is alone here; one of them says why
+            library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+            raise UserError(
+                f"{who} started {os.environ[size]} processes ({size}) but MPI sees only this one: the program uses "
+                f"{library}. Start it with that library's own mpirun (for the wheel: .venv/bin/mpirun), or, under "
+                "SLURM, with the matching srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)"
+            )
+        break
+    return MPI.COMM_WORLD
+
+
+def quiet_exit(status: int) -> NoReturn:
+    """Finalize MPI and leave with `status`, without a message. Collective over the world if MPI is up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    from mpi4py import MPI
+
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        # All print before the first one leaves: a launcher kills the others at the first non-zero status.
+        MPI.COMM_WORLD.Barrier()
+        MPI.Finalize()
+    os._exit(status)
+
+
+@contextmanager
+def agreed(comm: "Intracomm") -> Iterator[None]:
+    """A block that succeeds on every rank or raises `UserError` on every rank. Collective over `comm`.
+
+    The message is that of the lowest rank that has one. Any other exception passes through and ends the job.
+    """
+    mine: str | None = None
+    try:
+        yield
+    except UserError as error:
+        mine = str(error)
+    first = next((text for text in comm.allgather(mine) if text is not None), None)
+    if first is not None:
+        raise UserError(first)
+
+
+def from_rank_0(comm: "Intracomm", make: Callable[[], Any]) -> Any:
+    """Return what `make()` returns on rank 0, on every rank; its `UserError` likewise. Collective over `comm`."""
+    value = None
+    with agreed(comm):
+        if comm.rank == 0:
+            value = make()
+    return comm.bcast(value)
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM, so that training can stop between two steps; the second one kills as usual."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def listen(self) -> "StopRequest":
+        """Install the handlers (main thread only)."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run_main(main: "Callable[[Intracomm, StopRequest], int]") -> NoReturn:
+    """Run a program on every rank and end it on every rank.
+
+    A `UserError`, raised alike on every rank, becomes one line and status 2. Any other exception, on any one rank,
+    is printed with its rank and host and ends the whole job with status 1; `main` returns the status otherwise.
+    """
+    stop = StopRequest().listen()
+    try:
+        comm = world()
+    except UserError as error:
+        print(f"ringtmp: {error}", file=sys.stderr)
+        quiet_exit(2)
+    try:
+        status = main(comm, stop)
+    except UserError as error:
+        if comm.rank == 0:
+            print(f"ringtmp: {error}", file=sys.stderr)
+        status = 2
+    except SystemExit as leave:
+        status = leave.code if isinstance(leave.code, int) else 1
+    except BaseException as error:
+        abort(comm, error)
+    quiet_exit(status)
+
+
+def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
+    """Print `error` with this rank and host, and end every process of the job."""
+    where = f"rank {comm.rank} of {comm.size} on {socket.gethostname()}"
+    expected = isinstance(error, RunFailure)
+    detail = "" if expected else "".join(traceback.format_exception(error))
+    text = str(error) if expected else f"{type(error).__name__}: {error}"
+    # One write: lines of ranks that fail together do not mix.
+    sys.stderr.write(f"{detail}ringtmp: {where}: {text}\n")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    comm.Abort(1)
+    os._exit(1)  # on a host that is cut off Abort returns

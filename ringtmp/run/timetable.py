@@ -1,0 +1,119 @@
+"""The timetable of a run: training steps and evaluations in one stream of micro-batches, the same on every rank.
+
+Nobody hands out work: each rank computes from the configuration which phase comes when, how many rows each
+micro-batch has, and where in the stream it stands.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A training step or an evaluation.
+
+    Attributes
+    ----------
+    index : int
+        Place in the timetable.
+    training : bool
+        Whether it is a training step.
+    step : int
+        Updates made before it: 0 for the first training step.
+    sizes : tuple of int
+        Rows of each micro-batch.
+    start : int
+        Place of its first micro-batch in the stream.
+    """
+
+    index: int
+    training: bool
+    step: int
+    sizes: tuple[int, ...]
+    start: int
+
+
+def pieces(rows: int, count: int) -> tuple[int, ...]:
+    """`rows` cut into `count` pieces whose sizes differ by one at most, larger ones first."""
+    return tuple(rows // count + (number < rows % count) for number in range(count))
+
+
+class Timetable:
+    """Phases of `total` steps with an evaluation after every `every` of them and after the last.
+
+    Parameters
+    ----------
+    total : int
+        Training steps.
+    batch_size, micro_batches : int
+        Samples per step and the pieces they come in.
+    test_samples : int
+        Samples of an evaluation, in pieces as large as the largest micro-batch.
+    every : int
+        Steps between evaluations; 0: only after the last step.
+    """
+
+    def __init__(self, total: int, batch_size: int, micro_batches: int, test_samples: int, every: int) -> None:
+        self.total, self.batch_size = total, batch_size
+        self.every = every or total
+        self.train_sizes = pieces(batch_size, micro_batches)
+        self.rows = self.train_sizes[0]
+        full, rest = divmod(test_samples, self.rows)
+        self.test_sizes = (self.rows,) * full + ((rest,) if rest else ())
+        self.end = total + -(-total // self.every)
+        self.phase = lru_cache(maxsize=64)(self._phase)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every number of rows that a micro-batch can have, the largest first."""
+        return tuple(sorted({*self.train_sizes, *self.test_sizes}, reverse=True))
+
+    def index_of(self, step: int) -> int:
+        """Index of the training step that comes after `step` updates."""
+        return step + step // self.every
+
+    def _phase(self, index: int) -> Phase:
+        rounds, place = divmod(index, self.every + 1)
+        step = min(rounds * self.every + place, self.total)  # training phases before this one; the others are tests
+        start = step * len(self.train_sizes) + (index - step) * len(self.test_sizes)
+        training = place < self.every and step < self.total
+        return Phase(index, training, step, self.train_sizes if training else self.test_sizes, start)
+
+
+class Cursor:
+    """A place in the stream of micro-batches."""
+
+    __slots__ = ("index", "number", "phase", "slots", "table", "training_only")
+
+    def __init__(self, table: Timetable, index: int, slots: int, training_only: bool) -> None:
+        self.table, self.slots, self.training_only = table, slots, training_only
+        self._go(index)
+
+    def _go(self, index: int) -> None:
+        phase = self.table.phase(index)
+        if self.training_only and not phase.training:
+            phase = self.table.phase(index + 1)
+        self.phase, self.index, self.number = phase, phase.index, 0
+
+    @property
+    def place(self) -> int:
+        """Place in the stream."""
+        return self.phase.start + self.number
+
+    @property
+    def slot(self) -> int:
+        """The slot in which this micro-batch lives."""
+        return (self.phase.start + self.number) % self.slots
+
+    @property
+    def rows(self) -> int:
+        """Rows of this micro-batch."""
+        return self.phase.sizes[self.number]
+
+    def advance(self) -> bool:
+        """Go on to the next micro-batch; True if that ended a phase."""
+        self.number += 1
+        if self.number < len(self.phase.sizes):
+            return False
+        self._go(self.index + 1)
+        return True

@@ -1,0 +1,173 @@
+"""Per-rank timing traces: what a rank did, in nanoseconds, in one HDF5 file per rank.
+
+Recording an event packs 40 bytes into memory made beforehand (0.3 microseconds, nothing allocated). Blocks go to the
+file between steps, and the file is closed after each block: a killed job leaves a readable trace.
+"""
+
+import json
+import os
+import platform
+import resource
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ringtmp
+
+# What an event is, and which part of the wall time it counts to.
+KINDS = {
+    "F": "compute",
+    "I": "compute",
+    "W": "compute",
+    "U": "compute",
+    "E": "compute",  # forward of an evaluation
+    "data": "other",  # reading a micro-batch from the data set
+    "send": "transfer",
+    "receive": "transfer",  # the poll in which a message came in
+    "wait": "wait",  # nothing can run: blocked on a neighbour
+    "checkpoint": "checkpoint",
+    "trace": "other",  # writing this file
+}
+CODE = {kind: code for code, kind in enumerate(KINDS)}
+
+EVENT = np.dtype(
+    [("start", "<i8"), ("end", "<i8"), ("bytes", "<i8"), ("step", "<i4"), ("micro_batch", "<i4"),
+     ("peer", "<i4"), ("stage", "<i2"), ("kind", "<i2")]
+)  # fmt: skip
+_PACK = struct.Struct("<qqqiiihh")
+_BLOCK = 1 << 15
+
+clock = time.perf_counter_ns
+
+
+class Recorder:
+    """Adds up where the time of this rank goes and, if there is a file, records every event.
+
+    Parameters
+    ----------
+    path : Path or None
+        HDF5 file to write; None: only the sums are kept.
+    attributes : dict
+        What the file's attributes say; values are stored as JSON where HDF5 has no type for them.
+    """
+
+    def __init__(self, path: Path | None, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.totals = dict.fromkeys(KINDS, 0)  # nanoseconds
+        self.began = self.ended = clock()
+        self._memory = bytearray(_BLOCK * EVENT.itemsize if path else 0)
+        self._count = 0
+        self._stage = int(attributes.get("rank", 0))
+        if path:
+            self._create(attributes)
+
+    def record(
+        self, kind: str, start: int, end: int, step: int, micro_batch: int = -1, peer: int = -1, size: int = 0
+    ) -> None:
+        """Note one event; `start` and `end` from `clock`, `size` in bytes."""
+        self.totals[kind] += end - start
+        if self.path:
+            if self._count == _BLOCK:
+                self.flush()
+            _PACK.pack_into(self._memory, self._count * 40, start, end, size, step, micro_batch, peer, self._stage,
+                            CODE[kind])  # fmt: skip
+            self._count += 1
+
+    def begin(self) -> None:
+        """The wall time begins now."""
+        self.began = self.ended = clock()
+
+    @contextmanager
+    def timed(self, kind: str, step: int) -> Iterator[None]:
+        """Record what happens inside as one event."""
+        start = clock()
+        try:
+            yield
+        finally:
+            self.record(kind, start, clock(), step)
+
+    def between_steps(self, step: int) -> None:
+        """Write the block out if it is nearly full: here, where no neighbour waits in the middle of a micro-batch."""
+        if self._count > 0.75 * _BLOCK:
+            with self.timed("trace", step):
+                self.flush()
+
+    def wait_share(self) -> tuple[int, int]:
+        """Nanoseconds waited and nanoseconds gone since `began`."""
+        return self.totals["wait"], clock() - self.began
+
+    def parts(self) -> dict[str, int]:
+        """Nanoseconds by part (compute, transfer, wait, checkpoint, other), summing to the wall time."""
+        parts = {"compute": 0, "transfer": 0, "wait": 0, "checkpoint": 0, "other": 0}
+        for kind, total in self.totals.items():
+            parts[KINDS[kind]] += total
+        parts["other"] += (self.ended - self.began) - sum(parts.values())
+        return parts
+
+    def _create(self, attributes: dict[str, Any]) -> None:
+        import h5py
+
+        assert self.path
+        with h5py.File(self.path, "x") as file:
+            file.attrs["format"] = "ringtmp-trace-1"
+            file.attrs["kinds"] = list(KINDS)
+            self._set(file, attributes)
+            for name in EVENT.names or ():
+                file.create_dataset(f"events/{name}", (0,), EVENT[name], maxshape=(None,), chunks=(_BLOCK,))
+
+    @staticmethod
+    def _set(file: Any, attributes: dict[str, Any]) -> None:
+        for key, value in attributes.items():
+            file.attrs[key] = value if isinstance(value, int | float | str) else json.dumps(value)
+
+    def flush(self, attributes: dict[str, Any] | None = None) -> None:
+        """Append what is in memory to the file, and set further attributes."""
+        if not self.path:
+            return
+        import h5py
+
+        events = np.frombuffer(self._memory, EVENT, self._count)
+        with h5py.File(self.path, "a") as file:
+            for name in EVENT.names or ():
+                column = file[f"events/{name}"]
+                old = len(column)
+                column.resize((old + len(events),))
+                column[old:] = events[name]
+            self._set(file, attributes or {})
+            file.attrs["began"], file.attrs["ended"] = self.began, self.ended
+        self._count = 0
+
+
+def environment() -> dict[str, Any]:
+    """Host, process, processor and versions, as stored in traces and checkpoints."""
+    packages = ("numpy", "numba", "scipy", "h5py", "mpi4py")
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "command": " ".join(sys.argv),
+        "versions": {"ringtmp": ringtmp.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

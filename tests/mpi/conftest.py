@@ -1,0 +1,32 @@
+"""Under mpirun a rank that fails must end the others: they would wait for it in the next collective call."""
+
+import sys
+
+import pytest
+from mpi4py import MPI
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and MPI.COMM_WORLD.size > 1:
+        sys.stderr.write(f"rank {MPI.COMM_WORLD.rank}: {item.nodeid}\n{report.longreprtext}\n")
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(1)
+    return report
+
+
+@pytest.fixture
+def comm():
+    """A communicator of the test's own."""
+    mine = MPI.COMM_WORLD.Dup()
+    yield mine
+    mine.Barrier()
+    mine.Free()
+
+
+@pytest.fixture
+def shared_path(tmp_path_factory, comm):
+    """One temporary folder for all ranks."""
+    path = tmp_path_factory.mktemp("shared") if comm.rank == 0 else None
+    return comm.bcast(path)

@@ -1,0 +1,133 @@
+"""Promise 1: the same weights, bit for bit, whatever the ranks, the schedule, the timing and the resume."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import ringtmp
+
+pytestmark = pytest.mark.mpi
+
+# 8 layers: enough for 8 ranks. Odd widths, so that no product is a multiple of a vector.
+SMALL = {
+    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh", "data": "synthetic:samples=300,features=11,classes=3,seed=4",
+    "batch_size": 16, "steps": 20, "eval_every": 7, "optimizer": "adamw", "lr": 0.01, "lr_schedule": "constant",
+    "progress": False,
+}  # fmt: skip
+WAYS = [
+    {"mode": "ready"},
+    {"mode": "strict", "schedule": "naive"},
+    {"mode": "strict", "schedule": "gpipe"},
+    {"mode": "strict", "schedule": "1f1b"},
+]
+_alone: dict[tuple, ringtmp.Result] = {}
+
+
+def alone(**settings) -> ringtmp.Result:
+    """The run of one rank with these settings, made once in each process."""
+    key = tuple(sorted((k, str(v)) for k, v in settings.items()))
+    if key not in _alone:
+        _alone[key] = ringtmp.train(comm=MPI.COMM_SELF, **settings)
+    return _alone[key]
+
+
+def name(way: dict) -> str:
+    return way.get("schedule") or way["mode"]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=name)
+@pytest.mark.parametrize("m", [1, 2, 7, 8])
+def test_schedules_and_micro_batches(comm, way, m):
+    """m = 7 does not divide the batch of 16: the last micro-batches are shorter."""
+    result = ringtmp.train(comm=comm, **SMALL, **way, micro_batches=m)
+    assert result.step == 20
+    assert result.sha256 == alone(**SMALL, micro_batches=m).sha256
+
+
+def test_weights_change_and_loss_falls():
+    """The digest means something: training moves it, and another seed or micro-batch count moves it too."""
+    base = alone(**SMALL, micro_batches=7)
+    assert base.sha256 != alone(**SMALL | {"steps": 19}, micro_batches=7).sha256
+    assert base.sha256 != alone(**SMALL, micro_batches=7, seed=1).sha256
+    losses = [row["loss"] for row in base.rows if row["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("way", WAYS, ids=name)
+@pytest.mark.parametrize("sends", ["standard", "synchronous"])
+def test_random_delays(comm, way, sends):
+    """Up to 2 ms before every action, drawn anew on each rank; also with sends that block until received."""
+    settings = SMALL | {"steps": 6, "micro_batches": 7}
+    result = ringtmp.train(comm=comm, **settings, **way, sends=sends, delay=0.002 if comm.size < 8 else 0.0005)
+    assert result.sha256 == alone(**settings).sha256
+
+
+@pytest.mark.parametrize(("optimizer", "dtype"), product(["sgd", "momentum", "adam"], ["float32", "float64"]))
+def test_optimizers_and_dtypes(comm, optimizer, dtype):
+    settings = SMALL | {"optimizer": optimizer, "dtype": dtype, "weight_decay": 0.01, "micro_batches": 3, "steps": 8}
+    settings |= {"model": "mlp:11-13-9-17x2-8x2-7-3,activation=gelu", "lr_schedule": "cosine", "warmup_steps": 3}
+    assert ringtmp.train(comm=comm, **settings).sha256 == alone(**settings).sha256
+
+
+def test_uneven_splits(comm):
+    """All layers but the necessary ones on the first rank, and the other way round."""
+    rest = comm.size - 1
+    for counts in ([8 - rest] + [1] * rest, [1] * rest + [8 - rest]):
+        split = ",".join(map(str, counts))
+        result = ringtmp.train(comm=comm, **SMALL, micro_batches=7, split=split)
+        assert result.sha256 == alone(**SMALL, micro_batches=7).sha256
+
+
+def test_regression(comm):
+    settings = SMALL | {"model": "mlp:6-9x7-2", "data": "synthetic:samples=200,features=6,outputs=2,seed=1"}
+    settings |= {"micro_batches": 3}
+    result, one = ringtmp.train(comm=comm, **settings), alone(**settings)
+    assert result.sha256 == one.sha256
+    if comm.rank == 0:
+        tests = [row["score"] for row in result.rows if row["kind"] == "test"]
+        assert len(tests) == 3
+        assert tests == [row["score"] for row in one.rows if row["kind"] == "test"]
+
+
+def test_history_is_the_same(comm):
+    """What rank 0 reports came over the ring's links, and is what one rank reports."""
+    result, one = ringtmp.train(comm=comm, **SMALL, micro_batches=7), alone(**SMALL, micro_batches=7)
+    if comm.rank == 0:
+        facts = [[(row[k]) for k in ("kind", "step", "loss", "score")] for row in result.rows]
+        want = [[(row[k]) for k in ("kind", "step", "loss", "score")] for row in one.rows]
+        assert sorted(facts, key=str) == sorted(want, key=str)
+        assert len(facts) == 20 + 3
+
+
+@pytest.mark.parametrize("way", WAYS[::3], ids=name)
+def test_resume_on_other_ranks(comm, way, shared_path):
+    """Ten steps on all ranks, ten more on half of them (rounded up), and the other way round."""
+    settings = SMALL | {"micro_batches": 7, "out": str(shared_path)}
+    half = comm.Split(0 if comm.rank < (comm.size + 1) // 2 else 1)
+    chosen = comm.rank < (comm.size + 1) // 2
+    want = alone(**SMALL, micro_batches=7).sha256
+    first = ringtmp.train(comm=comm, **settings | {"steps": 10}, **way, name="down")
+    if chosen:
+        more = ringtmp.train(comm=half, resume=first.folder, steps=20, progress=False)
+        assert (more.step, more.sha256) == (20, want)
+        up = ringtmp.train(comm=half, **settings | {"steps": 10}, **way, name="up")
+    comm.Barrier()
+    folder = comm.bcast(up.folder if comm.rank == 0 else None)
+    more = ringtmp.train(comm=comm, resume=folder, steps=20, progress=False, name="up-2", out=str(shared_path))
+    assert (more.step, more.sha256) == (20, want)
+    half.Free()
+
+
+def test_weights_come_together(comm):
+    """`Result.weights` on rank 0 holds every layer, as one rank has them."""
+    weights = ringtmp.train(comm=comm, **SMALL, micro_batches=2).weights()
+    if comm.rank == 0:
+        want = alone(**SMALL, micro_batches=2).layers
+        assert list(weights) == list(want)
+        for layer, arrays in want.items():
+            for key, array in arrays.items():
+                assert np.array_equal(weights[layer][key], array)
+    else:
+        assert weights == {}

@@ -1,0 +1,89 @@
+"""Traces of real runs: neighbours only, parts that sum to the wall time, and every action once."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ringtmp
+from ringtmp.analysis import open_run
+
+pytestmark = pytest.mark.mpi
+
+SETTINGS = {
+    "model": "mlp:64-24x7-10", "data": "digits", "batch_size": 32, "micro_batches": 5, "steps": 12, "eval_every": 6,
+    "checkpoint_every": 5, "progress": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(comm, shared_path):
+    result = ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="traced")
+    comm.Barrier()
+    return open_run(result.folder)
+
+
+def test_neighbours_only(comm, run):
+    """Promise 2: entries of the communication matrix lie beside its diagonal and in its corners."""
+    matrix, n = run.communication().to_numpy(), comm.size
+    allowed = {(r, (r + s) % n) for r in range(n) for s in (1, -1)} if n > 1 else set()
+    assert {(int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True)} <= allowed
+    if n > 1:
+        samples = 12 * 32 + 2 * json.loads((run.path / "data.json").read_text())["n_test"]
+        for _, row in run.ranks().iterrows():  # rank 0 to the last but one send activations; rank 0 sends labels
+            rank, width = row["rank"], 10 if row["last_layer"] == 8 else 24
+            sent = 4 * width * samples if rank < n - 1 else 0
+            if n == 2 and rank == 0:
+                sent += 8 * samples
+            assert matrix[rank, (rank + 1) % n] == sent + (4 * 24 * 12 * 32 if n == 2 and rank == 1 else 0)
+
+
+def test_every_action_once(comm, run):
+    events = run.events()
+    for rank in range(comm.size):
+        mine = events[events["rank"] == rank]
+        for kind in "FIW":
+            got = list(mine[mine["kind"] == kind][["step", "micro_batch"]].itertuples(index=False, name=None))
+            assert got == [(step, number) for step in range(12) for number in range(5)]
+        assert list(mine[mine["kind"] == "U"]["step"]) == list(range(12))
+
+
+def test_parts_sum_to_the_wall_time(comm, run):
+    """No two events of a rank overlap, and none lies outside its wall time: so the parts can be added up."""
+    events, ranks = run.events(), run.ranks().set_index("rank")
+    for rank in range(comm.size):
+        mine = events[events["rank"] == rank]
+        start, end = mine["start"].to_numpy(), mine["end"].to_numpy()
+        assert (end >= start).all()
+        assert (start[1:] >= end[:-1]).all()
+        wall = ranks.loc[rank, "ended"] - ranks.loc[rank, "began"]
+        assert (end - start).sum() <= wall
+    table = run.breakdown()
+    parts = table[["compute", "transfer", "wait", "checkpoint", "other"]]
+    assert np.allclose(parts.sum(axis=1), table["wall"], rtol=0.01)
+    assert (parts >= 0).all().all()
+    assert (table["compute"] > 0).all()
+
+
+def test_clocks(comm, run):
+    """Ranks on one host read one clock: the measured offset must be within what is said of it."""
+    for _, row in run.ranks().iterrows():
+        for key in ("clock_first", "clock_last"):
+            assert abs(row[key]["offset"]) <= row[key]["uncertainty"] + 1
+    first = run.ranks().iloc[0]
+    if comm.size > 1 and len(set(run.ranks()["environment"].map(lambda e: e["host"]))) == 1:
+        assert abs(first["clock_first"]["closure"]) <= 5e6
+
+
+def test_attributes_say_what_was_run(comm, run):
+    for _, row in run.ranks().iterrows():
+        assert row["ranks"] == comm.size
+        assert row["config"]["batch_size"] == 32
+        assert row["blas"]["library"]
+        assert row["environment"]["versions"]["ringtmp"] == ringtmp.__version__
+
+
+def test_trace_off(comm, shared_path):
+    result = ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="untraced", trace="off")
+    with pytest.raises(ringtmp.UserError, match="left no trace"):
+        open_run(result.folder).events()
