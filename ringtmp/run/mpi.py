@@ -127,8 +127,6 @@ def run_main(main: "Callable[[Intracomm, StopRequest], int]") -> NoReturn:
         if comm.rank == 0:
             print(f"ringtmp: {error}", file=sys.stderr)
         status = 2
-    except SystemExit as leave:
-        status = leave.code if isinstance(leave.code, int) else 1
     except BaseException as error:
         abort(comm, error)
     quiet_exit(status)

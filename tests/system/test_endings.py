@@ -1,0 +1,152 @@
+"""How a run ends when it does not end by itself: signals, exceptions, NaN, stalls, the wrong launcher."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import MPIRUN, command
+
+SLOW = ("-m", "ringtmp.train", "--model", "mlp:64-32x7-10", "--epochs", "100000", "--name", "run", "--eval-every", "50")
+
+
+def started(tmp_path, ranks: int) -> subprocess.Popen:
+    """A long run that has begun to train."""
+    job = subprocess.Popen(
+        command(ranks, *SLOW), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    history = tmp_path / "runs" / "run" / "history.csv"
+    deadline = time.monotonic() + 90
+    while not (history.exists() and "test" in history.read_text()):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return job
+
+
+def status(tmp_path) -> dict:
+    return json.loads((tmp_path / "runs" / "run" / "status.json").read_text())
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_launcher(train, tmp_path, ranks, number):
+    """A checkpoint is written, the marker says what stopped the run, and it can go on."""
+    job = started(tmp_path, ranks)
+    job.send_signal(number)
+    job.communicate(timeout=30)
+    marker = status(tmp_path)
+    assert (marker["state"], marker["signal"]) == ("stopped", number)
+    step = marker["step"]
+    assert (tmp_path / f"runs/run/checkpoints/step-{step:08d}/COMMIT.json").exists()
+    more = train(2, "--resume", "run", "--steps", str(step + 3))
+    assert more.returncode == 0, more.stderr
+    assert status(tmp_path)["state"] == "finished"
+
+
+def test_signal_to_a_single_process(tmp_path):
+    """Without a launcher the exit status is the rank's own: 128 + the signal."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        folder = tmp_path / str(int(number))
+        folder.mkdir()
+        job = subprocess.Popen(command(1, *SLOW)[3:], cwd=folder, stdout=subprocess.DEVNULL)
+        while not (folder / "runs/run/history.csv").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        job.send_signal(number)
+        assert job.wait(timeout=30) == 128 + number
+
+
+def test_signal_to_one_rank(tmp_path):
+    """A rank in the middle is told to stop: its token tells rank 0, and rank 0 tells the ring."""
+    job = started(tmp_path, 3)
+    ranks = [int(line.split()[0]) for line in subprocess.run(
+        ["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
+        if "ringtmp.train" in line and "mpirun" not in line and "hydra" not in line
+        and os.path.realpath(f"/proc/{line.split()[0]}/cwd") == str(tmp_path)]  # fmt: skip
+    assert len(ranks) >= 3
+    os.kill(sorted(ranks)[-2], signal.SIGTERM)
+    job.communicate(timeout=30)
+    assert (status(tmp_path)["state"], status(tmp_path)["signal"]) == ("stopped", signal.SIGTERM)
+
+
+BROKEN = """
+import sys, time
+from ringtmp.run.mpi import run_main
+from ringtmp.train import main
+from ringtmp.ring.stage import Stage
+whole = Stage.{method}
+def broken(self, *arguments):
+    from mpi4py import MPI
+    broken.calls += 1
+    if MPI.COMM_WORLD.rank == {rank} and broken.calls == 40:
+        {action}
+    return whole(self, *arguments)
+broken.calls = 0
+Stage.{method} = broken
+sys.argv[1:] = "--model mlp:64-32x7-10 --name run".split() + {flags}
+run_main(main)
+"""
+
+
+def broken(launch, ranks, rank, action, method="backward_weight", flags=()):
+    script = BROKEN.format(rank=rank, action=action, method=method, flags=list(flags))
+    began = time.monotonic()
+    done = launch(ranks, "-c", script, timeout=60)
+    return done, time.monotonic() - began
+
+
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (3, 1), (5, 4), (8, 5)])
+@pytest.mark.parametrize("action", ["raise ValueError('broken on purpose')", "sys.exit('left on purpose')"])
+def test_exception_on_one_rank(launch, tmp_path, ranks, rank, action):
+    done, _ = broken(launch, ranks, rank, action)
+    assert done.returncode not in (0, 2)
+    assert f"rank {rank} of {ranks}" in done.stderr
+    assert "on purpose" in done.stderr
+    assert status(tmp_path)["state"] == "failed"
+    assert status(tmp_path)["rank"] == rank
+
+
+def test_loss_becomes_nan(train, tmp_path):
+    done = train(3, "--model", "mlp:64-32x7-10", "--optimizer", "sgd", "--lr", "1e9", "--name", "run")
+    assert done.returncode not in (0, 2)
+    assert "the loss became" in done.stderr
+    assert "rank 2 of 3" in done.stderr
+    assert "in step" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status(tmp_path)["state"] == "failed"
+
+
+def test_stall(launch):
+    """A rank that stops without dying is told of by a neighbour; the job ends."""
+    done, _ = broken(launch, 3, 1, "time.sleep(1000)", flags=["--stall-timeout", "2"])
+    assert done.returncode not in (0, 2)
+    assert "nothing came from the neighbours" in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "PMI_SIZE"])
+def test_wrong_launcher(tmp_path, variable):
+    """A world of size 1 under a launcher that meant more is refused, with the reason."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
+    env[variable] = "4"
+    if variable == "PMI_SIZE":
+        env["PMI_RANK"] = "0"
+    done = subprocess.run(command(1, "-m", "ringtmp.train")[3:], cwd=tmp_path, env=env, capture_output=True, text=True,
+                          timeout=60)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert variable in done.stderr
+    assert "MPICH" in done.stderr or "Open MPI" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mpirun_on_one_rank_inside_a_slurm_job(train):
+    """mpirun's own variables count before SLURM's: one rank was meant here."""
+    done = train(1, "--model", "mlp:64-8-10", "--steps", "2", SLURM_NTASKS="4")
+    assert done.returncode == 0, done.stderr
+
+
+def test_launcher_is_the_one_of_this_environment():
+    assert os.access(MPIRUN, os.X_OK) or "/" not in MPIRUN

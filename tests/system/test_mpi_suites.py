@@ -1,0 +1,21 @@
+"""The tests of tests/mpi under mpirun, on each number of ranks; and that they really ran."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_suite(launch, ranks, tmp_path):
+    done = launch(
+        ranks, "-m", "mpi4py", "-m", "pytest", "--with-mpi", "-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
+        "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base-{ranks}", str(ROOT / "tests/mpi"), timeout=380,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    passed = [int(number) for number in re.findall(r"^(\d+) passed", done.stdout, re.MULTILINE)]
+    assert len(passed) == ranks, done.stdout[-3000:]
+    assert min(passed) == max(passed) >= 40
+    assert "skipped" not in done.stdout
+    print(f"{passed[0]} tests passed on {ranks} ranks")

@@ -1,0 +1,121 @@
+"""The main job as a user starts it."""
+
+import json
+import re
+
+import h5py
+import pytest
+from conftest import ROOT
+
+from ringtmp.analysis import open_run
+
+QUICK = ("--model", "mlp:64-32x7-10", "--epochs", "2")
+
+
+def accuracy(text: str) -> float:
+    return float(re.search(r"test accuracy ([\d.]+)%", text)[1])
+
+
+def digest(text: str) -> str:
+    return re.search(r"weights sha256 ([0-9a-f]{64})", text)[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_default_job(train, tmp_path, ranks):
+    done = train(ranks, "--name", "first")
+    assert done.returncode == 0, done.stderr
+    assert accuracy(done.stdout) >= 96
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert len(lines) >= 20
+    assert re.search(r"loss \d.*train.*test.*samples/s.*idle \d+%.*left", lines[-1])
+    for rank in range(ranks):
+        assert re.search(rf"│ +{rank} │", done.stdout)
+    run = open_run(tmp_path / "runs" / "first")
+    assert run.status["state"] == "finished"
+    assert run.status["sha256"] == digest(done.stdout)
+    assert len(list((run.path / "traces" / "000").glob("*.h5"))) == ranks
+    sets = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    assert len(sets) == 2
+    assert sets[-1] == f"step-{run.status['step']:08d}"
+    with h5py.File(run.path / "checkpoints" / sets[-1] / "index.h5") as index:
+        assert index["layers/000-dense/weight"].shape[0] == 64
+        assert len(index["layers"]) == len(index["layers"].keys()) >= 8
+
+
+def test_same_digest_on_any_ranks(train):
+    """3, 5 and 7 included, and as many ranks as layers."""
+    digests = {digest(train(ranks, *QUICK).stdout) for ranks in (1, 3, 5, 7, 8)}
+    assert len(digests) == 1
+
+
+def test_config_file_and_flags(train, tmp_path):
+    """A run's own config.toml repeats it; flags override a file."""
+    first = train(2, *QUICK, "--lr", "0.001", "--schedule", "gpipe", "--name", "one")
+    again = train(3, "--config", "runs/one/config.toml", "--name", "two")
+    other = train(2, "--config", "runs/one/config.toml", "--lr", "0.002", "--name", "three")
+    assert digest(first.stdout) == digest(again.stdout) != digest(other.stdout)
+    assert "strict gpipe" in again.stdout
+
+
+def test_layers_from_toml(train, tmp_path):
+    layer = '[[layers]]\ntype = "dense"\nunits = {units}\nactivation = "{activation}"\n'
+    text = layer.format(units=20, activation="tanh") + layer.format(units=10, activation="linear")
+    (tmp_path / "net.toml").write_text(text)
+    done = train(2, "--model", "net.toml", "--epochs", "1", "--name", "toml")
+    assert done.returncode == 0, done.stderr
+    assert "2 layers" in done.stdout
+    short = train(1, "--model", "mlp:64-20-10,activation=tanh", "--epochs", "1")
+    assert digest(done.stdout) == digest(short.stdout)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "metric"),
+    [("breast-cancer", "mlp:30-20-20-2", "accuracy"), ("diabetes", "mlp:10-20-20-1", "R2"),
+     ("synthetic:samples=500,features=12,classes=4", "mlp:12-20-20-4", "accuracy")],
+)  # fmt: skip
+def test_other_data(train, data, model, metric):
+    done = train(3, "--data", data, "--model", model, "--epochs", "20", "--micro-batches", "4")
+    assert done.returncode == 0, done.stderr
+    value = float(re.search(rf"test {metric} ([-\d.]+)", done.stdout)[1])
+    assert value > (85 if metric == "accuracy" else 0.3)
+
+
+def test_idx_folder(train):
+    """The 10,000 digits of the project's notes; written anew where they are not at hand."""
+    folder = ROOT.parent / "shared" / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"no IDX files at {folder}; tests/unit/test_data.py reads small ones of its own")
+    done = train(2, "--data", str(folder), "--model", "mlp:784-64-64-10", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert accuracy(done.stdout) > 90
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_help(train, ranks):
+    done = train(ranks, "--help")
+    assert done.returncode == 0
+    assert done.stdout.count("usage:") == 1
+    flags = (
+        "data model config epochs steps batch-size micro-batches schedule mode optimizer lr seed dtype out name resume "
+        "checkpoint-every threads trace"
+    )
+    for flag in flags.split():
+        assert f"--{flag} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+def test_resume_in_place(train, tmp_path):
+    whole = train(2, *QUICK, "--lr-schedule", "constant", "--steps", "30", "--name", "whole")
+    assert whole.returncode == 2  # --epochs and --steps together
+    settings = (*QUICK[:2], "--lr-schedule", "constant")
+    whole = train(2, *settings, "--steps", "30", "--name", "whole")
+    train(3, *settings, "--steps", "12", "--name", "parts")
+    more = train(5, "--resume", "parts", "--steps", "30")
+    assert more.returncode == 0, more.stderr
+    assert "resumed at step 12" in more.stdout
+    assert digest(more.stdout) == digest(whole.stdout)
+    run = open_run(tmp_path / "runs" / "parts")
+    assert run.launch == 1
+    history = run.history()
+    assert list(history[history["kind"] == "train"]["step"]) == list(range(1, 31))
+    assert json.loads((run.path / "status.json").read_text())["step"] == 30
