@@ -24,6 +24,7 @@ from ringtmp.ring.stage import Stage
 from ringtmp.run import checkpoint
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.job import Feeder, Job, open_folder, prepare
+from ringtmp.run.mpi import meet
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.timetable import Phase
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory
@@ -184,6 +185,7 @@ class _Run:
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
             stop_request=self.stop_request,
         )  # fmt: skip
+        meet(self.comm)
         clocks = compare_clocks(self.ring, TAG_CLOCK)
         self.comm.Barrier()
         if self.reporter:

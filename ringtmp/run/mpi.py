@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,6 +68,13 @@ def quiet_exit(status: int) -> NoReturn:
     os._exit(status)
 
 
+def meet(comm: "Intracomm") -> None:
+    """A barrier that sleeps: while one rank reads data or compiles, the others leave it the cores. Collective."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.001)
+
+
 @contextmanager
 def agreed(comm: "Intracomm") -> Iterator[None]:
     """A block that succeeds on every rank or raises `UserError` on every rank. Collective over `comm`.
@@ -78,6 +86,7 @@ def agreed(comm: "Intracomm") -> Iterator[None]:
         yield
     except UserError as error:
         mine = str(error)
+    meet(comm)
     first = next((text for text in comm.allgather(mine) if text is not None), None)
     if first is not None:
         raise UserError(first)

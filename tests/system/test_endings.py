@@ -79,12 +79,12 @@ from ringtmp.run.mpi import run_main
 from ringtmp.train import main
 from ringtmp.ring.stage import Stage
 whole = Stage.{method}
-def broken(self, *arguments):
+def broken(self, *arguments, **named):
     from mpi4py import MPI
     broken.calls += 1
     if MPI.COMM_WORLD.rank == {rank} and broken.calls == 40:
         {action}
-    return whole(self, *arguments)
+    return whole(self, *arguments, **named)
 broken.calls = 0
 Stage.{method} = broken
 sys.argv[1:] = "--model mlp:64-32x7-10 --name run".split() + {flags}
