@@ -9,8 +9,8 @@ ARGS ?=
 PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
 
 VENV := .venv$(if $(filter-out mpich,$(MPI)),-$(MPI))
-EXTRAS := test,lint$(if $(filter-out site,$(MPI)),$(comma)$(MPI))
 comma := ,
+EXTRAS := test,lint$(if $(filter-out site,$(MPI)),$(comma)$(MPI))
 BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 

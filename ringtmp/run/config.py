@@ -35,7 +35,7 @@ class RunConfig(BaseModel):
         "Data and model",
         "mlp:IN-WIDTHxCOUNT-OUT, as in mlp:64-256x10-10 or mlp:64-256x10-10,activation=tanh; or a TOML file with "
         "[[layers]] tables. Sizes must fit the data",
-        "mlp:64-128x8-10",
+        "mlp:64-256x8-10",
     )
     loss: Literal["auto", "cross-entropy", "mse"] = _field(
         "Data and model", "auto: cross-entropy for classes, mean squared error for values", "auto"
@@ -50,14 +50,14 @@ class RunConfig(BaseModel):
     )
     dtype: Literal["float32", "float64"] = _field("Data and model", "of weights, activations and gradients", "float32")
 
-    epochs: Count = _field("Training", "passes over the training samples", 40)
+    epochs: Count = _field("Training", "passes over the training samples", 30)
     steps: Count | None = _field("Training", "optimizer steps in all; instead of --epochs", None)
     batch_size: Count = _field("Training", "samples per optimizer step, over all micro-batches", 64)
     micro_batches: Count = _field("Training", "pieces a batch goes round the ring in; need not divide it", 8)
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = _field("Training", "update rule", "adamw")
-    lr: float = _field("Training", "learning rate, after warm-up", 2e-3, gt=0)
+    lr: float = _field("Training", "learning rate, after warm-up", 1e-3, gt=0)
     momentum: float = _field("Training", "of --optimizer momentum", 0.9, ge=0, lt=1)
-    weight_decay: float = _field("Training", "L2 in the gradient; decoupled for adamw", 0.0, ge=0)
+    weight_decay: float = _field("Training", "L2 in the gradient; decoupled for adamw", 0.05, ge=0)
     lr_schedule: Literal["constant", "cosine", "step"] = _field(
         "Training", "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps", "cosine"
     )

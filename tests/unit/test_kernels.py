@@ -1,0 +1,159 @@
+"""Every kernel against its naive twin, over random shapes: ones, primes, and sizes that are no multiple of a vector."""
+
+import os
+import subprocess
+import sys
+
+import naive
+import numpy as np
+import pytest
+
+import kernels
+
+DTYPES = [np.float32, np.float64]
+SHAPES = [(1, 1, 1), (1, 7, 3), (2, 1, 5), (3, 5, 1), (7, 13, 11), (8, 16, 32), (17, 31, 29), (5, 64, 10)]
+
+
+def close(got, want, dtype):
+    scale = max(1.0, float(np.max(np.abs(want), initial=0)))
+    np.testing.assert_allclose(got, want, atol=scale * (3e-5 if dtype == np.float32 else 1e-12), rtol=0)
+
+
+def arrays(dtype, *shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_dense(dtype, shape, activation, bias):
+    m, k, n = shape
+    code = kernels.ACTIVATIONS[activation]
+    x, weight, b, dy, old = arrays(dtype, (m, k), (k, n), (n,) if bias else (0,), (m, n), (k, n))
+    y, dx = np.full((m, n), np.nan, dtype), np.full((m, k), np.nan, dtype)
+    slope = np.full((m, n), np.nan, dtype) if activation == "gelu" else np.empty((0, 0), dtype)
+    kernels.dense_forward(x, weight, b, y, slope, code)
+    want, z = naive.dense_forward(x, weight, b, activation)
+    close(y, want, dtype)
+    want_dx, want_gw, want_gb, want_delta = naive.dense_backward(x, weight, z, dy, activation)
+    delta = dy.copy()
+    kernels.dense_backward_input(y, slope, delta, weight, dx, code)
+    close(delta, want_delta, dtype)
+    close(dx, want_dx, dtype)
+    gw, gb = np.full((k, n), np.nan, dtype), np.full(n if bias else 0, np.nan, dtype)
+    kernels.dense_backward_weight(x, delta, gw, gb, 0.0)  # beta 0: what was there, NaN included, does not count
+    close(gw, want_gw, dtype)
+    if bias:
+        close(gb, want_gb, dtype)
+    gw, gb = old.copy(), np.ones_like(gb)
+    kernels.dense_backward_weight(x, delta, gw, gb, 1.0)
+    close(gw, want_gw + old, dtype)
+    if bias:
+        close(gb, want_gb + 1, dtype)
+
+
+def test_backward_input_without_dx():
+    """The first layer of a model needs delta alone."""
+    y, dy, weight = arrays(np.float64, (3, 4), (3, 4), (5, 4))
+    delta = dy.copy()
+    kernels.dense_backward_input(y, np.empty((0, 0)), delta, weight, np.empty((0, 0)), kernels.ACTIVATIONS["relu"])
+    np.testing.assert_array_equal(delta, np.where(y > 0, dy, 0))
+
+
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+def test_nan_stays(activation):
+    x, weight, b = arrays(np.float32, (4, 3), (3, 5), (5,))
+    x[2, 1] = np.nan
+    y, slope = np.zeros((4, 5), np.float32), np.zeros((4, 5), np.float32)
+    kernels.dense_forward(x, weight, b, y, slope, kernels.ACTIVATIONS[activation])
+    assert np.isnan(y[2]).all()
+    assert np.isfinite(y[[0, 1, 3]]).all()
+    loss, _ = kernels.softmax_cross_entropy(y, np.zeros(4, np.int64), 1.0, np.empty_like(y))
+    assert np.isnan(loss)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 10), (13, 7), (64, 33)])
+def test_losses(dtype, shape):
+    logits, target = arrays(dtype, shape, shape)
+    labels = np.random.default_rng(1).integers(0, shape[1], shape[0])
+    gradient = np.full(shape, np.nan, dtype)
+    loss, correct = kernels.softmax_cross_entropy(logits, labels, 0.25, gradient)
+    want, hits, want_gradient = naive.softmax_cross_entropy(logits, labels, 0.25)
+    close(loss, want, dtype)
+    assert correct == hits
+    close(gradient, want_gradient, dtype)
+    assert kernels.softmax_cross_entropy(logits, labels, 0.0, gradient[:0])[0] == loss
+    loss = kernels.mean_squared_error(logits, target, 0.25, gradient)
+    want, want_gradient = naive.mean_squared_error(logits, target, 0.25)
+    close(loss, want, dtype)
+    close(gradient, want_gradient, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_logits(dtype):
+    logits = np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], dtype)
+    gradient = np.empty_like(logits)
+    loss, correct = kernels.softmax_cross_entropy(logits, np.array([1, 2]), 1.0, gradient)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(loss, 2e4 + np.log(3), rtol=1e-6)
+    assert correct == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 7, 64, 1001])
+def test_optimizers(dtype, size):
+    w, g, m = arrays(dtype, (size,), (size,), (size,))
+    v = np.abs(arrays(dtype, (size,), seed=3)[0])
+    wide = [a.astype(np.float64) for a in (w, g, m, v)]
+    got = w.copy()
+    kernels.sgd(got, g, 0.1, 0.01)
+    close(got, naive.sgd(wide[0], wide[1], 0.1, 0.01), dtype)
+    got, velocity = w.copy(), m.copy()
+    kernels.momentum(got, g, velocity, 0.1, 0.9, 0.01)
+    want, want_velocity = naive.momentum(wide[0], wide[1], wide[2], 0.1, 0.9, 0.01)
+    close(got, want, dtype)
+    close(velocity, want_velocity, dtype)
+    for kernel, decoupled in ((kernels.adam, False), (kernels.adamw, True)):
+        got, got_m, got_v = w.copy(), m.copy(), v.copy()
+        kernel(got, g, got_m, got_v, 0.01, 0.9, 0.999, 1e-8, 0.1, 3)
+        want, want_m, want_v = naive.adam(*wide, 0.01, 0.9, 0.999, 1e-8, 0.1, 3, decoupled)
+        close(got_m, want_m, dtype)
+        close(got_v, want_v, dtype)
+        close(got, want, dtype)
+
+
+def test_blas_info():
+    info = kernels.blas_info()
+    assert info["library"] in ("openblas", "mkl", "blis", "accelerate", "flexiblas")
+    assert info["limited_by"] is None or "=" in info["limited_by"]
+
+
+COMPILE = """
+import numpy as np, kernels
+lines = []
+kernels.compile_all(np.float32, lines.append)
+from kernels import dense, losses, optimizers
+misses = sum(sum(f.stats.cache_misses.values()) for f in (
+    dense.dense_forward, dense.dense_backward_input, dense.dense_backward_weight, losses.softmax_cross_entropy,
+    losses.mean_squared_error, optimizers.sgd, optimizers.momentum, optimizers.adam, optimizers.adamw))
+x = np.eye(3, dtype=np.float32); y = np.empty_like(x)
+kernels.dense_forward(x, 2 * x, x[0], y, x[:0], 1)
+print(misses, len(lines), y.sum())
+"""
+
+
+def test_compiled_once_by_many_processes(tmp_path):
+    """Four processes start on an empty cache: one compiles, all compute; a later one compiles nothing."""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    start = [sys.executable, "-c", COMPILE]
+    jobs = [subprocess.Popen(start, env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    first = [job.communicate(timeout=120)[0].split() for job in jobs]
+    assert all(job.returncode == 0 for job in jobs)
+    assert sorted(int(misses) > 0 for misses, _, _ in first) == [False, False, False, True]
+    assert sum(int(lines) for _, lines, _ in first) == 1
+    assert {total for _, _, total in first} == {"9.0"}
+    later = subprocess.run(start, env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert later == ["0", "0", "9.0"]
