@@ -34,4 +34,3 @@ CACHE = Path(os.environ["NUMBA_CACHE_DIR"])
 FAST = {"contract", "reassoc", "nsz"}
 
 jit = numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-inline = numba.njit(inline="always", error_model="numpy", fastmath=FAST)

@@ -12,7 +12,7 @@ from kernels.blas import gemm
 
 @jit
 def dense_forward(x, weight, bias, y, slope, activation):  # noqa: ANN001, ANN201
-    """y[m, n] = activation(x[m, k] @ weight[k, n] + bias[n]); bias of size 0: none; slope[m, n]: gelu'(z), gelu only."""
+    """y[m, n] = activation(x[m, k] @ weight[k, n] + bias[n]); bias of size 0: none; slope[m, n]: of gelu at z."""
     gemm(x, weight, y, False, False, 0.0)
     m, n = y.shape
     one = y.dtype.type(1)
@@ -67,7 +67,7 @@ def dense_backward_input(y, slope, dy, weight, dx, activation):  # noqa: ANN001,
 
 @jit
 def dense_backward_weight(x, delta, grad_weight, grad_bias, beta):  # noqa: ANN001, ANN201
-    """grad_weight = x.T @ delta + beta * grad_weight, by the product itself; grad_bias = sum of rows + beta * grad_bias."""
+    """grad_weight = x.T @ delta + beta * grad_weight by the product itself; grad_bias = row sum + beta * grad_bias."""
     gemm(x, delta, grad_weight, True, False, beta)
     if grad_bias.size > 0:
         if beta == 0:

@@ -7,7 +7,7 @@ from kernels._jit import jit
 
 @jit
 def softmax_cross_entropy(logits, labels, scale, dlogits):  # noqa: ANN001, ANN201
-    """Loss sum (float64) and number of correct answers of logits[m, c] for labels[m]; dlogits = (softmax - 1hot) * scale.
+    """Loss sum (float64) and correct answers of logits[m, c] for labels[m]; dlogits = (softmax - 1hot) * scale.
 
     The largest logit is taken off first, so nothing overflows. dlogits of size 0: only the loss is wanted.
     """

@@ -9,5 +9,5 @@ class UserError(Exception):
     """
 
 
-class RunFailure(Exception):
+class RunFailure(Exception):  # noqa: N818 - what ended a run, not a fault in the code
     """A run that cannot go on: its message names what happened and where; the job ends with status 1."""

@@ -1,8 +1,7 @@
 """Reads run folders: data frames of events, where the time went, who talked to whom, and a Gantt chart.
 
-    from ringtmp.analysis import open_run
-    run = open_run("runs/first")
-    run.events(), run.breakdown(), run.communication(), run.history()
+>>> run = open_run("runs/first")
+>>> run.events(), run.breakdown(), run.communication(), run.history()
 """
 
 from ringtmp.analysis.draw import draw_gantt

@@ -53,7 +53,13 @@ def draw_gantt(
             mine = some[some["rank"] == rank]
             bars = list(zip((mine["start"] - zero) / 1e6, (mine["end"] - mine["start"]) / 1e6, strict=True))
             style: dict[str, Any] = {"facecolors": colour, "edgecolor": "white" if kind in "FIW" else "none"}
-            ax.broken_barh(bars, (rank - 0.4, 0.8), linewidth=0.3, label=_NAMES.get(kind, kind) if rank == ranks[0] else None, **style)
+            ax.broken_barh(
+                bars,
+                (rank - 0.4, 0.8),
+                linewidth=0.3,
+                label=_NAMES.get(kind, kind) if rank == ranks[0] else None,
+                **style,
+            )
             if numbers and kind in "FIW":
                 _write_numbers(ax, mine, zero, span, rank)
     ax.set_yticks(ranks, [f"rank {rank}" for rank in ranks])

@@ -126,7 +126,7 @@ def _run(plan: Plan, training: bool) -> None:
             while place[rank] < len(todo[rank]) and move(rank):
                 moving = True
     stuck = [
-        f"rank {rank} at {todo[rank][place[rank]]}, {'its send is not received' if sending[rank] else 'its input never comes'}"
+        f"rank {rank} at {todo[rank][place[rank]]}, {'its send' if sending[rank] else 'its input'} never comes through"
         for rank in range(len(plan.ranks))
         if place[rank] < len(todo[rank])
     ]

@@ -1,4 +1,4 @@
-"""The exact split of a chain of layers over ranks: contiguous, never an empty rank, the slowest rank as fast as can be."""
+"""The exact split of a chain of layers over ranks: contiguous, never an empty rank, the least load on the fullest."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def partition(costs: Sequence[float], ranks: int) -> list[int]:
     count = len(costs)
     if ranks > count:
         raise UserError(
-            f"model: has {count} layer{'s' * (count != 1)}, but {ranks} ranks were started and each needs at least one; "
+            f"model: has {count} layer{'s' * (count != 1)}, but {ranks} ranks were started and each needs one; "
             f"start at most {count}, or give a deeper --model"
         )
     total = [0.0]

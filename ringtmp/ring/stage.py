@@ -18,7 +18,7 @@ from ringtmp.nn.optimizers import Optimizer, make_slots
 
 @dataclass
 class LayerState:
-    """A layer with its arrays: flat parameters, flat gradients and optimizer slots, and named views of the first two."""
+    """A layer with its arrays: flat parameters, gradients and optimizer slots, and named views of the first two."""
 
     index: int
     layer: Dense

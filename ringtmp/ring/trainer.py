@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,9 @@ def train(
 
         comm = MPI.COMM_WORLD
     arrays = data if isinstance(data, tuple) else None
-    flags = dict(settings) | ({"data": data} if isinstance(data, str) else {}) | ({"out": out} if out else {})
+    flags = dict(settings) | ({"out": out} if out else {})
+    if data is not None:
+        flags["data"] = "arrays" if arrays else data
     return run(comm, {}, flags, arrays=arrays, write=out is not None or "resume" in settings, show=progress)
 
 
@@ -132,7 +135,8 @@ def run(
         raise
     except BaseException as error:
         if job and job.folder:
-            job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # the disk may be what failed
+                job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
         raise
 
 
@@ -167,7 +171,13 @@ class _Run:
         """The whole launch."""
         job, config = self.job, self.config
         self.stage = Stage(
-            self.model, self.first_layer, self.last_layer, job.dtype, job.optimizer(), self.table.rows, self.policy.slots
+            self.model,
+            self.first_layer,
+            self.last_layer,
+            job.dtype,
+            job.optimizer(),
+            self.table.rows,
+            self.policy.slots,
         )
         self._start_values()
         open_folder(self.comm, job, self.write)
@@ -240,7 +250,9 @@ class _Run:
             f"rank{'s' * (self.size > 1)}; batch {self.config.batch_size} in {self.config.micro_batches}; {how}"
         )
         if mode == "ready" and self.config.schedule:
-            self.reporter.say(f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan")
+            self.reporter.say(
+                f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"
+            )
         if blas.get("limited_by"):
             self.reporter.say(f"note: {blas['limited_by']} holds the BLAS below what this processor can do; unset it")
         if job.folder:
@@ -252,7 +264,7 @@ class _Run:
         path = job.folder.trace(job.launch, self.rank) if job.folder and self.config.trace else None
         return Recorder(path, {
             "rank": self.rank, "ranks": self.size, "first_layer": self.first_layer, "last_layer": self.last_layer,
-            "start_step": job.start, "mode": self.config.effective_mode, "config": job.config.model_dump(exclude_none=True),
+            "start_step": job.start, "mode": self.config.effective_mode, "config": job.config.stored(),
             "environment": environment(), "blas": kernels.blas_info(),
         })  # fmt: skip
 
@@ -297,8 +309,8 @@ class _Run:
                 return True
             except OSError as error:
                 print(
-                    f"ringtmp: rank {self.rank} on {socket.gethostname()} could not write its checkpoint of step {step}: "
-                    f"{error}; training goes on, the set before it is kept",
+                    f"ringtmp: rank {self.rank} on {socket.gethostname()} could not write its checkpoint of "
+                    f"step {step}: {error}; training goes on, the set before it is kept",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 return False

@@ -1,4 +1,4 @@
-"""Checkpoints: HDF5, a group per layer named by its place in the chain, a file per rank, a marker that makes a set count.
+"""Checkpoints: HDF5, a group per layer named by its place in the chain, a file per rank, a marker that ends a set.
 
     checkpoints/step-00000200/
         rank-0000.h5  rank-0001.h5 ...   layers as their ranks held them

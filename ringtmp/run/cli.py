@@ -42,15 +42,18 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    page.add_argument("--config", metavar="FILE", help="TOML file with any of these names (batch_size = 64); flags override it")
+    page.add_argument(
+        "--config", metavar="FILE", help="TOML file with any of these names (batch_size = 64); flags override it"
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key, field in RunConfig.model_fields.items():
         extra = typing.cast(dict[str, Any], field.json_schema_extra)
-        group = groups.setdefault(extra["group"], page.add_argument_group(extra["group"]) if extra["group"] not in groups else groups[extra["group"]])
+        if extra["group"] not in groups:
+            groups[extra["group"]] = page.add_argument_group(extra["group"])
         words = _choices(field.annotation)
-        default = {True: "on", False: "off"}.get(field.default, field.default) if isinstance(field.default, bool) else field.default
+        default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
         text = (field.description or "").replace("%", "%%")
-        group.add_argument(
+        groups[extra["group"]].add_argument(
             f"--{key.replace('_', '-')}",
             dest=key,
             default=argparse.SUPPRESS,

@@ -59,19 +59,27 @@ class RunConfig(BaseModel):
     momentum: float = _field("Training", "of --optimizer momentum", 0.9, ge=0, lt=1)
     weight_decay: float = _field("Training", "L2 in the gradient; decoupled for adamw", 0.05, ge=0)
     lr_schedule: Literal["constant", "cosine", "step"] = _field(
-        "Training", "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps", "cosine"
+        "Training",
+        "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps",
+        "cosine",
     )
     warmup_steps: int = _field("Training", "steps over which the rate rises from 0", 0, ge=0)
     lr_every: Count = _field("Training", "steps between drops of --lr-schedule step", 1000)
     lr_factor: float = _field("Training", "of each drop of --lr-schedule step", 0.1, gt=0, le=1)
     seed: int = _field("Training", "of initial values and data order; results never depend on ranks", 0, ge=0, lt=2**63)
-    eval_every: int | None = _field("Training", "steps between test evaluations; default: every epoch; 0: at the end", None, ge=0)
+    eval_every: int | None = _field(
+        "Training", "steps between test evaluations; default: every epoch; 0: at the end", None, ge=0
+    )
 
     mode: Literal["ready", "strict"] | None = _field(
-        "Ring", "ready: each rank runs what has arrived, no plan; strict: follow --schedule. "
-        "Default: strict if a schedule is named, else ready", None,
+        "Ring",
+        "ready: each rank runs what has arrived, no plan; strict: follow --schedule. "
+        "Default: strict if a schedule is named, else ready",
+        None,
     )
-    schedule: Literal["naive", "gpipe", "1f1b"] | None = _field("Ring", "the plan that strict mode follows; default 1f1b", None)
+    schedule: Literal["naive", "gpipe", "1f1b"] | None = _field(
+        "Ring", "the plan that strict mode follows; default 1f1b", None
+    )
     split: str = _field("Ring", "flops: even by floating-point operations; or layers per rank, as in 3,4,4", "flops")
     threads: Count = _field("Ring", "BLAS threads per rank", 1)
     stall_timeout: float = _field("Ring", "seconds a rank waits for a neighbour before it ends the job", 600.0, gt=0)
@@ -104,7 +112,13 @@ class RunConfig(BaseModel):
                 f"batch_size {self.batch_size} is smaller than micro_batches {self.micro_batches}: "
                 "each micro-batch needs at least one sample"
             )
+        if self.steps is not None and "epochs" in self.model_fields_set:
+            raise ValueError("epochs and steps: expected one of them, got both")
         return self
+
+    def stored(self) -> dict[str, Any]:
+        """What run folders, traces and checkpoints say of it: every value, in a form that can be read back."""
+        return self.model_dump(exclude_none=True, exclude={"epochs"} if self.steps else None)
 
     @property
     def effective_mode(self) -> str:

@@ -150,7 +150,7 @@ def open_data(
         raise UserError(f"{source.name}: y holds one class only; expected at least two")
     info = DataInfo(
         source.name, tuple(source.x.shape[1:]), "classes" if classes else "values", outputs,
-        len(train) if train is not None else len(source.x), len(test) if test is not None else len(source.x_test), stated,
+        len(source.x if train is None else train), len(source.x_test if test is None else test), stated,
     )  # fmt: skip
     own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
     parts = {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
@@ -178,7 +178,9 @@ def _split(source: Source, fraction: float) -> tuple[NDArray[np.int64] | None, N
     n = len(source.x)
     held_out = round(n * fraction)
     if not 0 < held_out < n:
-        raise UserError(f"test_fraction: {fraction} of the {n} samples of {source.name} leaves an empty training or test set")
+        raise UserError(
+            f"test_fraction: {fraction} of the {n} samples of {source.name} leaves an empty training or test set"
+        )
     order = np.random.Generator(np.random.Philox(key=_SPLIT_KEY)).permutation(n)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
@@ -221,7 +223,9 @@ class _Measure:
             for name, block in (("x", rows), ("y", targets)):
                 if np.dtype(block.dtype).kind == "f" and not np.isfinite(block).all():
                     bad = start + int(np.argmin(np.isfinite(block).reshape(len(block), -1).all(axis=1)))
-                    raise UserError(f"{self.name}: {name} has NaN or infinity, first in row {bad}; expected finite numbers")
+                    raise UserError(
+                        f"{self.name}: {name} has NaN or infinity, first in row {bad}; expected finite numbers"
+                    )
             if self.is_classes:
                 if targets.min() < 0:
                     raise UserError(f"{self.name}: y has the label {targets.min()}; expected labels from 0")
@@ -264,7 +268,10 @@ class _Measure:
             variance = self.squares.mean() / self.count + ((self.mean - mean) ** 2).mean()
             facts |= {"mean": float(mean), "std": float(_deviation(np.asarray(variance)))}
         if not self.is_classes:
-            facts |= {"target_mean": self.y_mean.tolist(), "target_std": _deviation(self.y_squares / self.count).tolist()}
+            facts |= {
+                "target_mean": self.y_mean.tolist(),
+                "target_std": _deviation(self.y_squares / self.count).tolist(),
+            }
         return facts
 
     def classes(self) -> int:

@@ -75,7 +75,9 @@ def _checked(source: Source) -> Source:
             raise UserError(f"{source.name}: {x_name} has {x.shape[0]} samples but {y_name} has {y.shape[0]}")
         whole = np.dtype(y.dtype).kind in "iub"
         if len(y.shape) > (1 if whole else 2):
-            raise UserError(f"{source.name}: {y_name} has shape {y.shape}; expected one label or one row of values a sample")
+            raise UserError(
+                f"{source.name}: {y_name} has shape {y.shape}; expected one label or one row of values a sample"
+            )
         if x.shape[1:] != source.x.shape[1:] or y.shape[1:] != source.y.shape[1:]:
             raise UserError(f"{source.name}: {x_name} and {y_name} do not have the shapes of x and y")
         if whole != (np.dtype(source.y.dtype).kind in "iub"):
@@ -163,14 +165,18 @@ def _idx_pair(folder: Path, prefix: str) -> tuple[Array, Array] | None:
     if not images and not labels:
         return None
     if not images or not labels:
-        raise UserError(f"{folder}: has {(images or labels).name} but no {prefix}-{'labels' if images else 'images'} beside it")
+        raise UserError(
+            f"{folder}: has {(images or labels).name} but no {prefix}-{'labels' if images else 'images'} beside it"
+        )
     return read_idx(images), read_idx(labels)
 
 
 def _idx_folder(folder: Path) -> Source:
     pairs = [pair for pair in (_idx_pair(folder, "train"), _idx_pair(folder, "t10k")) if pair]
     if not pairs:
-        raise UserError(f"{folder}: no IDX files such as train-images-idx3-ubyte(.gz) and train-labels-idx1-ubyte(.gz) in it")
+        raise UserError(
+            f"{folder}: no IDX files such as train-images-idx3-ubyte(.gz) and train-labels-idx1-ubyte(.gz) in it"
+        )
     return Source(str(folder), *(part for pair in pairs for part in pair), images=True)
 
 

@@ -1,12 +1,12 @@
 """The run folder: made once, never overwritten, and the marker that tells how the run ended.
 
-    runs/NAME/
-        config.toml     what the run was told, whole; `--config` reads it
-        data.json       the data set as it was used: shapes, split, normalisation
-        status.json     running, finished, stopped or failed, and at which step
-        history.csv     loss and accuracy of each step and test, readable while the run goes on
-        checkpoints/    the last two sets
-        traces/000/     one HDF5 file per rank; 001 and so on after each resume
+runs/NAME/
+    config.toml     what the run was told, whole; `--config` reads it
+    data.json       the data set as it was used: shapes, split, normalisation
+    status.json     running, finished, stopped or failed, and at which step
+    history.csv     loss and accuracy of each step and test, readable while the run goes on
+    checkpoints/    the last two sets
+    traces/000/     one HDF5 file per rank; 001 and so on after each resume
 """
 
 import json
@@ -105,7 +105,7 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
 
 def store_config(folder: RunFolder, config: RunConfig) -> None:
     """Write config.toml, a file that `--config` takes."""
-    values = config.model_dump(exclude_none=True, exclude={"name", "resume", "out"})
+    values = {key: value for key, value in config.stored().items() if key not in ("name", "resume", "out")}
     write_durably(folder.path / "config.toml", tomli_w.dumps(values))
 
 

@@ -73,7 +73,7 @@ class Job:
     def facts(self) -> dict[str, Any]:
         """What every checkpoint says of its run."""
         return {
-            "config": self.config.model_dump(exclude_none=True),
+            "config": self.config.stored(),
             "data": self.info.to_json(),
             "model": {"layers": self.model.to_list(), "loss": self.model.loss},
             "environment": environment(),
@@ -91,7 +91,9 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def prepare(comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None) -> Job:
+def prepare(
+    comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None
+) -> Job:
     """Check everything that can be checked before a run folder is touched. Collective over `comm`.
 
     Parameters
@@ -115,7 +117,9 @@ def prepare(comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any],
         stored: dict[str, Any] = {}
         resume, marker, notes = None, None, []
         if values.get("resume"):
-            folder = open_run_folder(str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default)))
+            folder = open_run_folder(
+                str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default))
+            )
             stored, resume = folder.config(), str(folder.path)
             marker, notes = _find_set(folder)
         config = make_config(merge(stored, values))
@@ -130,7 +134,7 @@ def prepare(comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any],
         )  # fmt: skip
         if config.batch_size > data.info.n_train:
             raise UserError(
-                f"batch_size: {config.batch_size} is more than the {data.info.n_train} training samples of {config.data}"
+                f"batch_size: {config.batch_size} exceeds the {data.info.n_train} training samples of {config.data}"
             )
         return {"config": config.model_dump(), "info": data.info.to_json(), "resume": resume, "marker": marker,
                 "notes": notes}  # fmt: skip
@@ -156,7 +160,9 @@ def prepare(comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any],
 def _layers_of(path: str) -> list[dict[str, Any]]:
     tables = read_toml(path, "model")
     if set(tables) != {"layers"} or not isinstance(tables["layers"], list):
-        raise UserError(f"model: {path}: expected [[layers]] tables and nothing else, got {', '.join(tables) or 'nothing'}")
+        raise UserError(
+            f"model: {path}: expected [[layers]] tables and nothing else, got {', '.join(tables) or 'nothing'}"
+        )
     return tables["layers"]
 
 
@@ -211,7 +217,9 @@ def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
         job.folder = RunFolder(Path(path))
         with agreed(comm):
             if not job.folder.path.is_dir():
-                raise UserError(f"out: {job.folder.path} is not visible on every host; it must be on a shared file system")
+                raise UserError(
+                    f"out: {job.folder.path} is not visible on every host; it must be on a shared file system"
+                )
 
 
 class Feeder:

@@ -56,16 +56,19 @@ def world() -> "Intracomm":
 
 
 def quiet_exit(status: int) -> NoReturn:
-    """Finalize MPI and leave with `status`, without a message. Collective over the world if MPI is up."""
+    """Finalize MPI and leave with `status`, without a message. Collective over the world if MPI is up.
+
+    By way of `exit`, not `_exit`: MPICH takes leave of its launcher in a handler of `exit`, and a rank that is gone
+    without that gets the others killed, and the job the status of the kill (9).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized():
-        # All print before the first one leaves: a launcher kills the others at the first non-zero status.
-        MPI.COMM_WORLD.Barrier()
+        MPI.COMM_WORLD.Barrier()  # all print before the first one leaves
         MPI.Finalize()
-    os._exit(status)
+    sys.exit(status)
 
 
 def meet(comm: "Intracomm") -> None:

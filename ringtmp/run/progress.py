@@ -26,7 +26,7 @@ def launcher_terminal() -> int | None:
     try:
         while Path(f"/proc/{pid}/comm").read_text().strip() in _LAUNCHERS:
             target = os.readlink(f"/proc/{pid}/fd/1")
-            if target.startswith("/dev/pts/") or target.startswith("/dev/tty"):
+            if target.startswith(("/dev/pts/", "/dev/tty")):
                 with open(target) as terminal:
                     return os.get_terminal_size(terminal.fileno()).columns
             pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

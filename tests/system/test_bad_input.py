@@ -23,7 +23,10 @@ CASES = {
     "out of range": (["--lr", "-1"], ["lr", "greater than 0", "-1"]),
     "not finite": (["--lr", "nan"], ["lr", "finite"]),
     "unknown choice": (["--schedule", "zigzag"], ["schedule", "naive", "gpipe", "1f1b", "zigzag"]),
-    "batch smaller than micro-batches": (["--batch-size", "4", "--micro-batches", "8"], ["batch_size 4", "micro_batches 8"]),
+    "batch smaller than micro-batches": (
+        ["--batch-size", "4", "--micro-batches", "8"],
+        ["batch_size 4", "micro_batches 8"],
+    ),
     "batch larger than the data": (["--batch-size", "5000"], ["batch_size", "5000", "training samples"]),
     "epochs and steps": (["--epochs", "3", "--steps", "4"], ["epochs", "steps"]),
     "no such data": (["--data", "digitz"], ["digitz", "digits"]),
@@ -105,11 +108,11 @@ def test_refused(folder, case):
 @pytest.mark.parametrize("ranks", [3, 8])
 def test_refused_on_several_ranks(folder, case, ranks):
     flags, words = CASES[case]
-    refused(folder, ranks, [*flags, *([] if "--model" in flags else MODEL)], words)
+    refused(folder, ranks, [*flags, *([] if "--model" in flags else ("--model", "mlp:64-16x7-10"))], words)
 
 
 def test_more_ranks_than_layers(folder):
-    assert "8 ranks" in refused(folder, 8, MODEL, ["4 layers", "at most 4"])
+    refused(folder, 8, MODEL, ["4 layers", "8 ranks", "at most 4"])
 
 
 def test_checkpoint_of_another_model(train, tmp_path):

@@ -9,9 +9,10 @@ from conftest import ROOT
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
 def test_suite(launch, ranks, tmp_path):
+    where = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base"]
+    settings = ["--with-mpi", "-x", "-q", "-p", "no:cacheprovider", *where]
     done = launch(
-        ranks, "-m", "mpi4py", "-m", "pytest", "--with-mpi", "-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
-        "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base-{ranks}", str(ROOT / "tests/mpi"), timeout=380,
+        ranks, "-m", "mpi4py", "-m", "pytest", *settings, str(ROOT / "tests/mpi"), timeout=380,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     passed = [int(number) for number in re.findall(r"^(\d+) passed", done.stdout, re.MULTILINE)]
