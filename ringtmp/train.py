@@ -13,7 +13,10 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Parse, train, and return the exit status: 0, or 128 + the signal that stopped the run."""
+    """Parse, train, and return the exit status.
+
+    0, 128 + the signal that stopped the run, or 1 if its last weights could not be saved.
+    """
     from ringtmp.run.cli import parse
 
     def read_flags() -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -31,7 +34,9 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
     from ringtmp.ring.trainer import run
 
     result = run(comm, from_file, flags, stop_request=lambda: stop.signal)
-    return 128 + result.signal if result.signal else 0
+    if result.signal:
+        return 128 + result.signal
+    return 0 if result.saved else 1
 
 
 def _threads(value: Any) -> int:

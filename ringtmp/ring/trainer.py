@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from ringtmp.run.job import Feeder, Job, open_folder, prepare
 from ringtmp.run.mpi import meet
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.timetable import Phase
-from ringtmp.run.trace import Recorder, clock, environment, peak_memory
+from ringtmp.run.trace import Recorder, clock, environment, peak_memory, warn
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -57,6 +55,8 @@ class Result:
         Updates made since the run's first step.
     folder : str or None
         The run folder.
+    saved : bool
+        Whether its checkpoints hold the weights of the last step.
     """
 
     layers: dict[str, dict[str, Array]]
@@ -67,6 +67,7 @@ class Result:
     signal: int
     step: int
     folder: str | None
+    saved: bool
     _comm: "Intracomm"
 
     @property
@@ -308,11 +309,7 @@ class _Run:
                 checkpoint.write_part(self.job.folder.checkpoints, step, self.rank, records)
                 return True
             except OSError as error:
-                print(
-                    f"ringtmp: rank {self.rank} on {socket.gethostname()} could not write its checkpoint of "
-                    f"step {step}: {error}; training goes on, the set before it is kept",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                warn(f"could not write its checkpoint of step {step}: {error}; the one before it is kept")
                 return False
 
     def trained(self, step: int, loss: float, correct: float, idle: float, saved: bool) -> None:
@@ -324,13 +321,15 @@ class _Run:
             with self.recorder.timed("checkpoint", step):
                 self._commit(step + 1)
 
-    def _commit(self, step: int) -> None:
-        assert self.job.folder and self.reporter
+    def _commit(self, step: int) -> bool:
+        assert self.job.folder
         try:
             checkpoint.commit(self.job.folder.checkpoints, step, self.size, self.job.facts())
             self.job.folder.set_status("running", step=step)
+            return True
         except OSError as error:
-            self.reporter.say(f"warning: the checkpoint of step {step} could not be completed: {error}")
+            warn(f"could not complete the checkpoint of step {step}: {error}; the one before it is kept")
+            return False
 
     def tested(self, step: int, loss: float, correct: float) -> None:
         """An evaluation is complete (rank 0)."""
@@ -341,10 +340,10 @@ class _Run:
 
     def _end(self, engine: Engine, clocks: dict[str, float]) -> Result:
         job, step = self.job, engine.updates
+        saved = False
         if job.folder:
             saved = all(self.comm.allgather(self._write_part(step)))
-            if saved and self.rank == 0:
-                self._commit(step)
+            saved = self.comm.bcast(saved and self._commit(step) if self.rank == 0 else None)
         self.recorder.ended = clock()
         late = compare_clocks(self.ring, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_first": clocks, "clock_last": late})
@@ -359,18 +358,22 @@ class _Run:
         state = "finished" if step == self.table.total else "stopped"
         stop = self.comm.bcast(engine.stop_signal) if state == "stopped" else 0
         if self.reporter:
-            self._tell(ranks, state, stop, step, sha256)
+            self._tell(ranks, state, stop, step, sha256, saved)
         layers = {self.model.layer_name(s.index): _filled(s.parameters) for s in self.stage.states}
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
-        return Result(layers, sha256, rows, ranks if self.rank == 0 else [], state, stop, step, path, self.comm)
+        everyone = ranks if self.rank == 0 else []
+        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, self.comm)
 
-    def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str) -> None:
+    def _tell(
+        self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool
+    ) -> None:
         reporter, job = self.reporter, self.job
         assert reporter
         reporter.close()
         if job.folder:
-            job.folder.set_status(state, step=step, signal=stop, sha256=sha256)
+            with suppress(OSError):  # a full disk: what could not be saved has been told already
+                job.folder.set_status(state, step=step, signal=stop, sha256=sha256, saved=saved)
         if not self.show:
             return
         waited = sum(row["parts"]["wait"] for row in ranks)

@@ -25,6 +25,7 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layers import Array
+from ringtmp.run.files import digest, hdf5, sync_folder, write_durably
 
 KEPT = 2  # sets
 
@@ -43,32 +44,6 @@ class LayerRecord:
     slots: dict[str, dict[str, Array]]
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small text file so that either the old or the whole new one is there after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def set_folder(root: Path, step: int) -> Path:
     """Folder of the set after `step` updates."""
     return root / f"step-{step:08d}"
@@ -82,7 +57,7 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
     temporary = folder / f".{path.name}.{os.getpid()}"
     names = []
     try:
-        with h5py.File(temporary, "w") as file:
+        with hdf5(temporary, "w", durable=True) as file:
             file.attrs["format"] = "ringtmp-checkpoint-1"
             file.attrs["step"] = step
             for layer in layers:
@@ -92,8 +67,6 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
                 for place, arrays in [("", layer.parameters), *((f"slots/{s}/", a) for s, a in layer.slots.items())]:
                     for key, values in arrays.items():
                         group.create_dataset(place + key, data=values, fletcher32=True, chunks=_chunks(values))
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -110,7 +83,7 @@ def commit(root: Path, step: int, ranks: int, facts: dict[str, Any]) -> None:
     folder = set_folder(root, step)
     notes = [json.loads((folder / f"rank-{rank:04d}.json").read_text()) for rank in range(ranks)]
     index, temporary = folder / "index.h5", folder / ".index.h5"
-    with h5py.File(temporary, "w") as file:
+    with hdf5(temporary, "w", durable=True) as file:
         file.attrs["format"] = "ringtmp-checkpoint-1"
         file.attrs["step"] = step
         file.attrs["facts"] = json.dumps(facts)

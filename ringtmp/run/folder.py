@@ -20,8 +20,8 @@ from typing import Any
 import tomli_w
 
 from ringtmp.errors import UserError
-from ringtmp.run.checkpoint import write_durably
 from ringtmp.run.config import RunConfig, read_toml
+from ringtmp.run.files import write_durably
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 _LAUNCHERS = ("hydra_pmi_proxy", "mpiexec", "mpirun", "mpiexec.hydra", "prterun", "prted", "orterun", "orted")
@@ -39,7 +40,7 @@ class _Facts(ProgressColumn):
     """Loss, accuracy, rate and idle share, as far as they are known."""
 
     def render(self, task: Task) -> Text:
-        return Text(task.fields.get("facts", ""), style="cyan")
+        return Text(task.fields.get("facts", ""), style="cyan", no_wrap=True, overflow="ellipsis")
 
 
 class Reporter:
@@ -79,15 +80,15 @@ class Reporter:
             new = not history.exists()
             self._file = history.open("a")
             if new:
-                self._file.write(",".join(self.COLUMNS) + "\n")
+                self._keep(lambda file: file.write(",".join(self.COLUMNS) + "\n"))
         self._show = show
         self._bar: Progress | None = None
         columns = launcher_terminal() if show else None
         if columns:
             console = Console(force_terminal=True, width=columns)
             self._bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"), BarColumn(None), _Facts(), TimeRemainingColumn(),
-                console=console, auto_refresh=False,
+                TextColumn("step {task.completed}/{task.total}"), BarColumn(min(40, max(5, columns - 90))),
+                _Facts(Column(no_wrap=True)), TimeRemainingColumn(), console=console, auto_refresh=False,
             )  # fmt: skip
             self._task = self._bar.add_task("training", total=total, completed=start)
             self._bar.start()
@@ -112,8 +113,7 @@ class Reporter:
         """An evaluation is complete; `spread`: for values, what a constant guess of the mean would have lost."""
         self.test_score = correct / self.test_samples if self.classes else 1 - loss / spread if spread else float("nan")
         self._add("test", step, loss / self.test_samples, self.test_score, float("nan"))
-        if self._file:
-            self._file.flush()
+        self._keep(lambda file: file.flush())
         if not self._bar:
             self._line(step)
 
@@ -128,8 +128,17 @@ class Reporter:
         }  # fmt: skip
         self.rows.append(row)
         row["samples_per_s"] = self._rate()
-        if self._file:
-            self._file.write(",".join(v if isinstance(v, str) else f"{v:.9g}" for v in row.values()) + "\n")
+        text = ",".join(v if isinstance(v, str) else f"{v:.9g}" for v in row.values())
+        self._keep(lambda file: file.write(text + "\n"))
+
+    def _keep(self, act: Callable[[IO[str]], Any]) -> None:
+        """Do something with the history file; on a full disk one line says so, and it is left as it is."""
+        try:
+            if self._file:
+                act(self._file)
+        except OSError as error:
+            self.say(f"warning: {self._file.name if self._file else ''} is not written any further: {error}")
+            self._file = None
 
     def _facts(self) -> str:
         facts = [f"loss {self.loss:.4f}"]
@@ -163,8 +172,7 @@ class Reporter:
             done = self.rows[-1]["step"] if self.rows else self.start
             self._bar.update(self._task, completed=done, facts=self._facts(), refresh=True)
             self._bar.stop()
-        if self._file:
-            self._file.close()
+        self._keep(lambda file: file.close())
 
 
 def summary(rows: list[dict[str, Any]], title: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import ringtmp
+from ringtmp.run.files import hdf5
 
 # What an event is, and which part of the wall time it counts to.
 KINDS = {
@@ -113,10 +114,8 @@ class Recorder:
         return parts
 
     def _create(self, attributes: dict[str, Any]) -> None:
-        import h5py
-
         assert self.path
-        with h5py.File(self.path, "x") as file:
+        with hdf5(self.path, "x") as file:
             file.attrs["format"] = "ringtmp-trace-1"
             file.attrs["kinds"] = list(KINDS)
             self._set(file, attributes)
@@ -129,21 +128,38 @@ class Recorder:
             file.attrs[key] = value if isinstance(value, int | float | str) else json.dumps(value)
 
     def flush(self, attributes: dict[str, Any] | None = None) -> None:
-        """Append what is in memory to the file, and set further attributes."""
+        """Append what is in memory to the file, and set further attributes.
+
+        If that fails, as on a full disk, one line says so and training goes on without a trace.
+        """
         if not self.path:
             return
-        import h5py
+        try:
+            self._append(attributes or {})
+        except OSError as error:
+            warn(f"could not write its trace {self.path}: {error}; training goes on without it")
+            self.path = None
+        self._count = 0
 
+    def _append(self, attributes: dict[str, Any]) -> None:
+        assert self.path
         events = np.frombuffer(self._memory, EVENT, self._count)
-        with h5py.File(self.path, "a") as file:
+        with hdf5(self.path, "r+") as file:
             for name in EVENT.names or ():
                 column = file[f"events/{name}"]
                 old = len(column)
                 column.resize((old + len(events),))
                 column[old:] = events[name]
-            self._set(file, attributes or {})
+            self._set(file, attributes)
             file.attrs["began"], file.attrs["ended"] = self.began, self.ended
-        self._count = 0
+
+
+def warn(text: str) -> None:
+    """One line on standard error from whichever rank it is, for what does not end the run."""
+    from mpi4py import MPI
+
+    where = f"rank {MPI.COMM_WORLD.rank} on {socket.gethostname()}"
+    print(f"ringtmp: warning: {where} {text}", file=sys.stderr, flush=True)
 
 
 def environment() -> dict[str, Any]:

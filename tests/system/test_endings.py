@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -82,7 +83,7 @@ whole = Stage.{method}
 def broken(self, *arguments, **named):
     from mpi4py import MPI
     broken.calls += 1
-    if MPI.COMM_WORLD.rank == {rank} and broken.calls == 40:
+    if {rank} in (MPI.COMM_WORLD.rank, -1) and broken.calls == 40:
         {action}
     return whole(self, *arguments, **named)
 broken.calls = 0
@@ -150,3 +151,20 @@ def test_mpirun_on_one_rank_inside_a_slurm_job(train):
 
 def test_launcher_is_the_one_of_this_environment():
     assert os.access(MPIRUN, os.X_OK) or "/" not in MPIRUN
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_full_disk(launch, tmp_path, ranks):
+    """From step 5 on no file may grow beyond 20 KB: what cannot be written says so, and training goes on to its end."""
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
+    more = "--model mlp:64-128x3-10 --epochs 40 --checkpoint-every 300".split()
+    done, _ = broken(launch, ranks, -1, full, flags=more)
+    assert "finished at step 880" in done.stdout, done.stderr
+    for words in ("write its checkpoint of step 300", "write its checkpoint of step 880", "write its trace"):
+        for rank in range(ranks):
+            assert re.search(rf"warning: rank {rank} on .* could not {words}", done.stderr), done.stderr
+    assert "history.csv is not written any further" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert status(tmp_path)["saved"] is False
+    assert not list((tmp_path / "runs/run/checkpoints").glob("*/*.h5"))

@@ -1,0 +1,100 @@
+"""Files that are whole or not there: durable small files, and HDF5 that survives a full disk."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small text file so that either the old or the whole new one is there after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _Disk:
+    """A file for h5py's Python driver, from which HDF5 never hears of a failure.
+
+    When a write of its own fails HDF5 keeps the objects it could not flush, prints a traceback for each, and may end in a
+    segmentation fault (seen with h5py 3.16). Here the first failure is kept, and what follows it is dropped.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while view and not self.error:
+                view = view[self.file.write(view) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int) -> int:
+        try:
+            self.file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, data: Any) -> int:
+        return self.file.readinto(data)  # type: ignore[attr-defined]
+
+    def flush(self) -> None:
+        pass
+
+
+@contextmanager
+def hdf5(path: Path, mode: str, durable: bool = False) -> Iterator[h5py.File]:
+    """An HDF5 file to write: `w` a new one, `x` one that must not be there yet, `r+` one that must.
+
+    Raises `OSError` if it cannot be written to its end (HDF5 itself is kept out of that); `durable`: also to the disk.
+    """
+    with path.open({"w": "wb+", "x": "xb+", "r+": "rb+"}[mode], buffering=0) as file:
+        disk = _Disk(file)
+        with h5py.File(disk, "r+" if mode == "r+" else "w") as content:
+            yield content
+        if disk.error:
+            raise disk.error
+        if durable:
+            os.fsync(file.fileno())
