@@ -1,0 +1,1 @@
+"""What one runs on a cluster: benchmarks, and later batch scripts and experiments."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints one table and writes its numbers to jobs/bench/results/NAME.json."""

@@ -1,0 +1,100 @@
+"""Our own figures: default job, start, cost of tracing, overhead of the engine.
+
+Usage: make bench [ARGS="--repeats 5"].
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.bench.report import MPIRUN, alternate, compared, fair_environment, measured, publish, run_json
+from ringtmp.analysis import open_run
+from ringtmp.run.trace import Recorder
+
+DEFAULT = {"batch_size": 64, "micro_batches": 8, "lr": 1e-3, "eval_every": 0, "steps": 220}
+
+
+def job(ranks: int, *flags: str) -> tuple[float, float, float]:
+    """Seconds of a whole job, seconds from its launch to the end of rank 0's first step, and its test accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter_ns()
+        done = subprocess.run(
+            [MPIRUN, "-n", str(ranks), sys.executable, "-m", "ringtmp.train", "--name", "run", *flags], cwd=folder,
+            env=fair_environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        whole = (time.perf_counter_ns() - began) / 1e9
+        run = open_run(Path(folder) / "runs" / "run")
+        events, ranks_table = run.events(), run.ranks()
+        zero = int(ranks_table["began"].min())  # all processes of a host read one monotonic clock
+        first = events[(events["kind"] == "U") & (events["rank"] == 0)]["end"].min() + zero - began
+        accuracy = float(re.findall(r"test accuracy ([\d.]+)%", done.stdout)[-1])
+    return whole, first / 1e9, accuracy
+
+
+def overhead(ranks: int, micro_batches: int) -> tuple[float, float]:
+    """Microseconds per action that are neither compute, wait nor reading data; and those of sends and receives."""
+    with tempfile.TemporaryDirectory() as folder:
+        train = DEFAULT | {"model": "mlp:64-64x7-10", "steps": 300, "micro_batches": micro_batches, "out": folder}
+        run_json("jobs.bench.steady", {"train": train | {"name": "run", "checkpoint_every": 0}, "skip": 20}, ranks)
+        events = open_run(Path(folder) / "run").events()
+    events = events[events["step"].between(20, 280) & (events["rank"] == 0)]
+    span = (events["end"] - events["start"]).groupby(events["kind"]).sum()
+    wall = events["end"].max() - events["start"].min()
+    actions = events["kind"].isin(["F", "I", "W", "U"]).sum()
+    transfer = span.get("send", 0) + span.get("receive", 0)
+    return (wall - span.sum()) / 1e3 / actions, transfer / 1e3 / actions
+
+
+def event_cost(repeats: int) -> tuple[list[float], list[float]]:
+    """Nanoseconds to record one event: with a trace file, and without one."""
+
+    def cost(path: Path | None) -> float:
+        recorder = Recorder(path, {})
+        began = time.perf_counter_ns()
+        for step in range(30000):
+            recorder.record("F", began, began + 5, step, 3)
+        return (time.perf_counter_ns() - began) / 30000
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = iter(Path(folder) / f"{n}.h5" for n in range(repeats))
+        return alternate(lambda: cost(next(paths)), lambda: cost(None), repeats)
+
+
+def main() -> None:
+    """Measure everything and publish it."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--repeats", type=int, default=5, help="runs of each case [5]")
+    repeats = arguments.parse_args().repeats
+    rows: list[dict[str, Any]] = []
+    job(2, "--steps", "2")  # fills the cache of compiled kernels
+    for ranks in (1, 2, 8):
+        runs = [job(ranks, "--seed", str(seed)) for seed in range(repeats)]
+        whole, first, accuracy = map(list, zip(*runs, strict=True))
+        print(f"default job on {ranks}: {np.median(whole):.1f} s", flush=True)
+        rows.append(measured(f"default job, {ranks} ranks: whole job", whole, "s", 60, True))
+        rows.append(measured(f"default job, {ranks} ranks: launch to first step", first, "s", 3 if ranks == 2 else None, True))
+        rows.append(measured(f"default job, {ranks} ranks: test accuracy (seeds 0-{repeats - 1})", accuracy, "%", 96, False))
+    for ranks, m in ((1, 8), (2, 8)):
+        runs = [overhead(ranks, m) for _ in range(repeats)]
+        own, transfer = map(list, zip(*runs, strict=True))
+        rows.append(measured(f"engine, {ranks} ranks: own time per action", own, "us", 20, True))
+        if ranks > 1:
+            rows.append(measured(f"engine, {ranks} ranks: send and receive per action", transfer, "us", 20, True))
+    on, off = event_cost(repeats)
+    rows.append(compared("tracing: one event, recorded beside only summed", on, off, "ns", None, less_is_better=True))
+    for ranks in (1, 2):
+        settings = {"train": DEFAULT | {"steps": 110}, "skip": 20, "pairs": 20 * repeats}
+        values = run_json("jobs.bench.tracing", settings, ranks)
+        rows.append(compared(f"tracing on beside off, {ranks} ranks", values["on"], values["off"], "samples/s", 0.99))
+    publish("ours", "RingTMP's own figures", rows)
+
+
+if __name__ == "__main__":
+    main()
