@@ -79,11 +79,11 @@ def main() -> None:
         whole, first, accuracy = map(list, zip(*runs, strict=True))
         print(f"default job on {ranks}: {np.median(whole):.1f} s", flush=True)
         rows.append(measured(f"default job, {ranks} ranks: whole job", whole, "s", 60, True))
-        rows.append(measured(f"default job, {ranks} ranks: launch to first step", first, "s", 3 if ranks == 2 else None, True))
-        rows.append(measured(f"default job, {ranks} ranks: test accuracy (seeds 0-{repeats - 1})", accuracy, "%", 96, False))
+        aim = 3 if ranks == 2 else None
+        rows.append(measured(f"default job, {ranks} ranks: launch to first step", first, "s", aim, True))
+        rows.append(measured(f"default job, {ranks} ranks: test accuracy", accuracy, "%", 96, False))
     for ranks, m in ((1, 8), (2, 8)):
-        runs = [overhead(ranks, m) for _ in range(repeats)]
-        own, transfer = map(list, zip(*runs, strict=True))
+        own, transfer = map(list, zip(*(overhead(ranks, m) for _ in range(repeats)), strict=True))
         rows.append(measured(f"engine, {ranks} ranks: own time per action", own, "us", 20, True))
         if ranks > 1:
             rows.append(measured(f"engine, {ranks} ranks: send and receive per action", transfer, "us", 20, True))

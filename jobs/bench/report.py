@@ -70,7 +70,9 @@ def measured(case: str, values: list[float], unit: str, aim: float | None, less_
 
 def publish(name: str, title: str, rows: list[dict[str, Any]], **facts: Any) -> None:
     """Print the table and write results/NAME.json."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     provenance = {
         "date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit, **environment(), "load": os.getloadavg()[0], **facts,
     }  # fmt: skip

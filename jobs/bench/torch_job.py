@@ -33,7 +33,7 @@ def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
     """PyTorch's fused CPU kernels: its fastest."""
     if name == "momentum":
         return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.3, fused=True)
 
 
 def samples(widths: list[int], batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -33,8 +33,8 @@ def main() -> None:
         model = "mlp:" + "-".join(map(str, widths))
         data = f"synthetic:samples={10 * batch},features={widths[0]},classes={widths[-1]}"
         train = {
-            "model": model, "data": data, "batch_size": batch, "micro_batches": m, "optimizer": optimizer, "steps": steps,
-            "eval_every": 0, "lr": 1e-3, "trace": "off",
+            "model": model, "data": data, "batch_size": batch, "micro_batches": m, "optimizer": optimizer,
+            "steps": steps, "eval_every": 0, "lr": 1e-3, "trace": "off",
         }  # fmt: skip
         skip = steps // 8
         peer = {"widths": widths, "batch_size": batch, "micro_batches": m, "optimizer": optimizer, "steps": steps,
@@ -49,7 +49,9 @@ def main() -> None:
         mine, others = alternate(ours, theirs, options.pairs)
         rows.append(compared(case, mine, others, "samples/s", aim))
         print(f"{case}: {rows[-1]['ratio']:.2f}", flush=True)
-    publish("torch_peer", "RingTMP beside PyTorch", rows, peer="torch==2.13.0 (CPU build, MKL), eager, fused optimizers")
+    publish(
+        "torch_peer", "RingTMP beside PyTorch", rows, peer="torch==2.13.0 (CPU build, MKL), eager, fused optimizers"
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ringtmp.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -33,6 +35,11 @@ def draw_gantt(
     numbers : bool
         Whether to write micro-batch numbers into bars that have room.
 
+    Raises
+    ------
+    UserError
+        The trace holds none of these steps.
+
     Returns
     -------
     Axes
@@ -41,7 +48,10 @@ def draw_gantt(
     import matplotlib.pyplot as plt
 
     if steps:
+        first, last = events["step"].min(), events["step"].max()
         events = events[events["step"].between(*steps)]
+        if events.empty:
+            raise UserError(f"steps {steps[0]} to {steps[1]}: the trace holds steps {first} to {last}")
     ranks = sorted(events["rank"].unique())
     if ax is None:
         _, ax = plt.subplots(figsize=(12, 0.6 + 0.5 * len(ranks)), layout="constrained")
@@ -49,6 +59,8 @@ def draw_gantt(
     span = max(events["end"].max() - zero, 1)
     for kind, colour in COLOURS.items():
         some = events[events["kind"] == kind]
+        if some.empty:
+            continue
         for rank in ranks:
             mine = some[some["rank"] == rank]
             bars = list(zip((mine["start"] - zero) / 1e6, (mine["end"] - mine["start"]) / 1e6, strict=True))

@@ -68,13 +68,13 @@ class Outbox:
         self.comm, self.dest, self.tag = comm, dest, tag
         self.init = comm.Ssend_init if synchronous else comm.Send_init
         self.blocking = synchronous
-        self.requests: dict[Any, Prequest] = {}
+        self.requests: dict[Any, Any] = {}
 
     def send(self, key: Any, buffer: Array) -> "Request":
         """Start sending `buffer`, always the same one for the same `key`; it must stay as it is until Test is true."""
-        request = self.requests.get(key)
-        if request is None:
-            request = self.requests[key] = self.init(buffer, self.dest, self.tag)
+        if key not in self.requests:
+            self.requests[key] = self.init(buffer, self.dest, self.tag)
+        request = self.requests[key]
         request.Start()
         if self.blocking:
             while not request.Test():

@@ -365,9 +365,7 @@ class _Run:
         everyone = ranks if self.rank == 0 else []
         return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, self.comm)
 
-    def _tell(
-        self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool
-    ) -> None:
+    def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool) -> None:
         reporter, job = self.reporter, self.job
         assert reporter
         reporter.close()

@@ -25,7 +25,7 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layers import Array
-from ringtmp.run.files import digest, hdf5, sync_folder, write_durably
+from ringtmp.run.files import digest, hdf5, write_durably
 
 KEPT = 2  # sets
 

@@ -57,7 +57,9 @@ class RunConfig(BaseModel):
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = _field("Training", "update rule", "adamw")
     lr: float = _field("Training", "learning rate, after warm-up", 1e-3, gt=0)
     momentum: float = _field("Training", "of --optimizer momentum", 0.9, ge=0, lt=1)
-    weight_decay: float = _field("Training", "L2 in the gradient; decoupled for adamw", 0.05, ge=0)
+    weight_decay: float | None = _field(
+        "Training", "L2 in the gradient, decoupled for adamw; default 0.3 with adamw, else 0", None, ge=0
+    )
     lr_schedule: Literal["constant", "cosine", "step"] = _field(
         "Training",
         "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps",
@@ -124,6 +126,13 @@ class RunConfig(BaseModel):
     def effective_mode(self) -> str:
         """`ready` or `strict`, with the default resolved."""
         return self.mode or ("strict" if self.schedule else "ready")
+
+    @property
+    def effective_weight_decay(self) -> float:
+        """Weight decay, with the default resolved. Decoupled decay is scaled by the learning rate, so 0.3 is mild."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.3 if self.optimizer == "adamw" else 0.0
 
 
 def make_config(values: dict[str, Any], where: str = "") -> RunConfig:

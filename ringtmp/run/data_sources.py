@@ -10,7 +10,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Source:
     y: Any
     x_test: Any = None
     y_test: Any = None
+    _: KW_ONLY
     images: bool = False
 
 
@@ -164,10 +165,9 @@ def _idx_pair(folder: Path, prefix: str) -> tuple[Array, Array] | None:
     images, labels = find("images"), find("labels")
     if not images and not labels:
         return None
-    if not images or not labels:
-        raise UserError(
-            f"{folder}: has {(images or labels).name} but no {prefix}-{'labels' if images else 'images'} beside it"
-        )
+    if images is None or labels is None:
+        present = images or labels or folder
+        raise UserError(f"{folder}: has {present.name} but no {prefix}-{'labels' if images else 'images'} beside it")
     return read_idx(images), read_idx(labels)
 
 

@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 
@@ -43,11 +44,11 @@ def sync_folder(path: Path) -> None:
 class _Disk:
     """A file for h5py's Python driver, from which HDF5 never hears of a failure.
 
-    When a write of its own fails HDF5 keeps the objects it could not flush, prints a traceback for each, and may end in a
-    segmentation fault (seen with h5py 3.16). Here the first failure is kept, and what follows it is dropped.
+    When a write of its own fails HDF5 keeps the objects it could not flush, prints a traceback for each, and may end in
+    a segmentation fault (seen with h5py 3.16). Here the first failure is kept, and what follows it is dropped.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.file = file
         self.error: OSError | None = None
 
@@ -78,7 +79,7 @@ class _Disk:
         return self.file.tell()
 
     def readinto(self, data: Any) -> int:
-        return self.file.readinto(data)  # type: ignore[attr-defined]
+        return self.file.readinto(data)
 
     def flush(self) -> None:
         pass
@@ -90,7 +91,7 @@ def hdf5(path: Path, mode: str, durable: bool = False) -> Iterator[h5py.File]:
 
     Raises `OSError` if it cannot be written to its end (HDF5 itself is kept out of that); `durable`: also to the disk.
     """
-    with path.open({"w": "wb+", "x": "xb+", "r+": "rb+"}[mode], buffering=0) as file:
+    with FileIO(path, {"w": "wb+", "x": "xb+", "r+": "rb+"}[mode]) as file:
         disk = _Disk(file)
         with h5py.File(disk, "r+" if mode == "r+" else "w") as content:
             yield content

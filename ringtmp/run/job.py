@@ -63,7 +63,7 @@ class Job:
 
     def optimizer(self) -> Optimizer:
         """The update rule."""
-        return Optimizer(self.config.optimizer, self.config.weight_decay, self.config.momentum)
+        return Optimizer(self.config.optimizer, self.config.effective_weight_decay, self.config.momentum)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -115,7 +115,8 @@ def prepare(
         nonlocal data
         values = merge(from_file, flags)
         stored: dict[str, Any] = {}
-        resume, marker, notes = None, None, []
+        resume, marker = None, None
+        notes: list[str] = []
         if values.get("resume"):
             folder = open_run_folder(
                 str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default))
@@ -168,7 +169,7 @@ def _layers_of(path: str) -> list[dict[str, Any]]:
 
 def _find_set(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """The newest set of a run whose files are all as they were written, and a note for each newer one that is not."""
-    notes = []
+    notes: list[str] = []
     for step in reversed(checkpoint.steps(folder.checkpoints)):
         try:
             marker = checkpoint.read_marker(folder.checkpoints, step)

@@ -157,7 +157,7 @@ def test_launcher_is_the_one_of_this_environment():
 def test_full_disk(launch, tmp_path, ranks):
     """From step 5 on no file may grow beyond 20 KB: what cannot be written says so, and training goes on to its end."""
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
-    more = "--model mlp:64-128x3-10 --epochs 40 --checkpoint-every 300".split()
+    more = ["--model", "mlp:64-128x3-10", "--epochs", "40", "--checkpoint-every", "300"]
     done, _ = broken(launch, ranks, -1, full, flags=more)
     assert "finished at step 880" in done.stdout, done.stderr
     for words in ("write its checkpoint of step 300", "write its checkpoint of step 880", "write its trace"):

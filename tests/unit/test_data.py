@@ -221,7 +221,8 @@ def test_hdf5_of_values(tmp_path):
     y = np.random.default_rng(5).standard_normal((400, 3))
     write_h5(tmp_path / "a.h5", x=x, y=y)
     np.savez(tmp_path / "a.npz", x=x, y=y)
-    for mine, theirs in zip(*(both(open_data(str(tmp_path / f), dtype=F64)) for f in ("a.h5", "a.npz")), strict=True):
+    lazy, ready = (both(open_data(str(tmp_path / name), dtype=F64)) for name in ("a.h5", "a.npz"))
+    for mine, theirs in zip(lazy, ready, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12)
 
 
@@ -280,7 +281,8 @@ def test_bad_arrays(case):
     ("spec", "words"),
     [("digit", "did you mean digits"), ("missing.npz", "no such file"), ("missing.h5", "no such file"),
      ("synthetic:sample=3", "unknown key 'sample'"), ("synthetic:samples=x", "must be a number"),
-     ("synthetic:samples=1", "at least 2"), ("synthetic:noise=nan", "at least 0"), ("/etc/hostname", "expected digits")],
+     ("synthetic:samples=1", "at least 2"), ("synthetic:noise=nan", "at least 0"),
+     ("/etc/hostname", "expected digits")],
 )  # fmt: skip
 def test_bad_names(spec, words):
     with pytest.raises(UserError, match=words):

@@ -46,8 +46,10 @@ def test_more_ranks_than_layers():
         partition([1], 2)
 
 
-@pytest.mark.parametrize(("text", "words"), [("3,x", "expected flops"), ("3,4", "names 2 ranks"), ("4,4,0", "at least one"),
-                                             ("3,3,3", "deals 9 layers")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("3,x", "expected flops"), ("3,4", "names 2 ranks"), ("4,4,0", "at least one"), ("3,3,3", "deals 9 layers")],
+)
 def test_split_that_does_not_fit(text, words):
     with pytest.raises(UserError, match=words):
         parse_split(text, 8, 3)

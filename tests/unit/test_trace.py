@@ -69,7 +69,9 @@ def test_clocks_are_aligned():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    ringtmp.train(data="digits", model="mlp:64-16x2-10", steps=10, micro_batches=4, batch_size=32, out=str(out), name="a")
+    ringtmp.train(
+        data="digits", model="mlp:64-16x2-10", steps=10, micro_batches=4, batch_size=32, out=str(out), name="a"
+    )
     return open_run(out / "a")
 
 
@@ -98,6 +100,11 @@ def test_gantt(run, tmp_path):
     assert bars >= len(shown)
     assert {text.get_text() for text in ax.texts} <= {"0", "1", "2", "3"}
     ax.figure.savefig(tmp_path / "gantt.png")
+
+
+def test_gantt_of_steps_that_are_not_there(run):
+    with pytest.raises(ringtmp.UserError, match="steps 30 to 31: the trace holds steps 0 to 10"):
+        draw_gantt(run.events(), steps=(30, 31))
 
 
 def test_no_run_folder(tmp_path):

