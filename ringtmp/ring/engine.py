@@ -180,7 +180,7 @@ class Engine:
             if kind is None:
                 if self._finished():
                     break
-                kind = self._wait(free)
+                kind = self._wait(clock() if self.interrupted else free)
                 if kind is None:
                     break
             elif peer >= 0 and not self.interrupted:
@@ -194,7 +194,7 @@ class Engine:
     def _wait(self, since: int) -> str | None:
         """Poll until something can run (its kind) or all is done (None). Books the wait, and the poll that ended it."""
         self.patience.reset()
-        peer = -1
+        self.interrupted, peer = False, -1
         while True:
             begin = clock()
             peer = max(self._poll(), peer)

@@ -154,5 +154,6 @@ def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
     sys.stderr.write(f"{detail}ringtmp: {where}: {text}\n")
     sys.stderr.flush()
     sys.stdout.flush()
+    time.sleep(0.5)  # MPICH's launcher drops what it has not read yet once a rank aborts
     comm.Abort(1)
     os._exit(1)  # on a host that is cut off Abort returns
