@@ -23,7 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ready (no plan: the local rule)": {"mode": "ready"},
 }
 TRAIN = {
-    "model": "mlp:64-768x8-10",
+    "model": "mlp:64-768x9-10",
     "data": "digits",
     "batch_size": 128,
     "micro_batches": 8,
@@ -54,7 +54,7 @@ def draw(runs: list[Any], path: Path) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(runs), 1, figsize=(12, 6.4), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(len(runs), 1, figsize=(12, 6.4), layout="constrained")
     for ax, (name, run) in zip(axes, zip(WAYS, runs, strict=True), strict=True):
         events = run.events()
         ends = events[events["kind"] == "U"].groupby("step")["end"].max()
@@ -66,6 +66,7 @@ def draw(runs: list[Any], path: Path) -> None:
         idle = table["wait"].sum() / table["wall"].sum()
         ax.set_title(f"{name}: {lengths.median() / 1e6:.1f} ms a step, idle {idle:.0%}", loc="left", fontsize=10)
         ax.set_xlabel("milliseconds" if ax is axes[-1] else "")
+        ax.tick_params(labelbottom=ax is axes[-1])
     handles, labels = axes[0].get_legend_handles_labels()
     for ax in axes:
         ax.get_legend().remove()

@@ -85,4 +85,5 @@ def draw_gantt(
 def _write_numbers(ax: "Axes", bars: pd.DataFrame, zero: int, span: int, rank: int) -> None:
     for bar in bars[(bars["end"] - bars["start"]) > 0.008 * span].itertuples():
         middle = (bar.start + bar.end) / 2 - zero
-        ax.text(middle / 1e6, rank, str(bar.micro_batch), ha="center", va="center", fontsize=6, color="white")
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6, "color": "white", "clip_on": True}
+        ax.text(middle / 1e6, rank, str(bar.micro_batch), **style)

@@ -128,11 +128,20 @@ def run(
     """Check, train, write what is to be written, and tell how it went. Collective over `parent`."""
     comm = parent.Dup()  # start, agreement and end
     ring = parent.Dup()  # training: neighbours only
+
+    def free() -> None:
+        comm.Free()
+        ring.Free()
+
     job: Job | None = None
     try:
         job = prepare(comm, from_file, flags, arrays)
-        return _Run(comm, ring, job, write, show, stop_request).run()
-    except UserError:
+        with threadpool_limits(job.config.threads):
+            result = _Run(parent, comm, ring, job, write, show, stop_request).run()
+        free()
+        return result
+    except UserError:  # on every rank
+        free()
         raise
     except BaseException as error:
         if job and job.folder:
@@ -145,9 +154,10 @@ class _Run:
     """One launch of a job on this rank; also the engine's surroundings."""
 
     def __init__(
-        self, comm: "Intracomm", ring: "Intracomm", job: Job, write: bool, show: bool, stop_request: Callable[[], int]
-    ) -> None:
-        self.comm, self.ring, self.job, self.stop_request = comm, ring, job, stop_request
+        self, parent: "Intracomm", comm: "Intracomm", ring: "Intracomm", job: Job, write: bool, show: bool,
+        stop_request: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.parent, self.comm, self.ring, self.job, self.stop_request = parent, comm, ring, job, stop_request
         self.config, self.model = job.config, job.model
         self.rank, self.size = comm.rank, comm.size
         self.table = job.timetable()
@@ -183,13 +193,11 @@ class _Run:
         self._start_values()
         open_folder(self.comm, job, self.write)
         self.reporter = self._reporter()
-        self._limits = threadpool_limits(config.threads)
         self._say_first()
         kernels.compile_all(job.dtype, log=self.reporter.say if self.reporter else None)
         self.stage.warm_up(self.table.sizes)
         self.feeder = Feeder(job) if self.rank == 0 else None
         self.recorder = self._recorder()
-        self.saved_step = job.start
         crowded = self._ranks_on_node() > len(os.sched_getaffinity(0))
         engine = Engine(
             self.ring, self.stage, self.table, self.policy, self, self.recorder, start=job.start, crowded=crowded,
@@ -363,7 +371,7 @@ class _Run:
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
         everyone = ranks if self.rank == 0 else []
-        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, self.comm)
+        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, self.parent)
 
     def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool) -> None:
         reporter, job = self.reporter, self.job
