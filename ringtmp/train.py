@@ -9,6 +9,10 @@ from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+_ABOUT = (
+    "Train a neural network whose layers are dealt over the ranks of a ring. Micro-batches go round\n"
+    "as activations, their gradients come back, and every rank updates its own layers."
+)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -21,7 +25,7 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
 
     def read_flags() -> tuple[dict[str, Any], dict[str, Any], int]:
         try:
-            from_file, flags = parse(sys.argv[1:], "ringtmp.train", __doc__ or "")
+            from_file, flags = parse(sys.argv[1:], "ringtmp.train", _ABOUT)
         except SystemExit:  # --help has been printed
             return {}, {}, 0
         return from_file, flags, _threads({**from_file, **flags}.get("threads", 1))

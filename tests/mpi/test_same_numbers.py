@@ -64,7 +64,7 @@ def test_random_delays(comm, way, sends):
     assert result.sha256 == alone(**settings).sha256
 
 
-@pytest.mark.parametrize(("optimizer", "dtype"), product(["sgd", "momentum", "adam"], ["float32", "float64"]))
+@pytest.mark.parametrize(("optimizer", "dtype"), [*product(["sgd", "momentum", "adam"], ["float32", "float64"])])
 def test_optimizers_and_dtypes(comm, optimizer, dtype):
     settings = SMALL | {"optimizer": optimizer, "dtype": dtype, "weight_decay": 0.01, "micro_batches": 3, "steps": 8}
     settings |= {"model": "mlp:11-13-9-17x2-8x2-7-3,activation=gelu", "lr_schedule": "cosine", "warmup_steps": 3}
