@@ -15,7 +15,7 @@ def test_suite(launch, ranks, tmp_path):
         ranks, "-m", "mpi4py", "-m", "pytest", *settings, str(ROOT / "tests/mpi"), timeout=380,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    passed = [int(number) for number in re.findall(r"(\d+) passed", done.stdout)  # lines of ranks may mix]
+    passed = [int(number) for number in re.findall(r"(\d+) passed", done.stdout)]  # lines of ranks may mix
     assert len(passed) == ranks, done.stdout[-3000:]
     assert min(passed) == max(passed) >= 40
     assert "skipped" not in done.stdout

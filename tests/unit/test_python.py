@@ -1,0 +1,125 @@
+"""`ringtmp.train` as called from Python and notebooks, on one rank; what it reports is what is."""
+
+import naive
+import numpy as np
+import pytest
+from mpi4py import MPI
+from threadpoolctl import threadpool_info
+
+import ringtmp
+from ringtmp.run.data import epoch_order, open_data
+
+SETTINGS = {"model": "mlp:5-8-6-3,activation=tanh", "batch_size": 10, "micro_batches": 3, "progress": False}
+
+
+def samples(n=80):
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((n, 5))
+    return x, (x[:, 0] > 0).astype(int) + (x[:, 1] > 0)
+
+
+def judged(weights, x, y):
+    """Mean loss and accuracy of a network, by the naive twins."""
+    for number, layer in enumerate(weights.values()):
+        kind = "linear" if number == len(weights) - 1 else "tanh"
+        x, _ = naive.dense_forward(x, layer["weight"], layer["bias"], kind)
+    loss, correct, _ = naive.softmax_cross_entropy(x, y, 1.0)
+    return loss / len(y), correct / len(y)
+
+
+def test_reported_numbers_are_true():
+    """Loss and accuracy of the test samples and of a training batch, computed anew from the weights."""
+    x, y = samples()
+    settings = SETTINGS | {"dtype": "float64", "lr_schedule": "constant", "lr": 0.01}
+    result = ringtmp.train(data=(x, y), steps=7, **settings)
+    data = open_data((x, y), dtype=np.dtype(np.float64))
+    test_x, test_y = np.empty((data.info.n_test, 5)), np.empty(data.info.n_test, np.int64)
+    data.read("test", np.arange(data.info.n_test), test_x, test_y)
+    last = result.history.iloc[-1]
+    assert (last["kind"], last["step"]) == ("test", 7)
+    np.testing.assert_allclose((last["loss"], last["score"]), judged(result.weights(), test_x, test_y), rtol=1e-10)
+    rows = epoch_order(0, 0, data.info.n_train)[:10]
+    first_x, first_y = np.empty((10, 5)), np.empty(10, np.int64)
+    before = ringtmp.train(data=(x, y), steps=1, **settings | {"lr": 1e-300, "optimizer": "sgd"})  # start values
+    data.read("train", rows, first_x, first_y)
+    first = result.history.iloc[0]
+    np.testing.assert_allclose((first["loss"], first["score"]), judged(before.weights(), first_x, first_y), rtol=1e-10)
+
+
+def test_r2_is_scikit_learns():
+    from sklearn.metrics import r2_score
+
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((90, 4))
+    y = np.stack([x[:, 0] + x[:, 1], 5 + 3 * x[:, 2]], axis=1)
+    result = ringtmp.train(
+        data=(x, y), model="mlp:4-2", dtype="float64", steps=30, lr=0.1, batch_size=9, progress=False
+    )
+    data = open_data((x, y), dtype=np.dtype(np.float64))
+    test_x, test_y = np.empty((18, 4)), np.empty((18, 2))
+    data.read("test", np.arange(18), test_x, test_y)
+    layer = result.weights()["000-dense"]
+    score = r2_score(test_y, test_x @ layer["weight"] + layer["bias"], multioutput="variance_weighted")
+    assert np.isclose(result.history.iloc[-1]["score"], score, rtol=1e-9)
+
+
+def test_nothing_is_written_without_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = ringtmp.train(data=samples(), steps=3, **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+    assert (result.folder, result.saved, result.state, result.step) == (None, False, "finished", 3)
+
+
+def test_a_run_on_arrays_can_go_on(tmp_path):
+    """With the same arrays; without them the message says what is missing."""
+    steady = SETTINGS | {"lr_schedule": "constant"}
+    first = ringtmp.train(data=samples(), steps=4, out=str(tmp_path), name="a", **steady)
+    assert first.saved
+    whole = ringtmp.train(data=samples(), steps=9, **steady)
+    with pytest.raises(ringtmp.UserError, match="data: 'arrays'"):
+        ringtmp.train(resume=first.folder, steps=9, progress=False)
+    more = ringtmp.train(data=samples(), resume=first.folder, steps=9, progress=False)
+    assert more.sha256 == whole.sha256
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"optimiser": "sgd"}, "did you mean 'optimizer'"), ({"batch_size": 1000}, "exceeds the 64 training samples"),
+     ({"model": "mlp:4-3"}, "takes 4 inputs"), ({"split": "2,1"}, "names 2 ranks"), ({"data": 3}, "data: expected")],
+)  # fmt: skip
+def test_bad_input_raises(settings, words):
+    with pytest.raises(ringtmp.UserError, match=words):
+        ringtmp.train(**{"data": samples(), "steps": 2} | SETTINGS | settings)
+
+
+@pytest.mark.parametrize("model", ["mlp:5-3", [{"type": "dense", "units": 3}]])
+@pytest.mark.parametrize("m", [1, 10])
+def test_one_layer(model, m):
+    result = ringtmp.train(data=samples(), **SETTINGS | {"model": model, "micro_batches": m}, steps=30, lr=0.05)
+    losses = result.history[result.history["kind"] == "train"]["loss"]
+    assert losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()
+
+
+@pytest.mark.parametrize("mode", [{"mode": "ready"}, {"schedule": "1f1b"}])
+def test_a_batch_of_one_sample(mode):
+    settings = SETTINGS | {"batch_size": 1, "micro_batches": 1}
+    assert ringtmp.train(data=samples(), **settings, **mode, steps=20).step == 20
+
+
+def test_threads_are_given_back():
+    """A notebook's BLAS has its threads again after a run."""
+
+    def threads():
+        return [(pool["filepath"], pool["num_threads"]) for pool in threadpool_info()]
+
+    ringtmp.train(data=samples(), steps=1, **SETTINGS)  # loads what is loaded on first use
+    before = threads()
+    ringtmp.train(data=samples(), steps=1, threads=1, **SETTINGS)
+    assert threads() == before
+
+
+def test_many_runs_in_one_process():
+    """Communicators are given back: MPICH has about 2,000 of them."""
+    for _ in range(1100):
+        with pytest.raises(ringtmp.UserError):
+            ringtmp.train(comm=MPI.COMM_SELF, data=samples(), split="x", steps=1, **SETTINGS)
