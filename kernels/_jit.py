@@ -8,12 +8,12 @@ from pathlib import Path
 
 def _cache_folder() -> str:
     """A folder on which only this user and this host write: Numba's cache is not safe against several writers."""
-    home = Path.home() / ".cache" / "ringtmp" / "numba" / socket.gethostname()
     try:
+        home = Path.home() / ".cache" / "ringtmp" / "numba" / socket.gethostname()
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return str(home)
-    except OSError:
+    except (OSError, RuntimeError):  # no such folder, or no home at all
         pass
     # The files hold pickles, so a folder in a world-writable place must be ours alone.
     shared = Path(tempfile.gettempdir()) / f"ringtmp-numba-{os.getuid()}"
@@ -23,7 +23,8 @@ def _cache_folder() -> str:
     return str(shared)
 
 
-os.environ.setdefault("NUMBA_CACHE_DIR", _cache_folder())
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = _cache_folder()
 
 import numba  # noqa: E402 - reads the variable once, when imported
 

@@ -121,7 +121,7 @@ def dense_from_table(table: dict[str, Any], inputs: int, where: str) -> Dense:
     if table.get("inputs", inputs) != inputs:
         raise UserError(f"{where}: inputs is {table['inputs']!r} but the layer before gives {inputs}")
     activation, bias = table.get("activation", "linear"), table.get("bias", True)
-    if activation not in kernels.ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in kernels.ACTIVATIONS:
         raise UserError(f"{where}: activation must be one of {', '.join(kernels.ACTIVATIONS)}, got {activation!r}")
     if not isinstance(bias, bool):
         raise UserError(f"{where}: bias must be true or false, got {bias!r}")

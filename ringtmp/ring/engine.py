@@ -329,8 +329,10 @@ class Engine:
         self.recorder.between_steps(step)
         self.stop_signal = self.stop_signal or self.stop_request()
         if self.rank == 0:
-            if self.stop_signal and self.f.index < self.end:
-                self._order_stop(self.f.index)
+            # An evaluation that is due comes first: a resume would pass it over.
+            index = self.f.index + (not self.f.phase.training)
+            if self.stop_signal and index < self.end:
+                self._order_stop(index)
             self._pass_on(step, (TOKEN, step) + (0.0,) * (CONTROL_FIELDS - 2))
         elif step in self.waiting_tokens:
             self._pass_on(step, self.waiting_tokens.pop(step))

@@ -23,7 +23,7 @@ from ringtmp.ring.stage import Stage
 from ringtmp.run import checkpoint
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.job import Feeder, Job, open_folder, prepare
-from ringtmp.run.mpi import meet
+from ringtmp.run.mpi import abort, meet
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.timetable import Phase
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory, warn
@@ -88,6 +88,9 @@ def train(
 ) -> Result:
     """Train a network whose layers are dealt over the ranks of `comm`. Collective over `comm`.
 
+    On several ranks an exception on any one of them, other than `UserError`, is printed and ends all processes of the
+    job: the other ranks would wait for this one for ever.
+
     Parameters
     ----------
     comm : Intracomm, optional
@@ -95,7 +98,7 @@ def train(
     data : str or tuple of arrays, optional
         As `--data`, or (x, y) or (x, y, x_test, y_test) from Python.
     out : str, optional
-        Where to make a run folder; by default nothing is written.
+        Where to make a run folder; by default nothing is written, unless `resume` names a folder to go on in.
     progress : bool
         Whether rank 0 prints its progress.
     **settings
@@ -115,10 +118,18 @@ def train(
 
         comm = MPI.COMM_WORLD
     arrays = data if isinstance(data, tuple) else None
+    settings = {key: value for key, value in settings.items() if value is not None}
     flags = dict(settings) | ({"out": out} if out else {})
     if data is not None:
         flags["data"] = "arrays" if arrays else data
-    return run(comm, {}, flags, arrays=arrays, write=out is not None or "resume" in settings, show=progress)
+    try:
+        return run(comm, {}, flags, arrays=arrays, write=bool(out or settings.get("resume")), show=progress)
+    except UserError:
+        raise
+    except BaseException as error:
+        if comm.size > 1:
+            abort(comm, error)
+        raise
 
 
 def run(
@@ -144,6 +155,8 @@ def run(
         free()
         raise
     except BaseException as error:
+        if comm.size == 1:
+            free()
         if job and job.folder:
             with suppress(OSError):  # the disk may be what failed
                 job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
@@ -170,6 +183,7 @@ class _Run:
         self.first_layer, self.last_layer = int(ends[self.rank] - counts[self.rank]), int(ends[self.rank])
         self.policy = self._policy()
         self.write, self.show = write, show and self.rank == 0
+        self.committed = -1  # step of the newest set that this launch has made (rank 0)
 
     def _policy(self) -> Policy:
         if self.config.effective_mode == "ready":
@@ -325,19 +339,25 @@ class _Run:
         assert self.reporter
         self.reporter.trained(step, loss, correct, idle, self.rate(step))
         every = self.config.checkpoint_every
-        if saved and self.job.folder and every and (step + 1) % every == 0 and step + 1 < self.table.total:
+        if self.job.folder and every and (step + 1) % every == 0 and step + 1 < self.table.total:
             with self.recorder.timed("checkpoint", step):
-                self._commit(step + 1)
+                self._settle(step + 1, saved)
 
-    def _commit(self, step: int) -> bool:
+    def _settle(self, step: int, saved: bool) -> bool:
+        """Every rank has tried to write its part of a set (rank 0): make the set count, or give its room back."""
         assert self.job.folder
-        try:
-            checkpoint.commit(self.job.folder.checkpoints, step, self.size, self.job.facts())
-            self.job.folder.set_status("running", step=step)
-            return True
-        except OSError as error:
-            warn(f"could not complete the checkpoint of step {step}: {error}; the one before it is kept")
+        if saved:
+            try:
+                checkpoint.commit(self.job.folder.checkpoints, step, self.size, self.job.facts())
+                self.committed = step
+            except OSError as error:
+                warn(f"could not complete the checkpoint of step {step}: {error}; the one before it is kept")
+        if self.committed != step:
+            checkpoint.discard(self.job.folder.checkpoints, step)
             return False
+        with suppress(OSError):
+            self.job.folder.set_status("running", step=step)
+        return True
 
     def tested(self, step: int, loss: float, correct: float) -> None:
         """An evaluation is complete (rank 0)."""
@@ -350,8 +370,10 @@ class _Run:
         job, step = self.job, engine.updates
         saved = False
         if job.folder:
-            saved = all(self.comm.allgather(self._write_part(step)))
-            saved = self.comm.bcast(saved and self._commit(step) if self.rank == 0 else None)
+            saved = self.comm.bcast(self.committed == step)  # stopped just after a checkpoint
+            if not saved:
+                written = all(self.comm.allgather(self._write_part(step)))
+                saved = self.comm.bcast(self._settle(step, written) if self.rank == 0 else None)
         self.recorder.ended = clock()
         late = compare_clocks(self.ring, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_first": clocks, "clock_last": late})
@@ -387,7 +409,7 @@ class _Run:
         seconds = wall / len(ranks) / 1e9
         score = f"accuracy {reporter.test_score:.2%}" if reporter.classes else f"R2 {reporter.test_score:.4f}"
         summary(ranks, f"{state} at step {step} after {seconds:.1f} s: test {score}, idle {waited / max(wall, 1):.1%}")
-        print(f"weights sha256 {sha256}", flush=True)
+        reporter.say(f"weights sha256 {sha256}")
 
 
 def _filled(views: dict[str, Array]) -> dict[str, Array]:

@@ -94,8 +94,15 @@ def commit(root: Path, step: int, ranks: int, facts: dict[str, Any]) -> None:
     files = [*notes, {"file": index.name, "bytes": index.stat().st_size, "sha256": digest(index), "layers": []}]
     body = {"step": step, "ranks": ranks, "files": files, "facts": facts}
     write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
-    for old in [step for step in steps(root) if (set_folder(root, step) / "COMMIT.json").exists()][:-KEPT]:
-        shutil.rmtree(set_folder(root, old), ignore_errors=True)
+    before = [old for old in steps(root) if old <= step]  # a newer one was passed over by a resume; it does not count
+    whole = [old for old in before if (set_folder(root, old) / "COMMIT.json").exists()]
+    for old in set(before) - set(whole[-KEPT:]):
+        discard(root, old)
+
+
+def discard(root: Path, step: int) -> None:
+    """Remove a set, or what there is of it."""
+    shutil.rmtree(set_folder(root, step), ignore_errors=True)
 
 
 def _sha(body: dict[str, Any]) -> str:
@@ -121,10 +128,10 @@ def read_marker(root: Path, step: int) -> dict[str, Any]:
         raise DamagedError(f"{path}: unreadable ({error})") from None
 
 
-def verify(root: Path, marker: dict[str, Any], share: int = 0, shares: int = 1) -> None:
-    """Compare size and SHA-256 of every `shares`-th file of a set with its marker. Raises `DamagedError`."""
+def verify(root: Path, marker: dict[str, Any]) -> None:
+    """Compare size and SHA-256 of every file of a set with its marker. Raises `DamagedError`."""
     folder = set_folder(root, marker["step"])
-    for entry in marker["files"][share::shares]:
+    for entry in marker["files"]:
         path = folder / entry["file"]
         try:
             size = path.stat().st_size

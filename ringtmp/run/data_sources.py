@@ -40,6 +40,14 @@ class Source:
 
 def open_source(spec: str | tuple[Array, ...]) -> Source:
     """The source that `spec` names, its shapes checked. Raises `UserError`."""
+    try:
+        return _open(spec)
+    except (OSError, MemoryError, ValueError) as error:  # a path that is too long or closed to us, too many samples
+        named = spec if isinstance(spec, str) else "arrays"
+        raise UserError(f"data: {named[:200]}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _open(spec: str | tuple[Array, ...]) -> Source:
     if isinstance(spec, tuple):
         if len(spec) not in (2, 4):
             raise UserError(f"data: expected (x, y) or (x, y, x_test, y_test), got {len(spec)} arrays")
@@ -228,8 +236,8 @@ def _synthetic(spec: str) -> Source:
         except ValueError:
             raise UserError(f"data: {spec}: {key} must be a number, got {text!r}") from None
         lowest = 0 if key in ("seed", "noise", "outputs") else 2 if key in ("samples", "classes") else 1
-        if not (values[key] >= lowest and math.isfinite(values[key])):
-            raise UserError(f"data: {spec}: {key} must be at least {lowest}")
+        if not lowest <= values[key] < 2**63:
+            raise UserError(f"data: {spec}: {key} must be at least {lowest} (and below 2^63)")
     n, features, outputs = int(values["samples"]), int(values["features"]), int(values["outputs"])
     rng = np.random.Generator(np.random.Philox(key=np.array([values["seed"], 1], np.uint64)))
     if outputs:

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -61,8 +61,11 @@ def quiet_exit(status: int) -> NoReturn:
     By way of `exit`, not `_exit`: MPICH takes leave of its launcher in a handler of `exit`, and a rank that is gone
     without that gets the others killed, and the job the status of the kill (9).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in ("stdout", "stderr"):
+        try:
+            getattr(sys, stream).flush()
+        except OSError:  # on a full disk Python would flush again at exit, and end with a status of its own
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized():
@@ -131,17 +134,22 @@ def run_main(main: "Callable[[Intracomm, StopRequest], int]") -> NoReturn:
     try:
         comm = world()
     except UserError as error:
-        print(f"ringtmp: {error}", file=sys.stderr)
+        _tell(error)
         quiet_exit(2)
     try:
         status = main(comm, stop)
     except UserError as error:
         if comm.rank == 0:
-            print(f"ringtmp: {error}", file=sys.stderr)
+            _tell(error)
         status = 2
     except BaseException as error:
         abort(comm, error)
     quiet_exit(status)
+
+
+def _tell(error: UserError) -> None:
+    with suppress(OSError):
+        print(f"ringtmp: {error}", file=sys.stderr, flush=True)
 
 
 def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
@@ -150,10 +158,12 @@ def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
     expected = isinstance(error, RunFailure)
     detail = "" if expected else "".join(traceback.format_exception(error))
     text = str(error) if expected else f"{type(error).__name__}: {error}"
-    # One write: lines of ranks that fail together do not mix.
-    sys.stderr.write(f"{detail}ringtmp: {where}: {text}\n")
-    sys.stderr.flush()
-    sys.stdout.flush()
+    with suppress(OSError):  # a full disk may be behind it
+        sys.stdout.flush()
+    with suppress(OSError):
+        # One write: lines of ranks that fail together do not mix.
+        sys.stderr.write(f"{detail}ringtmp: {where}: {text}\n")
+        sys.stderr.flush()
     time.sleep(0.5)  # MPICH's launcher drops what it has not read yet once a rank aborts
     comm.Abort(1)
     os._exit(1)  # on a host that is cut off Abort returns

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,14 +19,13 @@ _LAUNCHERS = ("hydra_pmi_proxy", "mpiexec", "mpirun", "mpiexec.hydra", "prterun"
 def launcher_terminal() -> int | None:
     """Columns of the terminal to which mpirun forwards this process's output; None if there is none.
 
-    Under mpirun a rank's own output is always a pipe. The launcher is an ancestor on the same host: if *its* output
-    is a terminal, what a rank writes appears there, carriage returns and all.
+    Under mpirun a rank's own output is a pipe (MPICH) or always a terminal (Open MPI). The launcher is an ancestor on
+    the same host: if *its* output is a terminal, what a rank writes appears there, carriage returns and all.
     """
-    if sys.stdout.isatty():
-        return os.get_terminal_size(sys.stdout.fileno()).columns
-    pid = os.getppid()
+    pid, launched = os.getppid(), False
     try:
         while Path(f"/proc/{pid}/comm").read_text().strip() in _LAUNCHERS:
+            launched = True
             target = os.readlink(f"/proc/{pid}/fd/1")
             if target.startswith(("/dev/pts/", "/dev/tty")):
                 with open(target) as terminal:
@@ -33,7 +33,8 @@ def launcher_terminal() -> int | None:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     except (OSError, IndexError, ValueError):
         pass
-    return None
+    own = not launched and sys.stdout.isatty()
+    return os.get_terminal_size(sys.stdout.fileno()).columns if own else None
 
 
 class _Facts(ProgressColumn):
@@ -72,7 +73,7 @@ class Reporter:
         self.total, self.start, self.per_epoch, self.batch_size = total, start, per_epoch, batch_size
         self.test_samples, self.classes = test_samples, classes
         self.rows: list[dict[str, Any]] = []
-        self.best_score = self.test_score = self.train_score = self.loss = float("nan")
+        self.test_score = self.train_score = self.loss = float("nan")
         self.idle = 0.0
         self.began = self._printed = time.perf_counter()
         self._file: IO[str] | None = None
@@ -153,10 +154,9 @@ class Reporter:
         if self._show:
             left = (self.total - step) * (self._printed - self.began) / max(step - self.start, 1)
             minutes, seconds = divmod(round(left), 60)
-            print(
+            self.say(
                 f"epoch {step / self.per_epoch:6.1f}  step {step:>{len(str(self.total))}}/{self.total}  "
-                f"{self._facts()}  left {minutes}:{seconds:02d}",
-                flush=True,
+                f"{self._facts()}  left {minutes}:{seconds:02d}"
             )
 
     def say(self, text: str) -> None:
@@ -164,7 +164,8 @@ class Reporter:
         if self._bar:
             self._bar.console.print(text, highlight=False, soft_wrap=True)
         elif self._show:
-            print(text, flush=True)
+            with suppress(OSError):  # standard output may go to a disk that is full
+                print(text, flush=True)
 
     def close(self) -> None:
         """End the bar and the history file."""

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,8 @@ def warn(text: str) -> None:
     from mpi4py import MPI
 
     where = f"rank {MPI.COMM_WORLD.rank} on {socket.gethostname()}"
-    print(f"ringtmp: warning: {where} {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # standard error may go to the disk that is full
+        print(f"ringtmp: warning: {where} {text}", file=sys.stderr, flush=True)
 
 
 def environment() -> dict[str, Any]:
