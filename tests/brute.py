@@ -33,6 +33,7 @@ def run(plan) -> None:
         lists.append([(kind, a.micro_batch) for a in actions for kind in ("IW" if a.kind == "B" else a.kind)])
     activations, gradients = [deque() for _ in lists], [deque() for _ in lists]
     free = [_most_held(todo) + 1 for todo in lists]  # activation buffers
+    free_labels = [free[-1]]  # on the last rank
     posted = [0] * stages  # receives of gradients
     programs = [_program(rank, stages, todo) for rank, todo in enumerate(lists)]
     sums: list = [None] * stages
@@ -48,6 +49,10 @@ def run(plan) -> None:
                 return False, None
             free[rank + 1] -= 1
             activations[rank + 1].append(message[0])
+        elif what == "send label":
+            if free_labels[0] == 0:
+                return False, None
+            free_labels[0] -= 1
         elif what == "send left":
             if posted[rank - 1] == 0:
                 return False, None
@@ -57,6 +62,7 @@ def run(plan) -> None:
             posted[rank] += 1
         elif what == "give back":
             free[rank] += 1
+            free_labels[0] += rank == stages - 1
         return True, None
 
     def advance(rank: int, answer) -> None:
@@ -105,6 +111,8 @@ def _program(rank, stages, todo):
             if j in inputs:
                 raise Wrong(f"rank {rank} runs F{j} again")
             inputs[j] = (yield ("activation",)) if rank else ("x", j)
+            if rank == 0 < stages - 1:
+                yield ("send label",)
             if rank < stages - 1:
                 yield ("post",)
                 yield "send right", (*inputs[j], rank)

@@ -88,8 +88,9 @@ def _run(plan: Plan, training: bool) -> None:
     """Run the plan with counts for data. Which rank moves first does not matter (a Kahn network): the end is the same.
 
     F waits for its activation, I for its gradient. The result is then sent, and the sender blocks until the receive is
-    posted. Receives of activations are posted ahead into slots, one more than the rank ever has in flight; a slot is
-    given back by W (in an evaluation: by F, once its send is through). The receive of a gradient is posted by F.
+    posted. Receives of activations are posted ahead into slots, one more than the rank ever has in flight (the engine
+    has two more, which can only help); a slot is given back by W (in an evaluation: by F, once its send is through).
+    The receive of a gradient is posted by F. Labels go from the first stage to the last, into the same slots.
     """
     stages = [_Stage(peak_in_flight(plan, plan.owner(stage)) + 1) for stage in range(plan.stages)]
     todo = [[half for action in actions for half in _steps(action)] for actions in plan.ranks]
@@ -109,6 +110,8 @@ def _run(plan: Plan, training: bool) -> None:
             here.done[kind] += 1
             here.freed += kind == "W"
             sending[rank] = True
+        if kind == "F" and stage == 0 < last and stages[last].posted("F") <= number:
+            return False
         target = stage + {"F": 1, "I": -1}.get(kind, last + 2)
         if 0 <= target <= last:
             if plan.owner(target) != rank and stages[target].posted(kind) <= number:

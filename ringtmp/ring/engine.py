@@ -343,6 +343,12 @@ class Engine:
         self.pending[slot].append(outbox.send(key, buffer))
         self.recorder.record("send", begin, clock(), step, number, outbox.dest, buffer.nbytes)
 
+    def _tell_right(self, step: int, message: tuple[float, ...]) -> None:
+        assert self.control
+        begin = clock()
+        self.control.send(message)
+        self.recorder.record("send", begin, clock(), step, -1, self.right, self.control.BYTES)
+
     # ---- tokens, test results and the order to stop -------------------------------------------------------------
 
     def _sum_up(self, phase: Phase) -> None:
@@ -355,7 +361,7 @@ class Engine:
         elif self.control is None:
             self._heed((TEST, phase.step, loss, correct))
         else:
-            self.control.send((TEST, phase.step, loss, correct))
+            self._tell_right(phase.step, (TEST, phase.step, loss, correct))
 
     def _heed(self, message: tuple[float, ...]) -> None:
         self.interrupted = True
@@ -386,7 +392,7 @@ class Engine:
         if self.control is None:
             self._home(token)
         else:
-            self.control.send(token)
+            self._tell_right(step, token)
 
     def _home(self, token: tuple[float, ...]) -> None:
         _, step, loss, correct, waited, gone, failed, signal, *_ = token
@@ -398,4 +404,4 @@ class Engine:
         """Leave out the phases from `index` on, here and on the ranks to the right."""
         self.end = index
         if self.control is not None and not self.last:
-            self.control.send((STOP, index, self.stop_signal))
+            self._tell_right(self.updates, (STOP, index, self.stop_signal))

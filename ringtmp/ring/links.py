@@ -91,6 +91,8 @@ class Outbox:
 class ControlLink:
     """Small messages of `CONTROL_FIELDS` float64 numbers to the right neighbour, queued when none may leave yet."""
 
+    BYTES = CONTROL_FIELDS * 8
+
     def __init__(self, comm: "Intracomm", left: int, right: int) -> None:
         self._incoming = [aligned(CONTROL_FIELDS, np.float64) for _ in range(_CONTROL_SLOTS)]
         self._outgoing = [aligned(CONTROL_FIELDS, np.float64) for _ in range(_CONTROL_SLOTS)]

@@ -17,7 +17,7 @@ from ringtmp.ring.check import check
 from ringtmp.ring.engine import Engine, Policy
 from ringtmp.ring.links import TAG_CLOCK
 from ringtmp.ring.partition import parse_split, partition
-from ringtmp.ring.plan import build
+from ringtmp.ring.plan import build, forward_only
 from ringtmp.ring.rule import FollowPlan, LocalRule
 from ringtmp.ring.stage import Stage
 from ringtmp.run import checkpoint
@@ -155,12 +155,15 @@ def run(
         free()
         raise
     except BaseException as error:
-        if comm.size == 1:
-            free()
         if job and job.folder:
             with suppress(OSError):  # the disk may be what failed
                 job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
+        if comm.size == 1:  # on several ranks the job ends
+            free()
         raise
+    finally:
+        if job and job.lock:
+            job.lock.close()
 
 
 class _Run:
@@ -189,7 +192,8 @@ class _Run:
         if self.config.effective_mode == "ready":
             return LocalRule(self.size, self.rank)
         plan = build(self.config.schedule or "1f1b", self.size, self.config.micro_batches)
-        check(plan)
+        for each in (plan, forward_only(self.size, len(self.table.test_sizes))):  # a step, and an evaluation
+            check(each)
         return FollowPlan(plan, self.rank)
 
     def run(self) -> Result:
@@ -220,15 +224,20 @@ class _Run:
         )  # fmt: skip
         meet(self.comm)
         clocks = compare_clocks(self.ring, TAG_CLOCK)
+        self.recorder.flush({"clock_first": clocks})  # a run that is killed leaves a trace that can be aligned
         self.comm.Barrier()
         if self.reporter:
             self.reporter.begin()
         self.recorder.begin()
-        engine.run()
+        try:
+            engine.run()
+        except BaseException:
+            self.recorder.flush()  # what led to it
+            raise
         with self.recorder.timed("wait", engine.updates):
             self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
         engine.close()
-        return self._end(engine, clocks)
+        return self._end(engine)
 
     # ---- start --------------------------------------------------------------------------------------------------
 
@@ -366,7 +375,7 @@ class _Run:
 
     # ---- end ----------------------------------------------------------------------------------------------------
 
-    def _end(self, engine: Engine, clocks: dict[str, float]) -> Result:
+    def _end(self, engine: Engine) -> Result:
         job, step = self.job, engine.updates
         saved = False
         if job.folder:
@@ -376,7 +385,7 @@ class _Run:
                 saved = self.comm.bcast(self._settle(step, written) if self.rank == 0 else None)
         self.recorder.ended = clock()
         late = compare_clocks(self.ring, TAG_CLOCK)  # once more, for the drift
-        self.recorder.flush({"ended": self.recorder.ended, "clock_first": clocks, "clock_last": late})
+        self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
         digests = [hashlib.sha256(state.flat.tobytes()).hexdigest() for state in self.stage.states]
         mine = {
             "rank": self.rank, "layers": (self.first_layer, self.last_layer),

@@ -4,6 +4,7 @@ Only the rank that feeds the ring opens data. Arrays in memory are normalised on
 it may be larger than memory.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,8 @@ class DataInfo:
     normalisation : dict
         `kind` (feature, global or none), `mean` and `std` of x over the training samples, and for values
         `target_mean` and `target_std`.
+    digest : str
+        SHA-256 of all numbers.
     """
 
     name: str
@@ -49,6 +52,7 @@ class DataInfo:
     n_train: int
     n_test: int
     normalisation: dict[str, Any]
+    digest: str
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dict."""
@@ -113,7 +117,7 @@ class _Scale:
 
 def open_data(
     spec: str | tuple[Array, ...], *, dtype: np.dtype, normalise: str = "auto", test_fraction: float = 0.2,
-    normalisation: dict[str, Any] | None = None,
+    like: DataInfo | None = None,
 ) -> DataSet:  # fmt: skip
     """Open and check a data set.
 
@@ -127,8 +131,8 @@ def open_data(
         `auto` (global for images, else feature), `feature`, `global` or `none`.
     test_fraction : float
         Share of samples held out where the data has no test set of its own.
-    normalisation : dict, optional
-        Use this one, from a checkpoint, instead of measuring.
+    like : DataInfo, optional
+        What a checkpoint says of its data: these must be the same, and its normalisation is used.
 
     Raises
     ------
@@ -144,19 +148,29 @@ def open_data(
         measured.check(source.x_test, source.y_test, None)
     if normalise == "auto":
         normalise = "global" if source.images or len(source.x.shape) > 2 else "feature"
-    stated = normalisation or measured.stated(normalise)
+    stated = like.normalisation if like else measured.stated(normalise)
     outputs = measured.classes() if classes else int(np.prod(source.y.shape[1:], initial=1))
     if classes and outputs < 2:
         raise UserError(f"{source.name}: y holds one class only; expected at least two")
     info = DataInfo(
         source.name, tuple(source.x.shape[1:]), "classes" if classes else "values", outputs,
         len(source.x if train is None else train), len(source.x_test if test is None else test), stated,
+        measured.digest(),
     )  # fmt: skip
+    if like:
+        _same(like, info)
     own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
     parts = {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
     if not lazy:
         parts = {name: _ready(part, _Scale(stated, np.dtype(dtype)), classes) for name, part in parts.items()}
     return DataSet(info, np.dtype(dtype), parts)
+
+
+def _same(old: DataInfo, new: DataInfo) -> None:
+    for name in ("sample_shape", "target", "outputs", "n_train", "n_test", "digest"):
+        mine, theirs = getattr(new, name), getattr(old, name)
+        if mine != theirs:
+            raise UserError(f"resume: {new.name} is not the data of the checkpoint: its {name} was {theirs}, is {mine}")
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
@@ -211,6 +225,7 @@ class _Measure:
         width = 1 if classes else int(np.prod(source.y.shape[1:], initial=1))
         self.y_mean, self.y_squares = np.zeros(width), np.zeros(width)
         self.highest = -1
+        self._hashes = hashlib.sha256(), hashlib.sha256()
         mask = np.ones(len(source.x), bool)
         if train is not None:
             mask[:] = False
@@ -226,6 +241,8 @@ class _Measure:
                     raise UserError(
                         f"{self.name}: {name} has NaN or infinity, first in row {bad}; expected finite numbers"
                     )
+            for hash_, block in zip(self._hashes, (rows, targets), strict=True):
+                hash_.update(np.ascontiguousarray(block).data)
             if self.is_classes:
                 if targets.min() < 0:
                     raise UserError(f"{self.name}: y has the label {targets.min()}; expected labels from 0")
@@ -273,6 +290,10 @@ class _Measure:
                 "target_std": _deviation(self.y_squares / self.count).tolist(),
             }
         return facts
+
+    def digest(self) -> str:
+        """SHA-256 of all numbers seen."""
+        return hashlib.sha256(b"".join(each.digest() for each in self._hashes)).hexdigest()
 
     def classes(self) -> int:
         """Number of classes: the highest label and all below it."""

@@ -9,13 +9,15 @@ runs/NAME/
     traces/000/     one HDF5 file per rank; 001 and so on after each resume
 """
 
+import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 
@@ -99,8 +101,33 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
         write_durably(path / "data.json", json.dumps(data, indent=1))
         folder.set_status("running", step=0)
     except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
         raise UserError(f"out: cannot write to {path}: {error.strerror}") from None
     return folder
+
+
+def lock(folder: RunFolder) -> IO[str]:
+    """Keep other jobs from writing to a run folder for as long as what is returned stays open.
+
+    Raises
+    ------
+    UserError
+        Another job holds it.
+    """
+    try:
+        file = (folder.path / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"out: cannot write to {folder.path}: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        holder = folder.status()
+        where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        raise UserError(f"resume: {folder.path} is being written by another job ({where})") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def store_config(folder: RunFolder, config: RunConfig) -> None:

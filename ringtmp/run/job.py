@@ -1,5 +1,6 @@
 """What comes before the first step, the same for every trainer: configuration, data, model, run folder, resume."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ringtmp.nn.optimizers import Optimizer, learning_rate
 from ringtmp.run import checkpoint
 from ringtmp.run.config import RunConfig, make_config, read_toml
 from ringtmp.run.data import DataInfo, DataSet, epoch_order, open_data
-from ringtmp.run.folder import RunFolder, make_run_folder, open_run_folder, store_config
+from ringtmp.run.folder import RunFolder, lock, make_run_folder, open_run_folder, store_config
 from ringtmp.run.mpi import agreed, from_rank_0
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import environment
@@ -38,6 +39,7 @@ class Job:
     launch: int = 0
     start: int = 0
     marker: dict[str, Any] | None = None
+    lock: Any = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -127,11 +129,10 @@ def prepare(
         if isinstance(config.model, str) and config.model.endswith(".toml"):
             config = config.model_copy(update={"model": _layers_of(config.model)})
         if marker:
-            _check_fixed(make_config(stored), config)
-        normalisation = marker["facts"]["data"]["normalisation"] if marker else None
+            _check_fixed(make_config(marker["facts"]["config"]), config)
         data = open_data(
             arrays or config.data, dtype=np.dtype(config.dtype), normalise=config.normalise,
-            test_fraction=config.test_fraction, normalisation=normalisation,
+            test_fraction=config.test_fraction, like=DataInfo.from_json(marker["facts"]["data"]) if marker else None,
         )  # fmt: skip
         if config.batch_size > data.info.n_train:
             raise UserError(
@@ -201,26 +202,33 @@ def _check_model(job: Job) -> None:
 def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
     """Make the run folder, or go on in the one that is resumed. Collective over `comm`; nothing if not `out`."""
 
-    def on_rank_0() -> tuple[str, int]:
-        if job.resume and not job.config.name:
-            folder = job.resume
-            try:
+    if not out:
+        return
+    new = not job.resume or bool(job.config.name)
+    path = from_rank_0(comm, lambda: str(make_run_folder(job.config, job.info.to_json()).path)) if new else None
+    folder = RunFolder(Path(path)) if path else job.resume
+    assert folder
+
+    def begin() -> int:
+        job.lock = lock(folder)
+        try:
+            if not new:
                 store_config(folder, job.config)
                 folder.set_status("running", step=job.start)
-            except OSError as error:
-                raise UserError(f"resume: cannot write to {folder.path}: {error.strerror}") from None
-        else:
-            folder = make_run_folder(job.config, job.info.to_json())
-        return str(folder.path), folder.next_launch()
+            return folder.next_launch()
+        except OSError as error:
+            raise UserError(f"out: cannot write to {folder.path}: {error.strerror}") from None
 
-    if out:
-        path, job.launch = from_rank_0(comm, on_rank_0)
-        job.folder = RunFolder(Path(path))
+    try:
         with agreed(comm):
-            if not job.folder.path.is_dir():
-                raise UserError(
-                    f"out: {job.folder.path} is not visible on every host; it must be on a shared file system"
-                )
+            if not folder.path.is_dir():
+                raise UserError(f"out: {folder.path} is not visible on every host; it must be on a shared file system")
+        job.launch = from_rank_0(comm, begin)
+    except UserError:
+        if new and comm.rank == 0:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    job.folder = folder
 
 
 class Feeder:

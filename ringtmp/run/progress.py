@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Column, Table
 from rich.text import Text
 
+from ringtmp.run.trace import warn
+
 _LAUNCHERS = ("hydra_pmi_proxy", "mpiexec", "mpirun", "mpiexec.hydra", "prterun", "prted", "orterun", "orted")
 
 
@@ -78,9 +80,11 @@ class Reporter:
         self.began = self._printed = time.perf_counter()
         self._file: IO[str] | None = None
         if history:
-            new = not history.exists()
-            self._file = history.open("a")
-            if new:
+            try:
+                self._file = history.open("a")
+            except OSError as error:
+                warn(f"could not open {history}: {error}; losses are printed only")
+            if self._file and not history.stat().st_size:
                 self._keep(lambda file: file.write(",".join(self.COLUMNS) + "\n"))
         self._show = show
         self._bar: Progress | None = None
@@ -187,4 +191,6 @@ def summary(rows: list[dict[str, Any]], title: str) -> None:
         first, last = row["layers"]
         layers = f"{first}" if last == first + 1 else f"{first}-{last - 1}"
         table.add_row(str(row["rank"]), layers, f"{row['parameters']:,}", *shares, f"{row['memory'] / 2**20:,.0f} MiB")
-    Console(width=launcher_terminal() or 100, force_terminal=launcher_terminal() is not None).print(table)
+    columns = launcher_terminal()
+    with suppress(OSError):  # standard output may go to a disk that is full
+        Console(width=columns or 100, force_terminal=columns is not None).print(table)

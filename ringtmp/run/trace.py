@@ -68,7 +68,10 @@ class Recorder:
         self._count = 0
         self._stage = int(attributes.get("rank", 0))
         if path:
-            self._create(attributes)
+            try:
+                self._create(attributes)
+            except OSError as error:
+                self._give_up(error)
 
     def record(
         self, kind: str, start: int, end: int, step: int, micro_batch: int = -1, peer: int = -1, size: int = 0
@@ -137,13 +140,17 @@ class Recorder:
         try:
             self._append(attributes or {})
         except OSError as error:
-            warn(f"could not write its trace {self.path}: {error}; training goes on without it")
-            self.path = None
+            self._give_up(error)
         self._count = 0
+
+    def _give_up(self, error: OSError) -> None:
+        warn(f"could not write its trace {self.path}: {error}; training goes on without it")
+        self.path = None
 
     def _append(self, attributes: dict[str, Any]) -> None:
         assert self.path
         events = np.frombuffer(self._memory, EVENT, self._count)
+        self.ended = max(self.ended, int(events["end"].max(initial=0)))
         with hdf5(self.path, "r+") as file:
             for name in EVENT.names or ():
                 column = file[f"events/{name}"]

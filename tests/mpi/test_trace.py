@@ -31,11 +31,12 @@ def test_neighbours_only(comm, run):
     if n > 1:
         samples = 12 * 32 + 2 * json.loads((run.path / "data.json").read_text())["n_test"]
         for _, row in run.ranks().iterrows():  # rank 0 to the last but one send activations; rank 0 sends labels
-            rank, width = row["rank"], 10 if row["last_layer"] == 8 else 24
-            sent = 4 * width * samples if rank < n - 1 else 0
-            if n == 2 and rank == 0:
-                sent += 8 * samples
-            assert matrix[rank, (rank + 1) % n] == sent + (4 * 24 * 12 * 32 if n == 2 and rank == 1 else 0)
+            rank, last = row["rank"], row["rank"] == n - 1
+            sent = 0 if last else 4 * 24 * samples
+            sent += 80 * (12 + 2 * last)  # a token a step; the last rank sends the results of tests as well
+            if n == 2:  # the right neighbour is the left one too
+                sent += 4 * 24 * 12 * 32 if last else 8 * samples
+            assert matrix[rank, (rank + 1) % n] == sent
 
 
 def test_every_action_once(comm, run):

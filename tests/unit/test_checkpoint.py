@@ -65,6 +65,16 @@ def test_two_are_kept(tmp_path):
     assert checkpoint.steps(tmp_path) == [3, 4, 5]
 
 
+def test_leftovers_are_cleared_away(tmp_path):
+    """What was never committed goes with the next set that is; newer ones (passed over by a resume) do not count."""
+    write_set(tmp_path, 9)
+    write_set(tmp_path, 1)
+    checkpoint.write_part(tmp_path, 2, 0, records(0, 2))
+    for step in (3, 4):
+        write_set(tmp_path, step)
+    assert checkpoint.steps(tmp_path) == [3, 4, 9]
+
+
 def test_unfinished_set_does_not_count(tmp_path):
     checkpoint.write_part(tmp_path, 5, 0, records(0, 5))
     with pytest.raises(checkpoint.DamagedError, match="never completed"):
@@ -168,6 +178,39 @@ def test_no_set_left(trained, tmp_path):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint that can be used: checkpoint of step 6 .*rank-0000\.h5: has 0"):
         ringtmp.train(resume=str(run), steps=8, progress=False)
+
+
+@pytest.mark.parametrize("change", ["values", "features", "samples", "labels"])
+def test_other_data_under_the_same_name(tmp_path, change):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 6)), np.arange(60) % 3
+    path = tmp_path / "d.npz"
+    np.savez(path, x=x, y=y)
+    settings = SMALL | {"data": str(path)}
+    ringtmp.train(**settings, steps=4, out=str(tmp_path), name="a", progress=False)
+    x2, y2 = x.copy(), y.copy()
+    if change == "values":
+        x2[7, 3] += 1e-9
+    y2 = y[::-1].copy() if change == "labels" else y2
+    x2 = x2[:, :5] if change == "features" else x2
+    x2, y2 = (x2[:50], y2[:50]) if change == "samples" else (x2, y2)
+    np.savez(path, x=x2, y=y2)
+    words = {"features": "sample_shape", "samples": "n_train"}.get(change, "digest")
+    with pytest.raises(UserError, match=f"is not the data of the checkpoint: its {words} was"):
+        ringtmp.train(resume=str(tmp_path / "a"), steps=9, progress=False)
+    np.savez(path, x=x, y=y)
+    assert ringtmp.train(resume=str(tmp_path / "a"), steps=9, progress=False).step == 9
+
+
+def test_an_edited_config_does_not_pass(trained, tmp_path):
+    """The checkpoint's own configuration counts, which is under its checksum."""
+    newest, _ = trained
+    run = tmp_path / "copy"
+    shutil.copytree(newest.parents[1], run)
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("seed = 0", "seed = 7"))
+    with pytest.raises(UserError, match="seed was 0 in the checkpoint's run and cannot become 7"):
+        ringtmp.train(resume=str(run), steps=9, progress=False)
 
 
 def test_resumed_config_is_stored(trained, tmp_path):

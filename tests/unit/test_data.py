@@ -1,5 +1,6 @@
 """Data sources, split, normalisation and lazy reading."""
 
+import dataclasses
 import gzip
 
 import h5py
@@ -72,7 +73,9 @@ def test_stated_normalisation_is_used():
     """A resume keeps the numbers of its checkpoint."""
     stated = {"kind": "global", "mean": 2.0, "std": 4.0}
     x = np.arange(40.0).reshape(20, 2)
-    data = open_data((x, np.arange(20) % 2, x, np.arange(20) % 2), dtype=F64, normalisation=stated)
+    arrays = (x, np.arange(20) % 2, x, np.arange(20) % 2)
+    old = open_data(arrays, dtype=F64).info
+    data = open_data(arrays, dtype=F64, like=dataclasses.replace(old, normalisation=stated))
     np.testing.assert_array_equal(read_all(data, "train", 20)[0], (x - 2) / 4)
     none = open_data((x, np.arange(20) % 2, x, np.arange(20) % 2), dtype=F64, normalise="none")
     np.testing.assert_array_equal(read_all(none, "train", 20)[0], x)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -129,6 +130,20 @@ def test_blas_info():
     info = kernels.blas_info()
     assert info["library"] in ("openblas", "mkl", "blis", "accelerate", "flexiblas")
     assert info["limited_by"] is None or "=" in info["limited_by"]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_cache_folder_without_a_home(tmp_path, given):
+    """NUMBA_CACHE_DIR is used as it is; without it and without a home a folder of one's own in the temporary one."""
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"HOME": "/nowhere/at/all"}
+    env |= {"NUMBA_CACHE_DIR": str(tmp_path), "TMPDIR": "/nowhere"} if given else {"TMPDIR": str(tmp_path)}
+    if os.geteuid() == 0:
+        env["HOME"] = "/proc/1"  # where root cannot make a folder either
+    done = subprocess.run(
+        [sys.executable, "-c", "import kernels; print(kernels.CACHE)"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
 
 
 COMPILE = """

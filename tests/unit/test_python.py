@@ -7,6 +7,7 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_info
 
 import ringtmp
+from ringtmp.ring.trainer import run
 from ringtmp.run.data import epoch_order, open_data
 
 SETTINGS = {"model": "mlp:5-8-6-3,activation=tanh", "batch_size": 10, "micro_batches": 3, "progress": False}
@@ -85,7 +86,11 @@ def test_a_run_on_arrays_can_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"optimiser": "sgd"}, "did you mean 'optimizer'"), ({"batch_size": 1000}, "exceeds the 64 training samples"),
-     ({"model": "mlp:4-3"}, "takes 4 inputs"), ({"split": "2,1"}, "names 2 ranks"), ({"data": 3}, "data: expected")],
+     ({"model": "mlp:4-3"}, "takes 4 inputs"), ({"split": "2,1"}, "names 2 ranks"), ({"data": 3}, "data: expected"),
+     ({"data": ([[1, 2], [3]], [0, 1])}, "data: arrays"), ({"data": "x" * 5000}, "data: xxx"),
+     ({"data": "synthetic:seed=99999999999999999999"}, "seed must be at least 0"),
+     ({"data": "synthetic:samples=10000000000000"}, "data: synthetic"),
+     ({"model": [{"type": "dense", "units": 3, "activation": ["relu"]}]}, "activation must be one of")],
 )  # fmt: skip
 def test_bad_input_raises(settings, words):
     with pytest.raises(ringtmp.UserError, match=words):
@@ -116,6 +121,29 @@ def test_threads_are_given_back():
     before = threads()
     ringtmp.train(data=samples(), steps=1, threads=1, **SETTINGS)
     assert threads() == before
+
+
+@pytest.mark.parametrize("updates", [1, 4, 5, 8, 11, 12])
+def test_stop(tmp_path, updates):
+    """A stop lets an evaluation that is due happen first; what was left out is made up for by the resume."""
+    calls = []
+
+    def stop() -> int:
+        calls.append(1)
+        return 15 if len(calls) == updates else 0
+
+    flags = SETTINGS | {"data": "arrays", "steps": 12, "eval_every": 4, "out": str(tmp_path), "name": "a"}
+    flags.pop("progress")
+    result = run(MPI.COMM_SELF, {}, flags, arrays=samples(), show=False, stop_request=stop)
+    assert result.step == updates
+    assert (result.state, result.signal) == (("finished", 0) if updates == 12 else ("stopped", 15))
+    rows = result.rows
+    if updates < 12:
+        more = ringtmp.train(resume=result.folder, data=samples(), progress=False)
+        assert (more.step, more.state) == (12, "finished")
+        rows = rows + more.rows
+    assert [row["step"] for row in rows if row["kind"] == "test"] == [4, 8, 12]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 13))
 
 
 def test_many_runs_in_one_process():

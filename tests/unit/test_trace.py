@@ -7,6 +7,7 @@ import pytest
 import ringtmp
 from ringtmp.analysis import draw_gantt, open_run
 from ringtmp.analysis.reader import _align
+from ringtmp.errors import RunFailure
 from ringtmp.run import trace
 from ringtmp.run.trace import EVENT, KINDS, Recorder
 
@@ -44,10 +45,27 @@ def test_a_killed_job_leaves_a_readable_trace(tmp_path, monkeypatch):
         assert len(file["events/start"]) == 20
 
 
-def test_no_file_is_overwritten(tmp_path):
-    Recorder(tmp_path / "a.h5", {})
-    with pytest.raises(OSError, match="exists"):
-        Recorder(tmp_path / "a.h5", {})
+def test_no_file_is_overwritten(tmp_path, capsys):
+    (tmp_path / "a.h5").write_text("precious")
+    recorder = Recorder(tmp_path / "a.h5", {})
+    recorder.record("F", 1, 3, 0)
+    recorder.flush()
+    assert (tmp_path / "a.h5").read_text() == "precious"
+    assert "File exists" in capsys.readouterr().err
+    assert recorder.totals["F"] == 2
+
+
+def test_a_run_that_fails_leaves_its_trace(tmp_path):
+    """With what led to the failure, a wall time that holds it, and parts that add up to that."""
+    with pytest.raises(RunFailure, match="the loss became"):
+        ringtmp.train(model="mlp:64-16x2-10", steps=300, optimizer="sgd", lr=1e9, out=str(tmp_path), name="a",
+                      progress=False)  # fmt: skip
+    run = open_run(tmp_path / "a")
+    assert run.status["state"] == "failed"
+    assert len(run.events()) > 10
+    table = run.breakdown()
+    assert (table >= 0).all().all()
+    assert np.allclose(table[["compute", "transfer", "wait", "checkpoint", "other"]].sum(axis=1), table["wall"])
 
 
 def test_without_a_file_sums_are_kept(tmp_path):
