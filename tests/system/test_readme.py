@@ -50,7 +50,8 @@ def workplace(tmp_path_factory):
 
 
 def run(line, workplace):
-    env = os.environ | {"PATH": f"{workplace / 'shims'}:{BIN}:{os.environ['PATH']}", "REAL_MPIRUN": str(BIN / "mpirun"),
+    ours = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")}
+    env = ours | {"PATH": f"{workplace / 'shims'}:{BIN}:{os.environ['PATH']}", "REAL_MPIRUN": str(BIN / "mpirun"),
                         "MPLBACKEND": "agg"}  # fmt: skip
     done = subprocess.run(["bash", "-euc", line], cwd=workplace, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
