@@ -50,7 +50,8 @@ def workplace(tmp_path_factory):
 
 
 def run(line, workplace):
-    ours = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")}
+    made = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "MPI", "RANKS", "MPIRUN")  # what this run was made with
+    ours = {key: value for key, value in os.environ.items() if key not in made}
     env = ours | {"PATH": f"{workplace / 'shims'}:{BIN}:{os.environ['PATH']}", "REAL_MPIRUN": str(BIN / "mpirun"),
                         "MPLBACKEND": "agg"}  # fmt: skip
     done = subprocess.run(["bash", "-euc", line], cwd=workplace, env=env, capture_output=True, text=True, timeout=280)
