@@ -419,6 +419,8 @@ class _Run:
         score = f"accuracy {reporter.test_score:.2%}" if reporter.classes else f"R2 {reporter.test_score:.4f}"
         summary(ranks, f"{state} at step {step} after {seconds:.1f} s: test {score}, idle {waited / max(wall, 1):.1%}")
         reporter.say(f"weights sha256 {sha256}")
+        if state == "stopped" and saved and job.folder:
+            reporter.say(f"go on with: --resume {job.folder.path}")
 
 
 def _filled(views: dict[str, Array]) -> dict[str, Array]:
