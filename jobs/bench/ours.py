@@ -89,10 +89,17 @@ def main() -> None:
             rows.append(measured(f"engine, {ranks} ranks: send and receive per action", transfer, "us", 20, True))
     on, off = event_cost(repeats)
     rows.append(compared("tracing: one event, recorded beside only summed", on, off, "ns", None, less_is_better=True))
-    for ranks in (1, 2):
-        settings = {"train": DEFAULT | {"steps": 110}, "skip": 20, "pairs": 20 * repeats}
+    data = "synthetic:samples=2560,features=1024,classes=10"
+    large = {"model": "mlp:1024-1024x8-10", "data": data, "batch_size": 256, "steps": 30}
+    for name, ranks, train, pairs in (
+        ("default job", 1, {"steps": 660}, 8 * repeats),
+        ("default job", 2, {"steps": 660}, 8 * repeats),
+        ("8 x 1024", 2, large, 2 * repeats),
+    ):
+        settings = {"train": DEFAULT | train, "skip": 5, "pairs": pairs}
         values = run_json("jobs.bench.tracing", settings, ranks)
-        rows.append(compared(f"tracing on beside off, {ranks} ranks", values["on"], values["off"], "samples/s", 0.99))
+        case = f"tracing on beside off, {name}, {ranks} ranks"
+        rows.append(compared(case, values["on"], values["off"], "samples/s", 0.99))
     publish("ours", "RingTMP's own figures", rows)
 
 

@@ -280,14 +280,14 @@ class Engine:
             self.loss_sum += loss
             self.correct += correct
         end = clock()
+        if phase.training and self.gradients is not None:
+            self.gradients.post(slot)
+        if not self.last:  # before all bookkeeping: the neighbour waits for it
+            self._send(self.activation_out, (slot, f.rows), slot, work.y, end, step, number)
         record("F" if phase.training else "E", begin, end, step, number)
         if phase.training:
             self.forwards += 1
             self.policy.took("F")
-            if self.gradients is not None:
-                self.gradients.post(slot)
-        if not self.last:
-            self._send(self.activation_out, (slot, f.rows), slot, work.y, end, step, number)
         if f.advance() and self.last:
             self._sum_up(phase)
         if not phase.training:
@@ -299,11 +299,11 @@ class Engine:
         begin = clock()
         self.stage.backward_input(work)
         end = clock()
+        if not self.first:
+            self._send(self.gradient_out, (i.slot, i.rows), i.slot, work.dx, end, i.phase.step, i.number)
         self.recorder.record("I", begin, end, i.phase.step, i.number)
         self.inputs += 1
         self.policy.took("I")
-        if not self.first:
-            self._send(self.gradient_out, (i.slot, i.rows), i.slot, work.dx, end, i.phase.step, i.number)
         i.advance()
 
     def _backward_weight(self) -> None:

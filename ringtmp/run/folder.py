@@ -7,6 +7,7 @@ runs/NAME/
     history.csv     loss and accuracy of each step and test, readable while the run goes on
     checkpoints/    the last two sets
     traces/000/     one HDF5 file per rank; 001 and so on after each resume
+    .lock           held by the job that writes here
 """
 
 import fcntl

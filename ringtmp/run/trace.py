@@ -1,6 +1,6 @@
 """Per-rank timing traces: what a rank did, in nanoseconds, in one HDF5 file per rank.
 
-Recording an event packs 40 bytes into memory made beforehand (0.3 microseconds, nothing allocated). Blocks go to the
+Recording an event packs 40 bytes into memory made beforehand (0.25 microseconds, nothing allocated). Blocks go to the
 file between steps, and the file is closed after each block: a killed job leaves a readable trace.
 """
 
@@ -44,7 +44,9 @@ EVENT = np.dtype(
      ("peer", "<i4"), ("stage", "<i2"), ("kind", "<i2")]
 )  # fmt: skip
 _PACK = struct.Struct("<qqqiiihh")
-_BLOCK = 1 << 15
+_BLOCK = 1 << 17  # events in memory
+_CHUNK = 1 << 13  # events of an HDF5 chunk
+_PERIOD = 30_000_000_000  # nanoseconds after which events go to the file although the block is not full
 
 clock = time.perf_counter_ns
 
@@ -64,7 +66,9 @@ class Recorder:
         self.path = path
         self.totals = dict.fromkeys(KINDS, 0)  # nanoseconds
         self.began = self.ended = clock()
-        self._memory = bytearray(_BLOCK * EVENT.itemsize if path else 0)
+        # Not zeros: those would be pages that come into being one by one while training.
+        self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
+        self._flushed = self.began
         self._count = 0
         self._stage = int(attributes.get("rank", 0))
         if path:
@@ -99,8 +103,8 @@ class Recorder:
             self.record(kind, start, clock(), step)
 
     def between_steps(self, step: int) -> None:
-        """Write the block out if it is nearly full: here, where no neighbour waits in the middle of a micro-batch."""
-        if self._count > 0.75 * _BLOCK:
+        """Write the block out if it is nearly full or old: here, where no neighbour waits for a micro-batch."""
+        if self._count > 0.75 * _BLOCK or clock() - self._flushed > _PERIOD:
             with self.timed("trace", step):
                 self.flush()
 
@@ -123,7 +127,7 @@ class Recorder:
             file.attrs["kinds"] = list(KINDS)
             self._set(file, attributes)
             for name in EVENT.names or ():
-                file.create_dataset(f"events/{name}", (0,), EVENT[name], maxshape=(None,), chunks=(_BLOCK,))
+                file.create_dataset(f"events/{name}", (0,), EVENT[name], maxshape=(None,), chunks=(_CHUNK,))
 
     @staticmethod
     def _set(file: Any, attributes: dict[str, Any]) -> None:
@@ -141,7 +145,7 @@ class Recorder:
             self._append(attributes or {})
         except OSError as error:
             self._give_up(error)
-        self._count = 0
+        self._count, self._flushed = 0, clock()
 
     def _give_up(self, error: OSError) -> None:
         warn(f"could not write its trace {self.path}: {error}; training goes on without it")
