@@ -92,8 +92,8 @@ def main() -> None:
     data = "synthetic:samples=2560,features=1024,classes=10"
     large = {"model": "mlp:1024-1024x8-10", "data": data, "batch_size": 256, "steps": 30}
     for name, ranks, train, pairs in (
-        ("default job", 1, {"steps": 660}, 8 * repeats),
-        ("default job", 2, {"steps": 660}, 8 * repeats),
+        ("default job", 1, {"steps": 220}, 20 * repeats),
+        ("default job", 2, {"steps": 220}, 20 * repeats),
         ("8 x 1024", 2, large, 2 * repeats),
     ):
         settings = {"train": DEFAULT | train, "skip": 5, "pairs": pairs}
