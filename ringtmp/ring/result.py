@@ -1,0 +1,61 @@
+"""What a training run gives back."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ringtmp.nn.layers import Array
+from ringtmp.run.progress import Reporter
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+    from pandas import DataFrame
+
+
+@dataclass
+class Result:
+    """What `train` gives back.
+
+    Attributes
+    ----------
+    layers : dict
+        This rank's layers: name -> parameter name -> array.
+    sha256 : str
+        Digest of all weights of all ranks, the same whatever the number of ranks.
+    rows : list of dict
+        Losses and scores of every step and test (rank 0; empty elsewhere).
+    ranks : list of dict
+        Per rank: layers, parameters, nanoseconds by part of the wall time, peak memory in bytes (rank 0).
+    state : str
+        `finished` or `stopped`.
+    signal : int
+        The signal that stopped the run, or 0.
+    step : int
+        Updates made since the run's first step.
+    folder : str or None
+        The run folder.
+    saved : bool
+        Whether its checkpoints hold the weights of the last step.
+    """
+
+    layers: dict[str, dict[str, Array]]
+    sha256: str
+    rows: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]
+    state: str
+    signal: int
+    step: int
+    folder: str | None
+    saved: bool
+    _comm: "Intracomm"
+
+    @property
+    def history(self) -> "DataFrame":
+        """Losses and scores as a data frame (rank 0)."""
+        from pandas import DataFrame
+
+        return DataFrame(self.rows, columns=list(Reporter.COLUMNS))
+
+    def weights(self) -> dict[str, dict[str, Array]]:
+        """All layers, on rank 0 (elsewhere empty). Collective over the communicator that trained."""
+        parts = self._comm.gather(self.layers)
+        return {name: arrays for part in parts for name, arrays in part.items()} if parts else {}
