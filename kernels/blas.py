@@ -75,7 +75,7 @@ def _gemm(typingctx, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc):  # noqa: AN
 
 @jit
 def gemm(a, b, c, trans_a, trans_b, beta):  # noqa: ANN001, ANN201
-    """C = op(a) @ op(b) + beta * c for row-major matrices, op transposing where the flag says so.
+    """c = op(a) @ op(b) + beta * c for row-major matrices, op transposing where the flag says so.
 
     Fortran sees each row-major matrix transposed, so the product is asked for as c.T = op(b).T @ op(a).T.
     With beta 0 the old contents of c, NaN included, do not count.

@@ -10,7 +10,7 @@ from kernels._jit import jit
 
 @jit
 def sgd(w, g, lr, weight_decay):  # noqa: ANN001, ANN201
-    """W -= lr * (g + weight_decay * w)."""
+    """w -= lr * (g + weight_decay * w)."""
     kind = w.dtype.type
     rate, decay = kind(lr), kind(weight_decay)
     for i in range(w.size):
@@ -19,7 +19,7 @@ def sgd(w, g, lr, weight_decay):  # noqa: ANN001, ANN201
 
 @jit
 def momentum(w, g, velocity, lr, mu, weight_decay):  # noqa: ANN001, ANN201
-    """Velocity = mu * velocity + g + weight_decay * w; w -= lr * velocity."""
+    """velocity = mu * velocity + g + weight_decay * w; w -= lr * velocity."""
     kind = w.dtype.type
     rate, decay, keep = kind(lr), kind(weight_decay), kind(mu)
     for i in range(w.size):

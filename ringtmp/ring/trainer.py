@@ -23,10 +23,10 @@ from ringtmp.ring.stage import Stage
 from ringtmp.run import checkpoint
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.job import Feeder, Job, open_folder, prepare
-from ringtmp.run.mpi import abort, meet
+from ringtmp.run.mpi import abort, meet, warn
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.timetable import Phase
-from ringtmp.run.trace import Recorder, clock, environment, peak_memory, warn
+from ringtmp.run.trace import Recorder, clock, environment, peak_memory
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm

@@ -114,11 +114,10 @@ def lock(folder: RunFolder) -> IO[str]:
     ------
     UserError
         Another job holds it.
+    OSError
+        It cannot be written to.
     """
-    try:
-        file = (folder.path / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"out: cannot write to {folder.path}: {error.strerror}") from None
+    file = (folder.path / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

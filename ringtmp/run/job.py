@@ -210,8 +210,8 @@ def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
     assert folder
 
     def begin() -> int:
-        job.lock = lock(folder)
         try:
+            job.lock = lock(folder)
             if not new:
                 store_config(folder, job.config)
                 folder.set_status("running", step=job.start)

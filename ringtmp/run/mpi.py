@@ -147,9 +147,16 @@ def run_main(main: "Callable[[Intracomm, StopRequest], int]") -> NoReturn:
     quiet_exit(status)
 
 
-def _tell(error: UserError) -> None:
-    with suppress(OSError):
-        print(f"ringtmp: {error}", file=sys.stderr, flush=True)
+def _tell(text: object) -> None:
+    with suppress(OSError):  # standard error may go to a disk that is full
+        print(f"ringtmp: {text}", file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """One line on standard error from whichever rank it is, for what does not end the run."""
+    from mpi4py import MPI
+
+    _tell(f"warning: rank {MPI.COMM_WORLD.rank} on {socket.gethostname()} {text}")
 
 
 def abort(comm: "Intracomm", error: BaseException) -> NoReturn:

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 import ringtmp
 from ringtmp.run.files import hdf5
+from ringtmp.run.mpi import warn
 
 # What an event is, and which part of the wall time it counts to.
 KINDS = {
@@ -104,7 +105,7 @@ class Recorder:
 
     def between_steps(self, step: int) -> None:
         """Write the block out if it is nearly full or old: here, where no neighbour waits for a micro-batch."""
-        if self._count > 0.75 * _BLOCK or clock() - self._flushed > _PERIOD:
+        if self.path and (self._count > 0.75 * _BLOCK or clock() - self._flushed > _PERIOD):
             with self.timed("trace", step):
                 self.flush()
 
@@ -163,15 +164,6 @@ class Recorder:
                 column[old:] = events[name]
             self._set(file, attributes)
             file.attrs["began"], file.attrs["ended"] = self.began, self.ended
-
-
-def warn(text: str) -> None:
-    """One line on standard error from whichever rank it is, for what does not end the run."""
-    from mpi4py import MPI
-
-    where = f"rank {MPI.COMM_WORLD.rank} on {socket.gethostname()}"
-    with suppress(OSError):  # standard error may go to the disk that is full
-        print(f"ringtmp: warning: {where} {text}", file=sys.stderr, flush=True)
 
 
 def environment() -> dict[str, Any]:

@@ -68,6 +68,19 @@ def test_a_run_that_fails_leaves_its_trace(tmp_path):
     assert np.allclose(table[["compute", "transfer", "wait", "checkpoint", "other"]].sum(axis=1), table["wall"])
 
 
+@pytest.mark.parametrize("traced", [True, False])
+def test_old_events_are_written_between_steps(tmp_path, monkeypatch, traced):
+    """Without a file there is nothing to write, however much time has gone."""
+    monkeypatch.setattr(trace, "_PERIOD", -1)
+    recorder = Recorder(tmp_path / "a.h5" if traced else None, {})
+    recorder.record("F", 1, 3, 0)
+    recorder.between_steps(0)
+    assert (recorder.totals["trace"] > 0) == traced
+    if traced:
+        with h5py.File(tmp_path / "a.h5") as file:
+            assert len(file["events/start"]) == 1
+
+
 def test_without_a_file_sums_are_kept(tmp_path):
     recorder = Recorder(None, {})
     recorder.record("F", 10, 15, 0)
