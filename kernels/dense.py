@@ -1,77 +1,67 @@
-"""The dense layer: y = activation(x @ weight + bias), forward, I and W apart.
+"""The dense layer: y = activation(x @ weight + bias), forward, I and W apart, on the register tile.
 
-The products are the BLAS's; everything element-wise is one pass over memory, fused with its neighbour.
+Weights lie in panels (`kernels.gemm`), and beside them their transpose, made once per step. Element-wise work is done
+on blocks of rows that are still in the cache.
 """
 
-import math
-
 from kernels._jit import jit
-from kernels.activations import GELU, INV_SQRT_2PI, RELU, SIGMOID, SQRT_HALF, TANH
-from kernels.blas import gemm
+from kernels.activations import LINEAR, RELU, activate, deactivate
+from kernels.gemm import across, along, column_sums, rows_to_panels
+
+_ROWS = 64  # of a block that stays in the cache between product and activation
 
 
 @jit
 def dense_forward(x, weight, bias, y, slope, activation):  # noqa: ANN001, ANN201
-    """y[m, n] = activation(x[m, k] @ weight[k, n] + bias[n]); bias of size 0: none; slope[m, n]: of gelu at z."""
-    gemm(x, weight, y, False, False, 0.0)
+    """y[m, n] = activation(x[m, k] @ weight + bias[n]); weight [k, n] in panels; bias of size 0: none.
+
+    slope[m, n] takes the activation's derivative where y does not give it (`SLOPED`).
+    """
     m, n = y.shape
-    one = y.dtype.type(1)
-    half = y.dtype.type(0.5)
-    biased = bias.size > 0
-    for i in range(m):
-        if biased:
-            for j in range(n):
-                y[i, j] += bias[j]
-        if activation == RELU:
-            for j in range(n):
-                # NaN stays NaN: the comparison is false for it.
-                y[i, j] = y.dtype.type(0) if y[i, j] < 0 else y[i, j]
-        elif activation == TANH:
-            for j in range(n):
-                y[i, j] = math.tanh(y[i, j])
-        elif activation == SIGMOID:
-            for j in range(n):
-                y[i, j] = half + half * math.tanh(half * y[i, j])
-        elif activation == GELU:
-            for j in range(n):
-                z = y[i, j]
-                below = half * (one + math.erf(z * y.dtype.type(SQRT_HALF)))
-                slope[i, j] = below + z * y.dtype.type(INV_SQRT_2PI) * math.exp(-half * z * z)
-                y[i, j] = z * below
+    k = x.shape[1]
+    a, c = x.reshape(x.size), y.reshape(y.size)
+    start = 2 if bias.size > 0 else 0
+    if activation == LINEAR or activation == RELU:  # noqa: SIM109 - compiled
+        along(a, 0, k, weight, 0, 0, c, 0, n, m, n, k, start, activation == RELU, bias)
+        return
+    for first in range(0, m, _ROWS):
+        last = min(m, first + _ROWS)
+        along(a, first * k, k, weight, 0, 0, c, first * n, n, last - first, n, k, start, False, bias)
+        activate(y, slope, first, last, activation)
 
 
 @jit
-def dense_backward_input(y, slope, dy, weight, dx, activation):  # noqa: ANN001, ANN201
-    """dy[m, n] becomes the gradient at x @ weight + bias; dx[m, k] = that @ weight.T (left out if dx has size 0)."""
-    m, n = y.shape
-    zero, one = y.dtype.type(0), y.dtype.type(1)
-    if activation == RELU:
-        for i in range(m):
-            for j in range(n):
-                dy[i, j] = zero if y[i, j] <= 0 else dy[i, j]
-    elif activation == TANH:
-        for i in range(m):
-            for j in range(n):
-                dy[i, j] *= one - y[i, j] * y[i, j]
-    elif activation == SIGMOID:
-        for i in range(m):
-            for j in range(n):
-                dy[i, j] *= y[i, j] * (one - y[i, j])
-    elif activation == GELU:
-        for i in range(m):
-            for j in range(n):
-                dy[i, j] *= slope[i, j]
-    if dx.size > 0:
-        gemm(dy, weight, dx, False, True, 0.0)
+def dense_backward_input(y, slope, dy, transposed, dx, activation):  # noqa: ANN001, ANN201
+    """dy[m, n] becomes the gradient at x @ weight + bias; dx[m, k] = that @ weight.T (left out if dx has size 0).
+
+    transposed: weight.T [n, k] in panels.
+    """
+    m, n = dy.shape
+    k = dx.shape[1]
+    a, c = dy.reshape(dy.size), dx.reshape(dx.size)
+    for first in range(0, m, _ROWS):
+        last = min(m, first + _ROWS)
+        if activation != LINEAR:
+            deactivate(y, slope, dy, first, last, activation)
+        if dx.size > 0:
+            along(a, first * n, n, transposed, 0, 0, c, first * k, k, last - first, k, n, 0, False, a)
 
 
 @jit
-def dense_backward_weight(x, delta, grad_weight, grad_bias, beta):  # noqa: ANN001, ANN201
-    """grad_weight = x.T @ delta + beta * grad_weight by the product itself; grad_bias = row sum + beta * grad_bias."""
-    gemm(x, delta, grad_weight, True, False, beta)
+def dense_stack(x, delta, room, at, total):  # noqa: ANN001, ANN201
+    """Rows x[m, k] and delta[m, n] become rows `at`... of `total` in panels, in room[total * (k + n)], for W."""
+    m, k = x.shape
+    n = delta.shape[1]
+    rows_to_panels(x.reshape(x.size), 0, k, m, k, room, 0, total, at)
+    rows_to_panels(delta.reshape(delta.size), 0, n, m, n, room, total * k, total, at)
+
+
+@jit
+def dense_backward_weight(room, total, k, n, grad_weight, grad_bias, add):  # noqa: ANN001, ANN201
+    """grad_weight (in panels) and grad_bias[n] = x.T @ delta and the column sums of delta, from `dense_stack`.
+
+    Added onto what is there if `add`.
+    """
+    across(room, 0, 0, room, total * k, 0, grad_weight, 0, 0, k, n, total, add)
     if grad_bias.size > 0:
-        if beta == 0:
-            grad_bias[:] = 0
-        for i in range(delta.shape[0]):
-            for j in range(delta.shape[1]):
-                grad_bias[j] += delta[i, j]
+        column_sums(room, total * k, 0, total, n, grad_bias, add)

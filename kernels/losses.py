@@ -3,15 +3,18 @@
 import math
 
 from kernels._jit import jit
+from kernels.scalar import exp
 
 
 @jit
 def softmax_cross_entropy(logits, labels, scale, dlogits):  # noqa: ANN001, ANN201
     """Loss sum (float64) and correct answers of logits[m, c] for labels[m]; dlogits = (softmax - 1hot) * scale.
 
-    The largest logit is taken off first, so nothing overflows. dlogits of size 0: only the loss is wanted.
+    The largest logit is taken off first, so nothing overflows. dlogits may be logits itself, so that no second copy of
+    them exists; of size 0: only the loss is wanted.
     """
     m, c = logits.shape
+    kind = logits.dtype.type
     wanted = dlogits.size > 0
     loss, correct = 0.0, 0
     for i in range(m):
@@ -19,16 +22,23 @@ def softmax_cross_entropy(logits, labels, scale, dlogits):  # noqa: ANN001, ANN2
         for j in range(1, c):
             if logits[i, j] > top:
                 top, best = logits[i, j], j
-        total = 0.0
-        for j in range(c):
-            total += math.exp(logits[i, j] - top)
         label = labels[i]
-        loss += math.log(total) - (logits[i, label] - top)
-        correct += best == label
+        here = logits[i, label] - top
+        total = kind(0)
         if wanted:
             for j in range(c):
-                dlogits[i, j] = math.exp(logits[i, j] - top) / total * scale
-            dlogits[i, label] -= scale
+                power = exp(logits[i, j] - top)
+                dlogits[i, j] = power
+                total += power
+            share = kind(scale) / total
+            for j in range(c):
+                dlogits[i, j] *= share
+            dlogits[i, label] -= kind(scale)
+        else:
+            for j in range(c):
+                total += exp(logits[i, j] - top)
+        loss += math.log(total) - here
+        correct += best == label
     return loss, correct
 
 

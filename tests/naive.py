@@ -14,6 +14,8 @@ def activate(z: float, activation: str) -> float:
         return 1 / (1 + math.exp(-z))
     if activation == "gelu":
         return z * 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    if activation == "silu":
+        return z / (1 + math.exp(-z))
     return z
 
 
@@ -28,6 +30,9 @@ def slope(z: float, activation: str) -> float:
     if activation == "gelu":
         density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
         return 0.5 * (1 + math.erf(z / math.sqrt(2))) + z * density
+    if activation == "silu":
+        s = 1 / (1 + math.exp(-z))
+        return s + z * s * (1 - s)
     return 1.0
 
 
@@ -88,3 +93,126 @@ def adam(w, g, m, v, lr, b1, b2, eps, wd, step, decoupled):
         g = g + wd * w
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     return w - lr * (m / (1 - b1**step)) / (np.sqrt(v / (1 - b2**step)) + eps), m, v
+
+
+def panels(matrix):
+    """A matrix cut into panels of 32 columns, each contiguous, as one flat array."""
+    return np.concatenate([matrix[:, j : j + 32].ravel() for j in range(0, matrix.shape[1], 32)])
+
+
+def unpanel(flat, rows, columns):
+    result = np.empty((rows, columns), flat.dtype)
+    for j in range(0, columns, 32):
+        width = min(32, columns - j)
+        result[:, j : j + width] = flat[j * rows : j * rows + rows * width].reshape(rows, width)
+    return result
+
+
+def conv(x, weight, bias, stride, pad):
+    """y[m, h, w, o] of x[m, H, W, c] and weight[k, k, c, o]."""
+    m, high, wide, c = x.shape
+    k, o = weight.shape[0], weight.shape[3]
+    h, w = (high + 2 * pad - k) // stride + 1, (wide + 2 * pad - k) // stride + 1
+    y = np.zeros((m, h, w, o))
+    for i in range(m):
+        for u in range(h):
+            for v in range(w):
+                for a in range(k):
+                    for b in range(k):
+                        row, column = u * stride + a - pad, v * stride + b - pad
+                        if 0 <= row < high and 0 <= column < wide:
+                            y[i, u, v] += x[i, row, column].astype(np.float64) @ weight[a, b]
+    return y + bias
+
+
+def conv_backward(x, weight, dy, stride, pad):
+    """dx, gradient of weight, gradient of bias."""
+    _, high, wide, _ = x.shape
+    k = weight.shape[0]
+    dx, grad = np.zeros(x.shape), np.zeros(weight.shape)
+    for i, u, v in np.ndindex(dy.shape[:3]):
+        for a in range(k):
+            for b in range(k):
+                row, column = u * stride + a - pad, v * stride + b - pad
+                if 0 <= row < high and 0 <= column < wide:
+                    dx[i, row, column] += weight[a, b].astype(np.float64) @ dy[i, u, v]
+                    grad[a, b] += np.outer(x[i, row, column], dy[i, u, v].astype(np.float64))
+    return dx, grad, dy.sum(axis=(0, 1, 2))
+
+
+def pool(x, size, stride, choose):
+    """y of windows of x[m, H, W, c]; `choose`: np.max or np.mean."""
+    m, high, wide, c = x.shape
+    y = np.zeros((m, (high - size) // stride + 1, (wide - size) // stride + 1, c))
+    for i, u, v, j in np.ndindex(y.shape):
+        y[i, u, v, j] = choose(x[i, u * stride : u * stride + size, v * stride : v * stride + size, j])
+    return y
+
+
+def max_pool_backward(x, dy, size, stride):
+    dx = np.zeros(x.shape)
+    for i, u, v, j in np.ndindex(dy.shape):
+        window = x[i, u * stride : u * stride + size, v * stride : v * stride + size, j]
+        a, b = divmod(int(np.argmax(window)), size)
+        dx[i, u * stride + a, v * stride + b, j] += dy[i, u, v, j]
+    return dx
+
+
+def average_pool_backward(shape, dy, size, stride):
+    dx = np.zeros(shape)
+    for i, u, v, j in np.ndindex(dy.shape):
+        dx[i, u * stride : u * stride + size, v * stride : v * stride + size, j] += dy[i, u, v, j] / size**2
+    return dx
+
+
+def normalise(x, gain, bias):
+    """Layer norm of each row of x[m, n] in float64."""
+    x = x.astype(np.float64)
+    hat = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    return hat * gain + bias
+
+
+def normalise_backward(x, gain, dy):
+    """dx, gradient of gain, gradient of bias."""
+    x = x.astype(np.float64)
+    scale = 1 / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    hat = (x - x.mean(axis=1, keepdims=True)) * scale
+    g = dy * gain
+    dx = scale * (g - g.mean(axis=1, keepdims=True) - hat * (g * hat).mean(axis=1, keepdims=True))
+    return dx, (dy * hat).sum(axis=0), dy.sum(axis=0)
+
+
+def attention(qkv, heads):
+    """y[m, T, n] of qkv[m, T, 3 n], and the attention of each head."""
+    m, steps, triple = qkv.shape
+    n = triple // 3
+    d = n // heads
+    y, weights = np.zeros((m, steps, n)), np.zeros((m, heads, steps, steps))
+    for i in range(m):
+        for h in range(heads):
+            q, k, v = (qkv[i, :, part * n + h * d : part * n + h * d + d].astype(np.float64) for part in range(3))
+            for t in range(steps):
+                scores = [float(q[t] @ k[s]) / math.sqrt(d) for s in range(t + 1)]
+                powers = [math.exp(score - max(scores)) for score in scores]
+                for s in range(t + 1):
+                    weights[i, h, t, s] = powers[s] / sum(powers)
+                    y[i, t, h * d : h * d + d] += weights[i, h, t, s] * v[s]
+    return y, weights
+
+
+def attention_backward(qkv, dy, heads):
+    """dqkv."""
+    _, weights = attention(qkv, heads)
+    m, _, triple = qkv.shape
+    n = triple // 3
+    d = n // heads
+    dqkv = np.zeros(qkv.shape)
+    for i in range(m):
+        for h in range(heads):
+            part = [slice(p * n + h * d, p * n + h * d + d) for p in range(3)]
+            q, k, v = (qkv[i, :, each].astype(np.float64) for each in part)
+            p, g = weights[i, h], dy[i, :, h * d : h * d + d].astype(np.float64)
+            dp = g @ v.T
+            ds = p * (dp - (p * dp).sum(axis=1, keepdims=True)) / math.sqrt(d)
+            dqkv[i, :, part[0]], dqkv[i, :, part[1]], dqkv[i, :, part[2]] = ds @ k, ds.T @ q, p.T @ g
+    return dqkv

@@ -1,27 +1,53 @@
-"""A model is a chain of layers and a loss. Parsing of the short form and of TOML tables."""
+"""A model is a chain of layers and a loss."""
 
-import re
+import math
 from dataclasses import dataclass
 from typing import Any
 
-import kernels
 from ringtmp.errors import UserError
-from ringtmp.nn.layers import Dense, dense_from_table
-
-_FORM = "mlp:IN-WIDTH-OUT or mlp:IN-WIDTHxCOUNT-OUT[,activation=relu]"
+from ringtmp.nn.forms import tables_of
+from ringtmp.nn.layer import Layer
+from ringtmp.nn.sequences import Embedding
+from ringtmp.nn.tables import layers_from_tables
 
 
 @dataclass(frozen=True)
 class Model:
     """A chain of layers and the loss at its end (`cross-entropy` or `mse`)."""
 
-    layers: tuple[Dense, ...]
+    layers: tuple[Layer, ...]
     loss: str
 
     @property
     def parameters(self) -> int:
         """Number of parameters of all layers."""
-        return sum(layer.size for layer in self.layers)
+        return sum(layer.count for layer in self.layers)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether samples are tokens (int64), not numbers."""
+        return isinstance(self.layers[0], Embedding)
+
+    @property
+    def labels(self) -> int:
+        """Labels (or target values) per sample."""
+        last = self.layers[-1]
+        return last.outputs if self.loss == "mse" else last.outputs // last.out_shape[-1]
+
+    @property
+    def scored(self) -> int:
+        """Predictions per sample, over which losses are averaged: its places, or 1."""
+        return 1 if self.loss == "mse" else self.labels
+
+    @property
+    def families(self) -> set[str]:
+        """Families of kernels that the layers need."""
+        return set().union({"base"}, *(layer.families() for layer in self.layers))
+
+    @property
+    def places(self) -> int:
+        """Rows that a sample is in the largest products: the places of a sequence, or 1."""
+        return math.prod(self.layers[-1].out_shape[:-1])
 
     def layer_name(self, index: int) -> str:
         """Name of a layer in checkpoints, such as `003-dense`: by place in the chain, never by rank."""
@@ -32,7 +58,14 @@ class Model:
         return [layer.to_dict() for layer in self.layers]
 
 
-def build_model(spec: str | list[dict[str, Any]], loss: str, features: int, target: str, outputs: int) -> Model:
+def build_model(
+    spec: str | list[dict[str, Any]],
+    loss: str,
+    shape: int | tuple[int, ...],
+    target: str,
+    outputs: int,
+    labels: int = 1,
+) -> Model:
     """The model that `spec` describes, checked against the data.
 
     Parameters
@@ -41,59 +74,47 @@ def build_model(spec: str | list[dict[str, Any]], loss: str, features: int, targ
         Short form, or one table per layer.
     loss : str
         `auto`, `cross-entropy` or `mse`.
-    features : int
-        Numbers per input sample.
+    shape : int or tuple of int
+        Shape of one sample.
     target : str
         `classes` or `values`.
     outputs : int
         Number of classes, or width of the target.
+    labels : int
+        Labels per sample: more than one for sequences, each place of which has its own.
 
     Raises
     ------
     UserError
         The form is wrong, or a size does not fit the data.
     """
-    tables, given = _short_form(spec) if isinstance(spec, str) else (spec, features)
-    if given != features:
+    shape = (shape,) if isinstance(shape, int) else shape
+    features = math.prod(shape)
+    tables, named = tables_of(spec, outputs) if isinstance(spec, str) else (spec, None)
+    if named and math.prod(named) != features:
+        given = "x".join(map(str, named))
         raise UserError(f"model: takes {given} inputs but the data has {features} features per sample")
-    layers: list[Dense] = []
-    for number, table in enumerate(tables):
-        where = f"model: layer {number}"
-        if not isinstance(table, dict):
-            raise UserError(f"{where}: expected a table, got {table!r}")
-        layers.append(dense_from_table(table, layers[-1].outputs if layers else features, where))
-    if not layers:
+    if not tables:
         raise UserError("model: has no layers; expected at least one")
+    layers = layers_from_tables(tables, named or shape)
     wanted = {"classes": "cross-entropy", "values": "mse"}[target]
     if loss not in ("auto", wanted):
         raise UserError(f"loss: {loss} does not fit data whose target is {target}; expected {wanted} or auto")
-    last = layers[-1].outputs
-    if target == "classes" and last < outputs:
-        raise UserError(f"model: gives {last} outputs but the data has labels 0 to {outputs - 1}; expected {outputs}")
-    if target == "values" and last != outputs:
-        raise UserError(f"model: gives {last} outputs but the data's target has {outputs}")
-    return Model(tuple(layers), wanted)
-
-
-def _short_form(text: str) -> tuple[list[dict[str, Any]], int]:
-    head, *options = text.split(",")
-    family, _, sizes = head.partition(":")
-    if family != "mlp":
-        raise UserError(f"model: expected {_FORM}, or a TOML file, got {text!r}")
-    activation = "relu"
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "activation" or value not in kernels.ACTIVATIONS:
-            raise UserError(f"model: option {option!r}: expected activation={'|'.join(kernels.ACTIVATIONS)}")
-        activation = value
-    widths: list[int] = []
-    for part in sizes.split("-"):
-        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", part)
-        if not match:
-            raise UserError(f"model: size {part!r} in {text!r}: expected {_FORM}")
-        widths += [int(match[1])] * int(match[2] or 1)
-    if len(widths) < 2:
-        raise UserError(f"model: {text!r} has no layer: expected {_FORM}")
-    tables = [{"type": "dense", "units": width, "activation": activation} for width in widths[1:]]
-    tables[-1]["activation"] = "linear"
-    return tables, widths[0]
+    out = layers[-1].out_shape
+    if target == "classes" and out[-1] < outputs:
+        raise UserError(
+            f"model: gives {out[-1]} outputs but the data has labels 0 to {outputs - 1}; expected {outputs}"
+        )
+    if target == "classes" and math.prod(out[:-1]) != labels:
+        raise UserError(
+            f"model: predicts {math.prod(out[:-1])} labels per sample (it gives {out}), but the data has {labels}"
+        )
+    if target == "values" and math.prod(out) != outputs:
+        raise UserError(f"model: gives {math.prod(out)} outputs but the data's target has {outputs}")
+    model = Model(layers, wanted)
+    if model.takes_tokens != (labels > 1):
+        raise UserError(
+            "model: takes tokens; expected --data text:FILE" if model.takes_tokens else
+            "model: the data is text; expected a gpt: model, or one whose first layer is an embedding"
+        )  # fmt: skip
+    return model

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import kernels
-from ringtmp.nn.layers import Array
+from ringtmp.nn.layer import Array
 
 # The slots of each rule: arrays as large as the parameters, kept beside them and in checkpoints.
 SLOTS: dict[str, tuple[str, ...]] = {"sgd": (), "momentum": ("velocity",), "adam": ("m", "v"), "adamw": ("m", "v")}
@@ -16,16 +16,25 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of `SLOTS`, with its constants."""
+    """One of `SLOTS`, with its constants; `clip_value` bounds every number of a gradient, `clip_norm` that of all."""
 
     name: str
     weight_decay: float = 0.0
     momentum: float = 0.9
+    clip_value: float | None = None
+    clip_norm: float | None = None
 
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the arrays that the rule keeps beside the parameters."""
         return SLOTS[self.name]
+
+    def clip(self, g: Array, norm: float) -> None:
+        """Bound flat gradients in place; `norm` is that of all layers' gradients together."""
+        if self.clip_norm is not None and norm > self.clip_norm:
+            kernels.scale_by(g, self.clip_norm / norm)
+        if self.clip_value is not None:
+            kernels.clip_value(g, self.clip_value)
 
     def update(self, w: Array, g: Array, slots: dict[str, Array], lr: float, step: int) -> None:
         """One step in place over flat arrays; `step` counts from 1."""

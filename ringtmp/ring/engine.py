@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ringtmp.errors import RunFailure
-from ringtmp.nn.layers import Array
+from ringtmp.nn.layer import Array, Moment
+from ringtmp.nn.stage import Stage
 from ringtmp.ring.links import (
     CONTROL_FIELDS,
     TAG_ACTIVATION,
@@ -26,14 +27,13 @@ from ringtmp.ring.links import (
     Outbox,
     Patience,
 )
-from ringtmp.ring.stage import Stage
 from ringtmp.run.timetable import Cursor, Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
 
-TOKEN, TEST, STOP = 0, 1, 2  # first number of a control message
+TOKEN, TEST, STOP, SQUARES, NORM = range(5)  # first number of a control message
 
 
 class Policy(Protocol):
@@ -80,13 +80,16 @@ class Engine:
         Updates made before (0 for a new run).
     crowded : bool
         Whether ranks outnumber the cores of this node.
-    synchronous, delay, stall_timeout :
+    w_group : int
+        Most micro-batches that one W takes together.
+    seed, synchronous, delay, stall_timeout :
         As in `RunConfig`.
     """
 
     def __init__(
         self, comm: "Intracomm", stage: Stage, table: Timetable, policy: Policy, hooks: Hooks, recorder: Recorder,
-        *, start: int = 0, crowded: bool = False, synchronous: bool = False, delay: float = 0.0,
+        *, start: int = 0, w_group: int = 1, seed: int = 0, crowded: bool = False, synchronous: bool = False,
+        delay: float = 0.0,
         stall_timeout: float = 600.0, stop_request: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self.stage, self.table, self.policy, self.hooks, self.recorder = stage, table, policy, hooks, recorder
@@ -98,6 +101,8 @@ class Engine:
         self.patience = Patience(crowded)
         self.stall = stall_timeout * 1e9
         self.delay, self.jitter = delay, random.Random(comm.rank)
+        self.w_group, self.seed = w_group, seed
+        self.loss_scale = 1.0 / (table.batch_size * stage.model.scored)
 
         index = table.index_of(start)
         self.end = table.end  # phases from here on are not run
@@ -113,6 +118,9 @@ class Engine:
         self.saved: dict[int, bool] = {}
         self.tests_home = index - start  # evaluations that rank 0 has heard of
         self.loss_sum = self.correct = 0.0
+        self.squares = math.nan  # of the gradients of all ranks before this one (step's own: NaN until it is here)
+        self.norm = math.nan  # of all gradients of this step
+        self.added = False  # whether this rank's squares have been passed on
         self.interrupted = False  # a control message has just been dealt with: that was neither wait nor transfer
 
         self.pending: list[list[Request]] = [[] for _ in range(stage.slots)]
@@ -160,8 +168,10 @@ class Engine:
         return self.weights < self.inputs
 
     def must_update(self) -> bool:
-        """Every W of the step is done."""
-        return self.weights == (self.updates - self.start + 1) * len(self.table.train_sizes)
+        """Every W of the step is done, and the norm of all gradients is known if it bounds them."""
+        if self.weights != (self.updates - self.start + 1) * len(self.table.train_sizes):
+            return False
+        return self.stage.optimizer.clip_norm is None or self._knows_norm()
 
     def evaluating(self) -> bool:
         """The next F belongs to an evaluation."""
@@ -266,6 +276,7 @@ class Engine:
         step, number, slot = phase.step, f.number, f.slot
         work = self.stage.work(slot, f.rows)
         begin = clock()
+        moment = self._moment(phase, number)
         if self.first:
             self.hooks.read(phase, number, work.x, work.labels)
             read = clock()
@@ -274,9 +285,9 @@ class Engine:
             if self.size > 1:
                 self._send(self.label_out, (slot, f.rows), slot, work.labels, begin, step, number)
                 begin = clock()
-        self.stage.forward(work)
+        self.stage.forward(work, moment)
         if self.last:
-            loss, correct = self.stage.loss(work, 1.0 / self.table.batch_size if phase.training else 0.0)
+            loss, correct = self.stage.loss(work, self.loss_scale if phase.training else 0.0)
             self.loss_sum += loss
             self.correct += correct
         end = clock()
@@ -297,7 +308,7 @@ class Engine:
         i = self.i
         work = self.stage.work(i.slot, i.rows)
         begin = clock()
-        self.stage.backward_input(work)
+        self.stage.backward_input(work, self._moment(i.phase, i.number))
         end = clock()
         if not self.first:
             self._send(self.gradient_out, (i.slot, i.rows), i.slot, work.dx, end, i.phase.step, i.number)
@@ -307,20 +318,32 @@ class Engine:
         i.advance()
 
     def _backward_weight(self) -> None:
-        w = self.w
-        work = self.stage.work(w.slot, w.rows)
+        """W of the oldest micro-batches that wait for it, up to `w_group`, in one product; one event for each."""
+        w, step, number = self.w, self.w.phase.step, self.w.number
+        count = min(self.w_group, self.inputs - self.weights, len(w.phase.sizes) - number)
+        works = []
+        for _ in range(count):
+            works.append(self.stage.work(w.slot, w.rows))
+            self.done = w.place + 1
+            w.advance()
         begin = clock()
-        self.stage.backward_weight(work, first=w.number == 0)
-        self.recorder.record("W", begin, clock(), w.phase.step, w.number)
-        self.weights += 1
-        self.done = w.place + 1
-        self.policy.took("W")
-        w.advance()
+        self.stage.backward_weight(works, first=number == 0)
+        end = clock()
+        for n in range(count):  # the time of a product is dealt evenly
+            self.recorder.record("W", begin + (end - begin) * n // count, begin + (end - begin) * (n + 1) // count,
+                                 step, number + n)  # fmt: skip
+            self.policy.took("W")
+        self.weights += count
+
+    def _moment(self, phase: Phase, number: int) -> Moment:
+        return Moment(phase.training, self.seed, phase.step, self.table.first_sample(phase, number))
 
     def _update(self) -> None:
         step = self.updates
         begin = clock()
-        self.stage.update(self.hooks.rate(step), step + 1)
+        self.stage.update(self.hooks.rate(step), step + 1, self.norm)
+        self.squares = self.norm = math.nan
+        self.added = False
         end = clock()
         self.recorder.record("U", begin, end, step)
         self.updates += 1
@@ -369,6 +392,10 @@ class Engine:
         if kind == TEST:
             self.tests_home += 1
             self.hooks.tested(step, message[2], message[3])
+        elif kind == SQUARES:
+            self.squares = message[2]
+        elif kind == NORM:
+            self._take_norm(message[2])
         elif kind == STOP:
             self.stop_signal = int(message[2])
             self._order_stop(step)
@@ -378,6 +405,25 @@ class Engine:
             self._pass_on(step, message)
         else:
             self.waiting_tokens[step] = message
+
+    def _knows_norm(self) -> bool:
+        """Every W of the step is done: pass the running sum of squares on once it is here. True with the whole norm.
+
+        One sum goes round from rank 0 to the last, and its root from there to all: each step waits for the ring once.
+        """
+        if not self.added and (self.first or not math.isnan(self.squares)):
+            self.added = True
+            total = self.stage.add_squares(0.0 if self.first else self.squares)
+            if self.last:
+                self._take_norm(math.sqrt(total))
+            else:
+                self._tell_right(self.updates, (SQUARES, self.updates, total))
+        return not math.isnan(self.norm)
+
+    def _take_norm(self, norm: float) -> None:
+        self.norm = norm
+        if self.control is not None and self.right != self.size - 1:  # the last rank had it first
+            self._tell_right(self.updates, (NORM, self.updates, norm))
 
     def _pass_on(self, step: int, token: tuple[float, ...]) -> None:
         """Add this rank's share to a token and send it to the right; on one rank it is home at once."""

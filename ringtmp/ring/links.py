@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringtmp.nn.layers import Array, aligned
+from ringtmp.nn.layer import Array, aligned
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest, Request

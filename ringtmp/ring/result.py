@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.nn.layers import Array
+from ringtmp.nn.layer import Array
 from ringtmp.run.progress import Reporter
 
 if TYPE_CHECKING:

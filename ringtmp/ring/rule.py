@@ -30,11 +30,12 @@ class LocalRule:
     away: at most `cap` activations held, at most `ahead` forwards ahead of its input gradients. With `slack` 2 that is
     2 p activations, and the simulated idle share of chained steps is that of the best known plans (ZB-H2: Qi et al.
     2023, "Zero Bubble Pipeline Parallelism"; the rule and its figures: FIELD section 1 of the project's notes).
-    W fills the time in which nothing else can run; F before I, or W before F, lose.
+    W fills the time in which nothing else can run; F before I, or W before F, lose. Where one product of W takes
+    `w_group` micro-batches, as many may be held.
     """
 
-    def __init__(self, ranks: int, rank: int, slack: int = 2) -> None:
-        self.cap = slack * ranks
+    def __init__(self, ranks: int, rank: int, slack: int = 2, w_group: int = 1) -> None:
+        self.cap = max(slack * ranks, w_group)
         self.ahead = slack * (ranks - 1 - rank) + 2
         # Activations held, and two receives posted ahead of them.
         self.slots = self.cap + 2

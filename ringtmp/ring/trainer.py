@@ -7,11 +7,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 import kernels
 from ringtmp.errors import UserError
-from ringtmp.nn.layers import Array
+from ringtmp.nn.layer import Array
+from ringtmp.nn.stage import Stage
 from ringtmp.ring.check import check
 from ringtmp.ring.engine import Engine, Policy
 from ringtmp.ring.links import TAG_CLOCK
@@ -19,7 +19,6 @@ from ringtmp.ring.partition import parse_split, partition
 from ringtmp.ring.plan import build, forward_only
 from ringtmp.ring.result import Result
 from ringtmp.ring.rule import FollowPlan, LocalRule
-from ringtmp.ring.stage import Stage
 from ringtmp.run import checkpoint
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.job import Feeder, Job, open_folder, prepare
@@ -96,8 +95,7 @@ def run(
     job: Job | None = None
     try:
         job = prepare(comm, from_file, flags, arrays)
-        with threadpool_limits(job.config.threads):
-            result = _Run(parent, comm, ring, job, write, show, stop_request).run()
+        result = _Run(parent, comm, ring, job, write, show, stop_request).run()
         free()
         return result
     except UserError:  # on every rank
@@ -133,13 +131,21 @@ class _Run:
             counts = parse_split(self.config.split, layers, self.size)
         ends = np.cumsum(counts)
         self.first_layer, self.last_layer = int(ends[self.rank] - counts[self.rank]), int(ends[self.rank])
+        self.w_group = self._w_group()
         self.policy = self._policy()
         self.write, self.show = write, show and self.rank == 0
         self.committed = -1  # step of the newest set that this launch has made (rank 0)
 
+    def _w_group(self) -> int:
+        """Micro-batches that one W takes: as many as fill a product, never more than a step has; a plan has its own."""
+        if self.config.effective_mode != "ready":
+            return 1
+        rows = self.table.rows * self.model.places
+        return self.config.w_group or min(self.config.micro_batches, max(1, kernels.DEPTH // rows))
+
     def _policy(self) -> Policy:
         if self.config.effective_mode == "ready":
-            return LocalRule(self.size, self.rank)
+            return LocalRule(self.size, self.rank, w_group=self.w_group)
         plan = build(self.config.schedule or "1f1b", self.size, self.config.micro_batches)
         for each in (plan, forward_only(self.size, len(self.table.test_sizes))):  # a step, and an evaluation
             check(each)
@@ -161,13 +167,14 @@ class _Run:
         open_folder(self.comm, job, self.write)
         self.reporter = self._reporter()
         self._say_first()
-        kernels.compile_all(job.dtype, log=self.reporter.say if self.reporter else None)
+        kernels.compile_all(job.dtype, self.model.families, log=self.reporter.say if self.reporter else None)
         self.stage.warm_up(self.table.sizes)
         self.feeder = Feeder(job) if self.rank == 0 else None
         self.recorder = self._recorder()
         crowded = self._ranks_on_node() > len(os.sched_getaffinity(0))
         engine = Engine(
-            self.ring, self.stage, self.table, self.policy, self, self.recorder, start=job.start, crowded=crowded,
+            self.ring, self.stage, self.table, self.policy, self, self.recorder, start=job.start,
+            w_group=self.w_group, seed=config.seed, crowded=crowded,
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
             stop_request=self.stop_request,
         )  # fmt: skip
@@ -198,13 +205,10 @@ class _Run:
         names = [self.model.layer_name(state.index) for state in self.stage.states]
         stored = checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names)
         for state, record in zip(self.stage.states, stored, strict=True):
-            for name, view in state.parameters.items():
-                if view.size:
-                    view[...] = record.parameters[name]
+            state.layer.store(state.flat, record.parameters)
             for slot, flat in state.slots.items():
-                for name, view in state.layer.views(flat).items():
-                    if view.size:
-                        view[...] = record.slots[slot][name]
+                state.layer.store(flat, record.slots.get(slot, {}))
+        self.stage.derive()
 
     def _reporter(self) -> Reporter | None:
         if self.rank:
@@ -212,7 +216,8 @@ class _Run:
         job = self.job
         return Reporter(
             total=job.total, start=job.start, per_epoch=job.steps_per_epoch, batch_size=job.config.batch_size,
-            test_samples=job.info.n_test, classes=job.info.target == "classes", show=self.show,
+            test_samples=job.info.n_test, scored=self.model.scored, classes=job.info.target == "classes",
+            show=self.show,
             history=job.folder.history if job.folder else None,
         )  # fmt: skip
 
@@ -220,7 +225,6 @@ class _Run:
         if not self.reporter:
             return
         job = self.job
-        blas = kernels.blas_info()
         for note in job.notes:
             self.reporter.say(f"warning: {note}")
         mode = self.config.effective_mode
@@ -234,8 +238,6 @@ class _Run:
             self.reporter.say(
                 f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"
             )
-        if blas.get("limited_by"):
-            self.reporter.say(f"note: {blas['limited_by']} holds the BLAS below what this processor can do; unset it")
         if job.folder:
             again = f", resumed at step {job.start}" if job.marker else ""
             self.reporter.say(f"run folder: {job.folder.path}{again}")
@@ -246,7 +248,7 @@ class _Run:
         return Recorder(path, {
             "rank": self.rank, "ranks": self.size, "first_layer": self.first_layer, "last_layer": self.last_layer,
             "start_step": job.start, "mode": self.config.effective_mode, "config": job.config.stored(),
-            "environment": environment(), "blas": kernels.blas_info(),
+            "environment": environment(), "simd": kernels.simd(),
         })  # fmt: skip
 
     def _ranks_on_node(self) -> int:
@@ -281,8 +283,8 @@ class _Run:
             try:
                 records = [
                     checkpoint.LayerRecord(
-                        self.model.layer_name(state.index), state.layer.to_dict(), _filled(state.parameters),
-                        {slot: _filled(state.layer.views(flat)) for slot, flat in state.slots.items()},
+                        self.model.layer_name(state.index), state.layer.to_dict(), state.layer.natural(state.flat),
+                        {slot: state.layer.natural(flat) for slot, flat in state.slots.items()},
                     )
                     for state in self.stage.states
                 ]  # fmt: skip
@@ -335,7 +337,7 @@ class _Run:
         self.recorder.ended = clock()
         late = compare_clocks(self.ring, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
-        digests = [hashlib.sha256(state.flat.tobytes()).hexdigest() for state in self.stage.states]
+        digests = [_digest(state.layer.natural(state.flat)) for state in self.stage.states]
         mine = {
             "rank": self.rank, "layers": (self.first_layer, self.last_layer),
             "parameters": sum(state.flat.size for state in self.stage.states), "parts": self.recorder.parts(),
@@ -347,7 +349,7 @@ class _Run:
         stop = self.comm.bcast(engine.stop_signal) if state == "stopped" else 0
         if self.reporter:
             self._tell(ranks, state, stop, step, sha256, saved)
-        layers = {self.model.layer_name(s.index): _filled(s.parameters) for s in self.stage.states}
+        layers = {self.model.layer_name(s.index): s.layer.natural(s.flat) for s in self.stage.states}
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
         everyone = ranks if self.rank == 0 else []
@@ -372,6 +374,9 @@ class _Run:
             reporter.say(f"go on with: --resume {job.folder.path}")
 
 
-def _filled(views: dict[str, Array]) -> dict[str, Array]:
-    """Parameters that are not empty."""
-    return {name: view for name, view in views.items() if view.size}
+def _digest(arrays: dict[str, Array]) -> str:
+    """SHA-256 of a layer's parameters in their own shapes, the same however they are packed."""
+    joined = hashlib.sha256()
+    for array in arrays.values():
+        joined.update(np.ascontiguousarray(array).data)
+    return joined.hexdigest()

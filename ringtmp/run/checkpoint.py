@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from ringtmp.errors import UserError
-from ringtmp.nn.layers import Array
+from ringtmp.nn.layer import Array
 from ringtmp.run.files import digest, hdf5, write_durably
 
 KEPT = 2  # sets

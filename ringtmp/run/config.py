@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ringtmp.errors import UserError
 
+DEPTH = 256  # kernels.DEPTH; this module is read before Numba may be imported
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -27,14 +29,15 @@ class RunConfig(BaseModel):
 
     data: str = _field(
         "Data and model",
-        "digits, breast-cancer, diabetes, a folder of IDX files, an .npz or HDF5 file with x and y, or "
-        "synthetic:samples=10000,features=64,classes=10",
+        "digits, breast-cancer, diabetes, a folder of IDX files, an .npz or HDF5 file with x and y, text:FILE for a "
+        "model of its characters, or synthetic:samples=10000,features=64,classes=10",
         "digits",
     )
     model: str | list[dict[str, Any]] = _field(
         "Data and model",
-        "mlp:IN-WIDTHxCOUNT-OUT, as in mlp:64-256x10-10 or mlp:64-256x10-10,activation=tanh; or a TOML file with "
-        "[[layers]] tables. Sizes must fit the data",
+        "mlp:IN-WIDTHxCOUNT-OUT, as in mlp:64-256x10-10 or mlp:64-256x10-10,activation=tanh; "
+        "cnn:28x28-32c3-p2-64c3-p2-128-10; gpt:layers=8,width=256,heads=8,context=128; or a TOML file with [[layers]] "
+        "tables. Sizes must fit the data",
         "mlp:64-256x8-10",
     )
     loss: Literal["auto", "cross-entropy", "mse"] = _field(
@@ -60,6 +63,14 @@ class RunConfig(BaseModel):
     weight_decay: float | None = _field(
         "Training", "L2 in the gradient, decoupled for adamw; default 0.3 with adamw, else 0", None, ge=0
     )
+    clip_value: float | None = _field("Training", "bound of every number of a gradient", None, gt=0)
+    clip_norm: float | None = _field(
+        "Training",
+        "bound of the norm of all gradients together. One sum goes round the ring for it: steps are no longer chained, "
+        "each rank waits for the last before it updates",
+        None,
+        gt=0,
+    )
     lr_schedule: Literal["constant", "cosine", "step"] = _field(
         "Training",
         "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps",
@@ -83,6 +94,12 @@ class RunConfig(BaseModel):
         "Ring", "the plan that strict mode follows; default 1f1b", None
     )
     split: str = _field("Ring", "flops: even by floating-point operations; or layers per rank, as in 3,4,4", "flops")
+    w_group: Count | None = _field(
+        "Ring",
+        "micro-batches that one product of weight gradients takes together in ready mode; changes no bit of it. "
+        f"Default: as many as fill {DEPTH} rows",
+        None,
+    )
     threads: Count = _field("Ring", "BLAS threads per rank", 1)
     stall_timeout: float = _field("Ring", "seconds a rank waits for a neighbour before it ends the job", 600.0, gt=0)
 

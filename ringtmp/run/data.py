@@ -36,6 +36,8 @@ class DataInfo:
         `classes` or `values`.
     outputs : int
         Number of classes, or width of the target.
+    labels : int
+        Labels per sample: 1, or the places of a text.
     n_train, n_test : int
         Samples of each split.
     normalisation : dict
@@ -43,6 +45,8 @@ class DataInfo:
         `target_mean` and `target_std`.
     digest : str
         SHA-256 of all numbers.
+    alphabet : str
+        Of a text: its characters, in the order of their tokens.
     """
 
     name: str
@@ -53,6 +57,8 @@ class DataInfo:
     n_test: int
     normalisation: dict[str, Any]
     digest: str
+    labels: int = 1
+    alphabet: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dict."""
@@ -74,18 +80,19 @@ class DataSet:
     def read(self, split: str, indices: NDArray[np.int64], x_out: Array, y_out: Array) -> None:
         """Write samples of `train` or `test` into `x_out` [m, features] and their targets into `y_out`.
 
-        `y_out` is int64 [m] for classes, floating point [m, outputs] for values. Only these rows are touched.
+        `y_out` is int64 [m, labels] for classes, floating point [m, outputs] for values. Only these rows are touched.
         """
         part = self._parts[split]
         rows = indices if part.rows is None else part.rows[indices]
         if part.ready:
             # Indices are in range: mode="clip" spares the buffered, checking path (3 times slower).
             part.x.take(rows, axis=0, out=x_out, mode="clip")
-            part.y.take(rows, axis=0, out=y_out, mode="clip")
+            part.y.take(rows, axis=0, out=y_out.reshape(len(rows), *part.y.shape[1:]), mode="clip")
             return
         x_out[...] = self._scale.inputs(_rows(part.x, rows).reshape(len(rows), -1))
         y = _rows(part.y, rows)
-        y_out[...] = y if y_out.ndim == 1 else self._scale.targets(y.reshape(len(rows), -1))
+        y = y.reshape(len(rows), -1)
+        y_out.reshape(len(rows), -1)[...] = y if y_out.dtype.kind == "i" else self._scale.targets(y)
 
 
 @dataclass
@@ -117,7 +124,7 @@ class _Scale:
 
 def open_data(
     spec: str | tuple[Array, ...], *, dtype: np.dtype, normalise: str = "auto", test_fraction: float = 0.2,
-    like: DataInfo | None = None,
+    context: int = 0, like: DataInfo | None = None,
 ) -> DataSet:  # fmt: skip
     """Open and check a data set.
 
@@ -129,6 +136,8 @@ def open_data(
         Of the samples as they are read.
     normalise : str
         `auto` (global for images, else feature), `feature`, `global` or `none`.
+    context : int
+        Characters of a sample of text (0: as `spec` says).
     test_fraction : float
         Share of samples held out where the data has no test set of its own.
     like : DataInfo, optional
@@ -139,30 +148,34 @@ def open_data(
     UserError
         The data cannot be read, or holds what cannot be trained on; the message names the file.
     """
-    source = open_source(spec)
+    source = open_source(spec, test_fraction, context)
     train, test = _split(source, test_fraction)
     lazy = isinstance(source.x, h5py.Dataset)
     classes = np.dtype(source.y.dtype).kind in "iub"
     measured = _Measure(source, train, classes)
     if source.x_test is not None:
         measured.check(source.x_test, source.y_test, None)
-    if normalise == "auto":
+    if source.alphabet:
+        normalise = "none"
+    elif normalise == "auto":
         normalise = "global" if source.images or len(source.x.shape) > 2 else "feature"
     stated = like.normalisation if like else measured.stated(normalise)
     outputs = measured.classes() if classes else int(np.prod(source.y.shape[1:], initial=1))
+    outputs = len(source.alphabet) or outputs
     if classes and outputs < 2:
         raise UserError(f"{source.name}: y holds one class only; expected at least two")
     info = DataInfo(
         source.name, tuple(source.x.shape[1:]), "classes" if classes else "values", outputs,
         len(source.x if train is None else train), len(source.x_test if test is None else test), stated,
-        measured.digest(),
+        measured.digest(), source.y.shape[1] if source.alphabet else 1, source.alphabet,
     )  # fmt: skip
     if like:
         _same(like, info)
     own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
     parts = {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
     if not lazy:
-        parts = {name: _ready(part, _Scale(stated, np.dtype(dtype)), classes) for name, part in parts.items()}
+        kind = np.dtype(np.int64 if source.alphabet else dtype)
+        parts = {name: _ready(part, _Scale(stated, kind), classes) for name, part in parts.items()}
     return DataSet(info, np.dtype(dtype), parts)
 
 

@@ -22,7 +22,9 @@ from ringtmp.errors import UserError
 
 Array = NDArray[Any]
 
-FORMS = "digits, breast-cancer, diabetes, a folder of IDX files, a .npz or .h5 file, or synthetic:samples=...,..."
+FORMS = (
+    "digits, breast-cancer, diabetes, a folder of IDX files, a .npz or .h5 file, text:FILE, or synthetic:samples=..."
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,14 @@ class Source:
     y_test: Any = None
     _: KW_ONLY
     images: bool = False
+    alphabet: str = ""  # of a text, whose x and y are tokens
 
 
-def open_source(spec: str | tuple[Array, ...]) -> Source:
-    """The source that `spec` names, its shapes checked. Raises `UserError`."""
+def open_source(spec: str | tuple[Array, ...], test_fraction: float = 0.2, context: int = 0) -> Source:
+    """The source that `spec` names, its shapes checked; the last two are for a text. Raises `UserError`."""
     try:
+        if isinstance(spec, str) and spec.startswith("text:"):
+            return _text(spec, test_fraction, context)
         return _open(spec)
     except (OSError, MemoryError, ValueError) as error:  # a path that is too long or closed to us, too many samples
         named = spec if isinstance(spec, str) else "arrays"
@@ -218,6 +223,46 @@ def _hdf5(path: Path) -> Source:
         return _named(path, [key for key in file if isinstance(file[key], h5py.Dataset)], file.__getitem__)
     except (OSError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: is not a whole HDF5 file: {error}") from None
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def _text(spec: str, test_fraction: float, context: int) -> Source:
+    """Windows of `context` characters, one after the other; each place's label is the character that follows.
+
+    The test set is the end of the text. Tokens number the characters that occur, in the order of their code points.
+    """
+    name, _, option = spec.removeprefix("text:").partition(",")
+    if option:
+        key, _, value = option.partition("=")
+        if key != "context" or not value.isdecimal() or int(value) < 1:
+            raise UserError(f"data: {spec}: expected text:FILE or text:FILE,context=128")
+        if context and context != int(value):
+            raise UserError(f"data: {spec}: context {value} differs from the model's {context}")
+        context = int(value)
+    if not context:
+        raise UserError(f"data: {spec}: how long is a sample? Give a gpt: model, or text:FILE,context=128")
+    path = Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text in UTF-8: {error}") from None
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    alphabet, tokens = np.unique(codes, return_inverse=True)
+    count = (len(tokens) - 1) // context
+    held_out = round(count * test_fraction)
+    if not 0 < held_out < count or len(alphabet) < 2:
+        raise UserError(
+            f"{path}: {len(tokens)} characters ({len(alphabet)} different) are too few for samples of {context} and a "
+            f"test set of {test_fraction:.0%}"
+        )
+    x = tokens[: count * context].reshape(count, context).astype(np.int64)
+    y = tokens[1 : count * context + 1].reshape(count, context).astype(np.int64)
+    cut = count - held_out
+    return Source(spec, x[:cut], y[:cut], x[cut:], y[cut:], alphabet="".join(map(chr, alphabet)))
 
 
 # ---- synthetic -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringtmp.errors import UserError
-from ringtmp.nn.layers import Array
+from ringtmp.nn.forms import gpt_options
+from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer, learning_rate
 from ringtmp.run import checkpoint
@@ -65,7 +66,8 @@ class Job:
 
     def optimizer(self) -> Optimizer:
         """The update rule."""
-        return Optimizer(self.config.optimizer, self.config.effective_weight_decay, self.config.momentum)
+        c = self.config
+        return Optimizer(c.optimizer, c.effective_weight_decay, c.momentum, c.clip_value, c.clip_norm)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -124,7 +126,7 @@ def prepare(
                 str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default))
             )
             stored, resume = folder.config(), str(folder.path)
-            marker, notes = _find_set(folder)
+            marker, notes = find_set(folder)
         config = make_config(merge(stored, values))
         if isinstance(config.model, str) and config.model.endswith(".toml"):
             config = config.model_copy(update={"model": _layers_of(config.model)})
@@ -132,7 +134,8 @@ def prepare(
             _check_fixed(make_config(marker["facts"]["config"]), config)
         data = open_data(
             arrays or config.data, dtype=np.dtype(config.dtype), normalise=config.normalise,
-            test_fraction=config.test_fraction, like=DataInfo.from_json(marker["facts"]["data"]) if marker else None,
+            test_fraction=config.test_fraction, context=_context(config.model),
+            like=DataInfo.from_json(marker["facts"]["data"]) if marker else None,
         )  # fmt: skip
         if config.batch_size > data.info.n_train:
             raise UserError(
@@ -144,8 +147,7 @@ def prepare(
     common = from_rank_0(comm, on_rank_0)
     config = RunConfig.model_construct(**common["config"])
     info = DataInfo.from_json(common["info"])
-    features = int(np.prod(info.sample_shape))
-    model = build_model(config.model, config.loss, features, info.target, info.outputs)
+    model = build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels)
     resume = RunFolder(Path(common["resume"])) if common["resume"] else None
     job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"])
     if job.marker:
@@ -159,6 +161,14 @@ def prepare(
     return job
 
 
+def _context(model: str | list[dict[str, Any]]) -> int:
+    """Characters that a sample of text has for `model`; 0: the data must say."""
+    if isinstance(model, str):
+        return gpt_options(model)["context"] if model.startswith("gpt:") else 0
+    shape = model[0].get("shape") if model and isinstance(model[0], dict) else None
+    return shape[0] if isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) else 0
+
+
 def _layers_of(path: str) -> list[dict[str, Any]]:
     tables = read_toml(path, "model")
     if set(tables) != {"layers"} or not isinstance(tables["layers"], list):
@@ -168,7 +178,7 @@ def _layers_of(path: str) -> list[dict[str, Any]]:
     return tables["layers"]
 
 
-def _find_set(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+def find_set(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """The newest set of a run whose files are all as they were written, and a note for each newer one that is not."""
     notes: list[str] = []
     for step in reversed(checkpoint.steps(folder.checkpoints)):

@@ -56,7 +56,9 @@ class Reporter:
     per_epoch : int
         Steps of an epoch.
     batch_size, test_samples : int
-        What the sums that the engine reports are over.
+        Samples of a step, and of a test.
+    scored : int
+        Predictions per sample: the sums that the engine reports are over all of them.
     classes : bool
         Whether `score` is an accuracy; otherwise it is R2, known for tests only.
     show : bool
@@ -70,10 +72,10 @@ class Reporter:
 
     def __init__(
         self, *, total: int, start: int, per_epoch: int, batch_size: int, test_samples: int, classes: bool, show: bool,
-        history: Path | None,
+        scored: int = 1, history: Path | None,
     ) -> None:  # fmt: skip
         self.total, self.start, self.per_epoch, self.batch_size = total, start, per_epoch, batch_size
-        self.test_samples, self.classes = test_samples, classes
+        self.test_samples, self.classes, self.scored = test_samples, classes, scored
         self.rows: list[dict[str, Any]] = []
         self.test_score = self.train_score = self.loss = float("nan")
         self.idle = 0.0
@@ -104,8 +106,9 @@ class Reporter:
 
     def trained(self, step: int, loss: float, correct: float, idle: float, lr: float) -> None:
         """A step is done everywhere; `loss` and `correct` are sums over its samples, `idle` a share of 1."""
-        self.loss, self.idle = loss / self.batch_size, idle
-        self.train_score = correct / self.batch_size
+        predictions = self.batch_size * self.scored
+        self.loss, self.idle = loss / predictions, idle
+        self.train_score = correct / predictions
         self._add("train", step + 1, self.loss, self.train_score, lr)
         now = time.perf_counter()
         if self._bar and now - self._printed > 0.1:
@@ -116,8 +119,9 @@ class Reporter:
 
     def tested(self, step: int, loss: float, correct: float, spread: float) -> None:
         """An evaluation is complete; `spread`: for values, what a constant guess of the mean would have lost."""
-        self.test_score = correct / self.test_samples if self.classes else 1 - loss / spread if spread else float("nan")
-        self._add("test", step, loss / self.test_samples, self.test_score, float("nan"))
+        predictions = self.test_samples * self.scored
+        self.test_score = correct / predictions if self.classes else 1 - loss / spread if spread else float("nan")
+        self._add("test", step, loss / predictions, self.test_score, float("nan"))
         self._keep(lambda file: file.flush())
         if not self._bar:
             self._line(step)

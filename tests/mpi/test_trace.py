@@ -80,7 +80,7 @@ def test_attributes_say_what_was_run(comm, run):
     for _, row in run.ranks().iterrows():
         assert row["ranks"] == comm.size
         assert row["config"]["batch_size"] == 32
-        assert row["blas"]["library"]
+        assert row["simd"]["vector_bits"]
         assert row["environment"]["versions"]["ringtmp"] == ringtmp.__version__
 
 

@@ -83,7 +83,7 @@ BROKEN = """
 import sys, time
 from ringtmp.run.mpi import run_main
 from ringtmp.train import main
-from ringtmp.ring.stage import Stage
+from ringtmp.nn.stage import Stage
 whole = Stage.{method}
 def broken(self, *arguments, **named):
     from mpi4py import MPI
@@ -178,7 +178,7 @@ def test_full_disk(launch, tmp_path, ranks):
 FROM_PYTHON = """
 import ringtmp
 from mpi4py import MPI
-from ringtmp.ring.stage import Stage
+from ringtmp.nn.stage import Stage
 whole = Stage.initialise
 def broken(self, seed):
     if MPI.COMM_WORLD.rank == {rank}:

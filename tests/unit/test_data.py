@@ -321,3 +321,54 @@ def test_synthetic():
     assert np.bincount(one.y).tolist() == [30, 30, 30]
     values = open_source("synthetic:samples=50,features=4,outputs=2")
     assert values.y.shape == (50, 2)
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def text_data(tmp_path, content, spec="", context=4, fraction=0.25):
+    path = tmp_path / "a.txt"
+    path.write_text(content, encoding="utf-8")
+    return open_data(f"text:{path}{spec}", dtype=np.dtype("f4"), test_fraction=fraction, context=context)
+
+
+def test_text(tmp_path):
+    """Windows in the order of the text, each place labelled with what follows; the end of the text is the test set."""
+    content = "the cat sat on é mat."
+    data = text_data(tmp_path, content)
+    info = data.info
+    assert info.alphabet == "".join(sorted(set(content)))
+    assert (info.outputs, info.labels, info.sample_shape, info.n_train, info.n_test) == (12, 4, (4,), 4, 1)
+    x, y = np.empty((1, 4), np.int64), np.empty((1, 4), np.int64)
+    for n in range(5):
+        data.read("train" if n < 4 else "test", np.array([n if n < 4 else 0]), x, y)
+        assert "".join(info.alphabet[t] for t in x[0]) == content[4 * n : 4 * n + 4]
+        assert "".join(info.alphabet[t] for t in y[0]) == content[4 * n + 1 : 4 * n + 5]
+    assert type(info).from_json(info.to_json()) == info
+    assert text_data(tmp_path, content, ",context=4", 0).info == info
+
+
+@pytest.mark.parametrize(
+    ("content", "spec", "context", "words"),
+    [
+        ("abc " * 20, "", 0, "how long is a sample"),
+        ("abc " * 20, ",context=5", 4, "context 5 differs from the model's 4"),
+        ("abc " * 20, ",context=x", 0, "expected text:FILE"),
+        ("abc " * 20, ",length=3", 0, "expected text:FILE"),
+        ("abc", "", 4, "too few"),
+        ("a" * 50, "", 4, "too few"),
+        ("", "", 4, "too few"),
+    ],
+)
+def test_text_that_cannot_be_used(tmp_path, content, spec, context, words):
+    with pytest.raises(UserError) as caught:
+        text_data(tmp_path, content, spec, context)
+    assert words in str(caught.value)
+
+
+def test_text_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"none.txt: cannot be read"):
+        open_data(f"text:{tmp_path}/none.txt", dtype=np.dtype("f4"), context=4)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00" * 30)
+    with pytest.raises(UserError, match="not a text in UTF-8"):
+        open_data(f"text:{tmp_path}/bytes", dtype=np.dtype("f4"), context=4)

@@ -50,7 +50,7 @@ def test_every_import_is_declared():
 
     own = {"ringtmp", "kernels", "jobs", "ps"}
     modules = {
-        "mpi4py", "numpy", "numba", "llvmlite", "scipy", "h5py", "sklearn", "threadpoolctl", "pydantic", "tomli_w",
+        "mpi4py", "numpy", "numba", "llvmlite", "h5py", "sklearn", "pydantic", "tomli_w",
         "rich", "pandas", "matplotlib",
     }  # fmt: skip
     found = set()

@@ -25,6 +25,16 @@ def arrays(dtype, *shapes, seed=0):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
+def dense_backward_weight(x, delta, grad_weight, grad_bias, add):
+    """W from natural arrays, in two stacks of rows if there are two rows."""
+    room = np.full(len(x) * (x.shape[1] + delta.shape[1]), np.nan, x.dtype)
+    half = (len(x) + 1) // 2
+    kernels.dense_stack(x[:half], delta[:half], room, 0, len(x))
+    if half < len(x):
+        kernels.dense_stack(x[half:], delta[half:], room, half, len(x))
+    kernels.dense_backward_weight(room, len(x), x.shape[1], delta.shape[1], grad_weight, grad_bias, add)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
@@ -34,32 +44,34 @@ def test_dense(dtype, shape, activation, bias):
     code = kernels.ACTIVATIONS[activation]
     x, weight, b, dy, old = arrays(dtype, (m, k), (k, n), (n,) if bias else (0,), (m, n), (k, n))
     y, dx = np.full((m, n), np.nan, dtype), np.full((m, k), np.nan, dtype)
-    slope = np.full((m, n), np.nan, dtype) if activation == "gelu" else np.empty((0, 0), dtype)
-    kernels.dense_forward(x, weight, b, y, slope, code)
+    slope = np.full((m, n) if activation in kernels.SLOPED else (0, 0), np.nan, dtype)
+    kernels.dense_forward(x, naive.panels(weight), b, y, slope, code)
     want, z = naive.dense_forward(x, weight, b, activation)
     close(y, want, dtype)
     want_dx, want_gw, want_gb, want_delta = naive.dense_backward(x, weight, z, dy, activation)
-    delta = dy.copy()
-    kernels.dense_backward_input(y, slope, delta, weight, dx, code)
+    delta, transposed = dy.copy(), np.full(k * n, np.nan, dtype)
+    kernels.transpose_panels(naive.panels(weight), k, n, transposed)
+    np.testing.assert_array_equal(transposed, naive.panels(weight.T))
+    kernels.dense_backward_input(y, slope, delta, transposed, dx, code)
     close(delta, want_delta, dtype)
     close(dx, want_dx, dtype)
-    gw, gb = np.full((k, n), np.nan, dtype), np.full(n if bias else 0, np.nan, dtype)
-    kernels.dense_backward_weight(x, delta, gw, gb, 0.0)  # beta 0: what was there, NaN included, does not count
-    close(gw, want_gw, dtype)
+    gw, gb = np.full(k * n, np.nan, dtype), np.full(n if bias else 0, np.nan, dtype)
+    dense_backward_weight(x, delta, gw, gb, False)  # what was there, NaN included, does not count
+    close(naive.unpanel(gw, k, n), want_gw, dtype)
     if bias:
         close(gb, want_gb, dtype)
-    gw, gb = old.copy(), np.ones_like(gb)
-    kernels.dense_backward_weight(x, delta, gw, gb, 1.0)
-    close(gw, want_gw + old, dtype)
+    gw, gb = naive.panels(old), np.ones_like(gb)
+    dense_backward_weight(x, delta, gw, gb, True)
+    close(naive.unpanel(gw, k, n), want_gw + old, dtype)
     if bias:
         close(gb, want_gb + 1, dtype)
 
 
 def test_backward_input_without_dx():
     """The first layer of a model needs delta alone."""
-    y, dy, weight = arrays(np.float64, (3, 4), (3, 4), (5, 4))
+    y, dy = arrays(np.float64, (3, 4), (3, 4))
     delta = dy.copy()
-    kernels.dense_backward_input(y, np.empty((0, 0)), delta, weight, np.empty((0, 0)), kernels.ACTIVATIONS["relu"])
+    kernels.dense_backward_input(y, np.empty((0, 0)), delta, dy[0], np.empty((0, 5)), kernels.ACTIVATIONS["relu"])
     np.testing.assert_array_equal(delta, np.where(y > 0, dy, 0))
 
 
@@ -68,7 +80,7 @@ def test_nan_stays(activation):
     x, weight, b = arrays(np.float32, (4, 3), (3, 5), (5,))
     x[2, 1] = np.nan
     y, slope = np.zeros((4, 5), np.float32), np.zeros((4, 5), np.float32)
-    kernels.dense_forward(x, weight, b, y, slope, kernels.ACTIVATIONS[activation])
+    kernels.dense_forward(x, naive.panels(weight), b, y, slope, kernels.ACTIVATIONS[activation])
     assert np.isnan(y[2]).all()
     assert np.isfinite(y[[0, 1, 3]]).all()
     loss, _ = kernels.softmax_cross_entropy(y, np.zeros(4, np.int64), 1.0, np.empty_like(y))
@@ -126,10 +138,48 @@ def test_optimizers(dtype, size):
         close(got, want, dtype)
 
 
-def test_blas_info():
-    info = kernels.blas_info()
-    assert info["library"] in ("openblas", "mkl", "blis", "accelerate", "flexiblas")
-    assert info["limited_by"] is None or "=" in info["limited_by"]
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elementwise(dtype):
+    x, y = arrays(dtype, (37,), (37,))
+    total = y.copy()
+    kernels.add_to(total, x)
+    np.testing.assert_array_equal(total, x + y)
+    x[3] = np.nan
+    clipped = x.copy()
+    kernels.clip_value(clipped, 0.5)
+    np.testing.assert_array_equal(clipped, np.clip(x, -0.5, 0.5))
+    assert np.isclose(kernels.squared_norm(y), (y.astype(np.float64) ** 2).sum(), rtol=1e-14)
+    half = y.copy()
+    kernels.scale_by(half, 0.5)
+    np.testing.assert_array_equal(half, y * dtype(0.5))
+
+
+def drop(x, rate=0.3, key=1, step=2, sample=0):
+    y = np.full_like(x, np.nan)
+    kernels.dropout(x, y, rate, key, step, sample)
+    return y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout(dtype):
+    """Kept numbers are scaled; the share is right; samples have their own masks, whatever the micro-batch."""
+    x = np.ones((400, 100), dtype)
+    y = drop(x)
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], 1 / 0.7, rtol=1e-6)
+    assert abs(kept.mean() - 0.7) < 0.01
+    assert np.abs(kept.mean(axis=0) - 0.7).max() < 0.12
+    assert np.abs(kept.mean(axis=1) - 0.7).max() < 0.22
+    np.testing.assert_array_equal(drop(x[:150], sample=250), y[250:])
+    for other in (drop(x, key=7), drop(x, step=3), drop(x, sample=1)):
+        assert abs(((other != 0) == kept).mean() - (0.7**2 + 0.3**2)) < 0.02
+    np.testing.assert_array_equal(drop(x, rate=0.0), x)
+
+
+def test_simd():
+    facts = kernels.simd()
+    assert facts["vector_bits"] in (128, 256, 512)
+    assert "x" in facts["tile"]
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -149,13 +199,10 @@ def test_cache_folder_without_a_home(tmp_path, given):
 COMPILE = """
 import numpy as np, kernels
 lines = []
-kernels.compile_all(np.float32, lines.append)
-from kernels import dense, losses, optimizers
-misses = sum(sum(f.stats.cache_misses.values()) for f in (
-    dense.dense_forward, dense.dense_backward_input, dense.dense_backward_weight, losses.softmax_cross_entropy,
-    losses.mean_squared_error, optimizers.sgd, optimizers.momentum, optimizers.adam, optimizers.adamw))
+kernels.compile_all(np.float32, ["base"], lines.append)
+misses = sum(sum(f.stats.cache_misses.values()) for f in vars(kernels).values() if hasattr(f, "stats"))
 x = np.eye(3, dtype=np.float32); y = np.empty_like(x)
-kernels.dense_forward(x, 2 * x, x[0], y, x[:0], 1)
+kernels.dense_forward(x, 2 * x.ravel(), x[0], y, x[:0], 1)
 print(misses, len(lines), y.sum())
 """
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ringtmp.nn.layers import aligned
+from ringtmp.nn.layer import aligned
 from ringtmp.nn.optimizers import SLOTS, Optimizer, learning_rate, make_slots
 
 

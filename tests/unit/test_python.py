@@ -4,7 +4,6 @@ import naive
 import numpy as np
 import pytest
 from mpi4py import MPI
-from threadpoolctl import threadpool_info
 
 import ringtmp
 from ringtmp.ring.trainer import run
@@ -109,18 +108,6 @@ def test_one_layer(model, m):
 def test_a_batch_of_one_sample(mode):
     settings = SETTINGS | {"batch_size": 1, "micro_batches": 1}
     assert ringtmp.train(data=samples(), **settings, **mode, steps=20).step == 20
-
-
-def test_threads_are_given_back():
-    """A notebook's BLAS has its threads again after a run."""
-
-    def threads():
-        return [(pool["filepath"], pool["num_threads"]) for pool in threadpool_info()]
-
-    ringtmp.train(data=samples(), steps=1, **SETTINGS)  # loads what is loaded on first use
-    before = threads()
-    ringtmp.train(data=samples(), steps=1, threads=1, **SETTINGS)
-    assert threads() == before
 
 
 @pytest.mark.parametrize("updates", [1, 4, 5, 8, 11, 12])

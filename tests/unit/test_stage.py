@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from ringtmp.errors import UserError
-from ringtmp.nn.layers import aligned
+from ringtmp.nn.layer import aligned
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.ring.stage import Stage
+from ringtmp.nn.stage import Stage
 
 ROWS = 6
 
@@ -45,7 +45,7 @@ def forward(stages, x, labels, slot=0, scale=1.0):
         stage.forward(work)
         if number + 1 < len(stages):
             works[number + 1].x[...] = work.y
-    works[-1].labels[...] = labels
+    works[-1].labels[...] = labels.reshape(works[-1].labels.shape)
     return stages[-1].loss(works[-1], scale)[0]
 
 
@@ -55,7 +55,7 @@ def backward(stages, rows, slot=0, first=True):
         stages[number].backward_input(works[number])
         if number:
             works[number - 1].dy[...] = works[number].dx
-        stages[number].backward_weight(works[number], first)
+        stages[number].backward_weight([works[number]], first)
 
 
 def gradients(stages):
@@ -78,8 +78,10 @@ def test_finite_differences(activation, loss, bias):
             old, values = state.flat[place], []
             for shift in (1e-6, -1e-6):
                 state.flat[place] = old + shift
+                stages[0].derive()
                 values.append(forward(stages, x, labels, scale=0.0))
             state.flat[place] = old
+            stages[0].derive()
             want.append((values[0] - values[1]) / 2e-6)
     np.testing.assert_allclose(got, want, atol=1e-7 * max(1, np.abs(want).max()))
     assert np.abs(got).max() > 1e-3
@@ -95,15 +97,17 @@ def test_against_the_naive_chain(activation):
     y = x
     for state in states:
         parameters, kind = state.parameters, state.layer.activation
-        kept.append((y, parameters["weight"], None))
-        y, z = naive.dense_forward(y, parameters["weight"], parameters["bias"], kind)
-        kept[-1] = (kept[-1][0], parameters["weight"], z)
+        weight = state.layer.natural(state.flat)["weight"]
+        kept.append((y, weight, None))
+        y, z = naive.dense_forward(y, weight, parameters["bias"], kind)
+        kept[-1] = (kept[-1][0], weight, z)
     want_loss, _, dy = naive.softmax_cross_entropy(y, labels, 0.5)
     assert np.isclose(loss, want_loss, rtol=1e-12)
     for state, (x_in, weight, z) in reversed(list(zip(states, kept, strict=True))):
         dy, grad_weight, grad_bias, _ = naive.dense_backward(x_in, weight, z, dy, state.layer.activation)
-        np.testing.assert_allclose(state.gradients["weight"], grad_weight, atol=1e-12)
-        np.testing.assert_allclose(state.gradients["bias"], grad_bias, atol=1e-12)
+        found = state.layer.natural(state.gradient)
+        np.testing.assert_allclose(found["weight"], grad_weight, atol=1e-12)
+        np.testing.assert_allclose(found["bias"], grad_bias, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -137,9 +141,9 @@ def test_start_values_belong_to_the_layer():
     model = build_model("mlp:64-200x3-10", "auto", 64, "classes", 10)
     flats = []
     for index, layer in enumerate(model.layers):
-        flat = aligned(layer.size, np.float64)
+        flat = aligned(layer.count, np.float64)
         layer.initialise(flat, 5, index)
-        weight = layer.views(flat)["weight"]
+        weight = layer.natural(flat)["weight"]
         flats.append(weight)
         gain = 1 if index == 3 else 2
         assert abs(weight.var() * layer.inputs / gain - 1) < 0.15
@@ -147,7 +151,7 @@ def test_start_values_belong_to_the_layer():
     assert (flats[1] != flats[2]).all()
     cut = Stage(model, 2, 4, np.float64, Optimizer("sgd"), 1, 1)
     cut.initialise(5)
-    np.testing.assert_array_equal(cut.states[0].parameters["weight"], flats[2])
+    np.testing.assert_array_equal(cut.states[0].layer.natural(cut.states[0].flat)["weight"], flats[2])
 
 
 def test_buffers_start_on_cache_lines():
@@ -168,10 +172,10 @@ def test_buffers_start_on_cache_lines():
         ("mlp:6-3", "takes 6 inputs but the data has 5"),
         ("mlp:5-2", "gives 2 outputs but the data has labels 0 to 2"),
         ([], "has no layers"),
-        ([{"type": "conv", "units": 3}], "type must be 'dense', got 'conv'"),
+        ([{"type": "conv", "units": 3}], "type must be one of dense, conv2d"),
         ([{"type": "dense", "units": True}], "units must be a whole number"),
         ([{"type": "dense", "units": 3, "unit": 4}], "unknown key 'unit'"),
-        ([{"type": "dense", "units": 3, "inputs": 9}], "inputs is 9 but the layer before gives 5"),
+        ([{"type": "dense", "units": 3, "shape": [9]}], "shape must be sizes that multiply to the 5 that come in"),
         ([{"type": "dense", "units": 3, "bias": "no"}], "bias must be true or false"),
     ],
 )

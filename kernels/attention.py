@@ -1,0 +1,109 @@
+"""Causal multi-head self-attention without parameters: y = softmax(q k.T / sqrt(d)) v over the places up to one's own.
+
+Queries are taken in blocks, so that of the T x T matrix of a head only `BLOCK` rows exist at a time; the way back makes
+them again from the logarithm of each row's sum (Dao et al. 2022, "FlashAttention", algorithms 1 and 4).
+"""
+
+import math
+
+from numba import uintp
+
+from kernels._jit import jit
+from kernels.gemm import across, along
+from kernels.scalar import exp
+from kernels.tile import SHAPES, transpose_square
+
+BLOCK = 32  # queries
+_LANES4, _LANES8 = SHAPES[4].lanes, SHAPES[8].lanes
+
+
+@jit
+def _transposed(a, a0, step, rows, columns, out, out0):  # noqa: ANN001, ANN202
+    """out[columns, rows] = a[rows, columns].T, natural both."""
+    lanes = _LANES4 if a.itemsize == 4 else _LANES8
+    for i in range(0, rows, lanes):
+        for j in range(0, columns, lanes):
+            if rows - i >= lanes and columns - j >= lanes:
+                transpose_square(a, a0 + i * step + j, step, out, out0 + j * rows + i, rows)
+            else:
+                for r in range(i, min(i + lanes, rows)):
+                    for s in range(j, min(j + lanes, columns)):
+                        out[uintp(out0 + s * rows + r)] = a[uintp(a0 + r * step + s)]
+
+
+@jit
+def attention_forward(qkv, y, logsum, heads, room):  # noqa: ANN001, ANN201
+    """y[m, T, n] of qkv[m, T, 3 n]; logsum[m, heads, T] is kept for I; room: (d + BLOCK) T numbers, d = n / heads."""
+    m, steps, n = y.shape
+    d, wide = n // heads, 3 * n
+    kind = y.dtype.type
+    scale = kind(1 / math.sqrt(d))
+    a, c = qkv.reshape(qkv.size), y.reshape(y.size)
+    scores = d * steps  # place in the room; the transposed keys lie before it
+    for i in range(m):
+        for head in range(heads):
+            q = i * steps * wide + head * d
+            _transposed(a, q + n, wide, steps, d, room, 0)
+            for first in range(0, steps, BLOCK):
+                rows = min(BLOCK, steps - first)
+                keys = first + rows
+                along(a, q + first * wide, wide, room, 0, steps, room, scores, steps, rows, keys, d, 0, False, a)
+                for r in range(rows):
+                    row = room[scores + r * steps : scores + r * steps + keys]
+                    seen = first + r + 1
+                    top = row[0]
+                    for t in range(1, seen):
+                        top = row[t] if row[t] > top else top
+                    total = kind(0)
+                    for t in range(seen):
+                        row[t] = exp((row[t] - top) * scale)
+                        total += row[t]
+                    share = kind(1) / total
+                    for t in range(seen):
+                        row[t] *= share
+                    for t in range(seen, keys):
+                        row[t] = 0
+                    logsum[i, head, first + r] = top * scale + kind(math.log(total))
+                along(room, scores, steps, a, q + 2 * n, wide, c, (i * steps + first) * n + head * d, n, rows, d, keys,
+                      0, False, a)  # fmt: skip
+
+
+@jit
+def attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room):  # noqa: ANN001, ANN201
+    """dqkv[m, T, 3 n] from dy[m, T, n]; room: 2 (d + BLOCK) T numbers."""
+    m, steps, n = y.shape
+    d, wide = n // heads, 3 * n
+    kind = y.dtype.type
+    scale = kind(1 / math.sqrt(d))
+    a, g, out = qkv.reshape(qkv.size), dy.reshape(dy.size), dqkv.reshape(dqkv.size)
+    values, scores = d * steps, 2 * d * steps
+    slopes = scores + BLOCK * steps
+    for i in range(m):
+        dqkv[i, :, n:] = 0
+        for head in range(heads):
+            q = i * steps * wide + head * d
+            at = i * steps * n + head * d
+            _transposed(a, q + n, wide, steps, d, room, 0)
+            _transposed(a, q + 2 * n, wide, steps, d, room, values)
+            for first in range(0, steps, BLOCK):
+                rows = min(BLOCK, steps - first)
+                keys = first + rows
+                along(a, q + first * wide, wide, room, 0, steps, room, scores, steps, rows, keys, d, 0, False, a)
+                along(g, at + first * n, n, room, values, steps, room, slopes, steps, rows, keys, d, 0, False, a)
+                for r in range(rows):
+                    t0 = first + r
+                    inner = kind(0)
+                    for j in range(d):
+                        inner += dy[i, t0, head * d + j] * y[i, t0, head * d + j]
+                    p = room[scores + r * steps : scores + r * steps + keys]
+                    s = room[slopes + r * steps : slopes + r * steps + keys]
+                    level = logsum[i, head, t0]
+                    for t in range(t0 + 1):
+                        p[t] = exp(p[t] * scale - level)
+                        s[t] = p[t] * (s[t] - inner) * scale
+                    for t in range(t0 + 1, keys):
+                        p[t] = 0
+                        s[t] = 0
+                along(room, slopes, steps, a, q + n, wide, out, q + first * wide, wide, rows, d, keys, 0, False, a)
+                across(room, slopes, steps, a, q + first * wide, wide, out, q + n, wide, keys, d, rows, True)
+                across(room, scores, steps, g, at + first * n, n, out, q + 2 * n, wide, keys, d, rows, True)

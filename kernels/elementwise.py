@@ -1,0 +1,69 @@
+"""Element-wise work that no product takes along: sums of branches, dropout, clipping."""
+
+import numpy as np
+
+from kernels._jit import jit
+
+_MULTIPLY1, _MULTIPLY2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), 0x9E3779B97F4A7C15
+_S30, _S27, _S31, _S40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(40)
+
+
+@jit
+def add_to(y, x):  # noqa: ANN001, ANN201
+    """y += x, both flat."""
+    for i in range(y.size):
+        y[i] += x[i]
+
+
+@jit
+def _mix(z):  # noqa: ANN001, ANN202
+    """Scramble 64 bits (the finaliser of SplitMix64: Steele, Lea & Flood 2014)."""
+    z = (z ^ (z >> _S30)) * _MULTIPLY1
+    z = (z ^ (z >> _S27)) * _MULTIPLY2
+    return z ^ (z >> _S31)
+
+
+@jit
+def dropout(x, y, rate, key, step, sample):  # noqa: ANN001, ANN201
+    """y[m, n] = x / (1 - rate), or 0 with probability `rate`; x and y may be one array.
+
+    Row i belongs to sample number `sample` + i of optimizer step `step`; whether number j of it is kept depends on
+    (key, step, sample, j) alone, so any rank with any micro-batches draws the same mask, and I draws it again.
+    """
+    m, n = x.shape
+    kind = x.dtype.type
+    scale = kind(1 / (1 - rate))
+    limit = np.uint64(rate * 16777216.0)
+    of_step = _mix(np.uint64(key) ^ _mix(np.uint64(step) + np.uint64(_GOLDEN)))
+    for i in range(m):
+        state = _mix(of_step ^ (np.uint64(sample + i) * np.uint64(_GOLDEN)))
+        for j in range(n):
+            bits = _mix(state + np.uint64(j + 1) * np.uint64(_GOLDEN)) >> _S40
+            y[i, j] = x[i, j] * scale if bits >= limit else kind(0)
+
+
+@jit
+def clip_value(g, limit):  # noqa: ANN001, ANN201
+    """Every number of flat g to [-limit, limit]; NaN stays."""
+    low, high = g.dtype.type(-limit), g.dtype.type(limit)
+    for i in range(g.size):
+        value = high if g[i] > high else g[i]
+        g[i] = low if value < low else value
+
+
+@jit
+def squared_norm(g):  # noqa: ANN001, ANN201
+    """Sum of squares of flat g, in float64."""
+    total = 0.0
+    for i in range(g.size):
+        value = np.float64(g[i])
+        total += value * value
+    return total
+
+
+@jit
+def scale_by(g, factor):  # noqa: ANN001, ANN201
+    """g *= factor."""
+    f = g.dtype.type(factor)
+    for i in range(g.size):
+        g[i] *= f

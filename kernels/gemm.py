@@ -1,0 +1,134 @@
+"""Matrix products on the register tile, blocked for the caches.
+
+Operands are flat arrays with the place of their first number and a step between rows. A step of 0 says that the matrix
+lies in *panels*: its columns in groups of `PANEL`, each group contiguous, row after row, the last one narrower. Weights
+and their gradients lie so always; a panel is read from front to back, which is what caches and prefetchers like.
+
+    along    C = start + A @ B      activations by weights (F), output gradients by transposed weights (I)
+    across   C = start + A.T @ B    inputs by output gradients (W): k runs over samples
+"""
+
+from numba import uintp  # an index that cannot be negative is not checked for it, and its loop becomes vectors
+
+from kernels._jit import jit
+from kernels.tile import PANEL, SHAPES, copy_panel_row, tile_across, tile_along, transpose_square
+
+_ROWS4, _ROWS8 = SHAPES[4].rows, SHAPES[8].rows
+_COLUMNS4, _COLUMNS8 = SHAPES[4].columns, SHAPES[8].columns
+_LANES4, _LANES8 = SHAPES[4].lanes, SHAPES[8].lanes
+_BLOCK = 1 << 18  # bytes of A that stay in the second-level cache while all of B goes by
+DEPTH = 256  # samples that one product of W takes at once
+
+
+@jit
+def along(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, start, relu, bias):  # noqa: ANN001, ANN201
+    """C[m, n] = start + A[m, k] @ B[k, n]; start is 0, C itself (1) or `bias`[n] for every row (2); then relu.
+
+    B natural or in panels (ldb 0); A and C natural.
+    """
+    item = c.itemsize
+    rows = _ROWS4 if item == 4 else _ROWS8
+    columns = _COLUMNS4 if item == 4 else _COLUMNS8
+    block = max(6 * rows, _BLOCK // (item * k) // rows * rows)
+    for first in range(0, m, block):
+        height = min(block, m - first)
+        tiles = -(-height // rows)
+        for panel in range(0, n, PANEL):
+            width = min(PANEL, n - panel)
+            at, step = (b0 + panel * k, width) if ldb == 0 else (b0 + panel, ldb)
+            for column in range(0, width, columns):
+                row = first
+                for number in range(tiles):  # tiles of nearly equal height
+                    here = (first + height - row) // (tiles - number)
+                    place = c0 + row * ldc + panel + column
+                    if start == 1:
+                        tile_along(here, a, a0 + row * lda, lda, b, at + column, step, c, place, ldc, c, place, ldc, k,
+                                   min(columns, width - column), relu)  # fmt: skip
+                    else:
+                        tile_along(here, a, a0 + row * lda, lda, b, at + column, step,
+                                   bias, panel + column if start == 2 else -1, 0, c, place, ldc, k,
+                                   min(columns, width - column), relu)  # fmt: skip
+                    row += here
+
+
+@jit
+def across(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, add):  # noqa: ANN001, ANN201
+    """C[m, n] = A[k, m].T @ B[k, n], added onto C if `add`. Each of A, B and C natural or in panels (step 0)."""
+    item = c.itemsize
+    rows = _ROWS4 if item == 4 else _ROWS8
+    columns = _COLUMNS4 if item == 4 else _COLUMNS8
+    for panel in range(0, n, PANEL):
+        width = min(PANEL, n - panel)
+        b_at, b_step = (b0 + panel * k, width) if ldb == 0 else (b0 + panel, ldb)
+        c_at, c_step = (c0 + panel * m, width) if ldc == 0 else (c0 + panel, ldc)
+        for strip in range(0, m, PANEL):
+            height = min(PANEL, m - strip)
+            a_at, a_step = (a0 + strip * k, height) if lda == 0 else (a0 + strip, lda)
+            tiles = -(-height // rows)
+            row = 0
+            for number in range(tiles):
+                here = (height - row) // (tiles - number)
+                for column in range(0, width, columns):
+                    place = c_at + (strip + row) * c_step + column
+                    tile_across(here, a, a_at + row, a_step, b, b_at + column, b_step, c, place if add else -1,
+                                c_step if add else 0, c, place, c_step, k, min(columns, width - column),
+                                False)  # fmt: skip
+                row += here
+
+
+@jit
+def column_sums(b, b0, ldb, k, n, out, add):  # noqa: ANN001, ANN201
+    """out[n] = the sum over the rows of B[k, n], in ascending order, added onto out if `add`."""
+    for panel in range(0, n, PANEL):
+        width = min(PANEL, n - panel)
+        at, step = (b0 + panel * k, width) if ldb == 0 else (b0 + panel, ldb)
+        if not add:
+            for j in range(width):
+                out[uintp(panel + j)] = 0
+        for i in range(k):
+            for j in range(width):
+                out[uintp(panel + j)] += b[uintp(at + i * step + j)]
+
+
+@jit
+def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):  # noqa: ANN001, ANN201
+    """Rows of a natural x[m, n] become rows `at`... of a matrix of `total` rows in panels."""
+    for panel in range(0, n, PANEL):
+        width = min(PANEL, n - panel)
+        place = out0 + panel * total + at * width
+        if width == PANEL:
+            for i in range(m):
+                copy_panel_row(x, x0 + i * ldx + panel, out, place + i * PANEL)
+        else:
+            for i in range(m):
+                for j in range(width):
+                    out[uintp(place + i * width + j)] = x[uintp(x0 + i * ldx + panel + j)]
+
+
+@jit
+def panels_to_rows(p, m, n, out):  # noqa: ANN001, ANN201
+    """A matrix in panels, as the natural out[m, n]."""
+    for panel in range(0, n, PANEL):
+        width = min(PANEL, n - panel)
+        for i in range(m):
+            for j in range(width):
+                out[i, panel + j] = p[uintp(panel * m + i * width + j)]
+
+
+@jit
+def transpose_panels(p, k, n, out):  # noqa: ANN001, ANN201
+    """A matrix [k, n] in panels, transposed into panels: out holds [n, k]."""
+    lanes = _LANES4 if p.itemsize == 4 else _LANES8
+    for column in range(0, n, PANEL):
+        width = min(PANEL, n - column)
+        for row in range(0, k, PANEL):
+            height = min(PANEL, k - row)
+            source, target = column * k + row * width, row * n + column * height
+            for i in range(0, height, lanes):
+                for j in range(0, width, lanes):
+                    if height - i >= lanes and width - j >= lanes:
+                        transpose_square(p, source + i * width + j, width, out, target + j * height + i, height)
+                    else:
+                        for r in range(i, min(i + lanes, height)):
+                            for s in range(j, min(j + lanes, width)):
+                                out[uintp(target + s * height + r)] = p[uintp(source + r * width + s)]

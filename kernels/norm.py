@@ -1,0 +1,124 @@
+"""Layer norm over the last axis and group norm over pixels and a group of channels: F, I and W apart.
+
+x^ = (x - mean) / sqrt(variance + 1e-5); y = x^ * gain + bias (Ba et al. 2016; Wu & He 2018). F keeps the mean and
+1 / deviation.
+"""
+
+import math
+
+from kernels._jit import jit
+
+EPSILON = 1e-5
+
+
+@jit
+def layer_norm_forward(x, gain, bias, y, moments):  # noqa: ANN001, ANN201
+    """y[m, n] of x[m, n]; moments[m, 2] takes each row's mean and 1 / deviation."""
+    m, n = x.shape
+    kind = x.dtype.type
+    for i in range(m):
+        total = kind(0)
+        for j in range(n):
+            total += x[i, j]
+        mean = total / kind(n)
+        square = kind(0)
+        for j in range(n):
+            square += (x[i, j] - mean) * (x[i, j] - mean)
+        scale = kind(1) / kind(math.sqrt(square / kind(n) + kind(EPSILON)))
+        moments[i, 0], moments[i, 1] = mean, scale
+        for j in range(n):
+            y[i, j] = (x[i, j] - mean) * scale * gain[j] + bias[j]
+
+
+@jit
+def layer_norm_backward_input(x, gain, moments, dy, dx):  # noqa: ANN001, ANN201
+    """dx[m, n] from dy[m, n]."""
+    m, n = x.shape
+    kind = x.dtype.type
+    for i in range(m):
+        mean, scale = moments[i, 0], moments[i, 1]
+        plain, along = kind(0), kind(0)
+        for j in range(n):
+            g = dy[i, j] * gain[j]
+            plain += g
+            along += g * (x[i, j] - mean)
+        plain, along = plain / kind(n), along * scale * scale / kind(n)
+        for j in range(n):
+            dx[i, j] = scale * (dy[i, j] * gain[j] - plain - (x[i, j] - mean) * along)
+
+
+@jit
+def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):  # noqa: ANN001, ANN201
+    """Gradients of gain and bias [n], rows in ascending order, added onto what is there if `add`."""
+    m, n = x.shape
+    if not add:
+        grad_gain[:] = 0
+        grad_bias[:] = 0
+    for i in range(m):
+        mean, scale = moments[i, 0], moments[i, 1]
+        for j in range(n):
+            grad_gain[j] += dy[i, j] * (x[i, j] - mean) * scale
+        for j in range(n):
+            grad_bias[j] += dy[i, j]
+
+
+@jit
+def group_norm_forward(x, gain, bias, y, moments):  # noqa: ANN001, ANN201
+    """y[m, pixels, groups, n] of x; gain, bias [groups, n]; moments[m, groups, 2]: mean and 1 / deviation."""
+    m, pixels, groups, n = x.shape
+    kind = x.dtype.type
+    count = kind(pixels * n)
+    for i in range(m):
+        for g in range(groups):
+            total = kind(0)
+            for p in range(pixels):
+                for j in range(n):
+                    total += x[i, p, g, j]
+            mean = total / count
+            square = kind(0)
+            for p in range(pixels):
+                for j in range(n):
+                    square += (x[i, p, g, j] - mean) * (x[i, p, g, j] - mean)
+            scale = kind(1) / kind(math.sqrt(square / count + kind(EPSILON)))
+            moments[i, g, 0], moments[i, g, 1] = mean, scale
+            for p in range(pixels):
+                for j in range(n):
+                    y[i, p, g, j] = (x[i, p, g, j] - mean) * scale * gain[g, j] + bias[g, j]
+
+
+@jit
+def group_norm_backward_input(x, gain, moments, dy, dx):  # noqa: ANN001, ANN201
+    """dx[m, pixels, groups, n] from dy."""
+    m, pixels, groups, n = x.shape
+    kind = x.dtype.type
+    count = kind(pixels * n)
+    for i in range(m):
+        for g in range(groups):
+            mean, scale = moments[i, g, 0], moments[i, g, 1]
+            plain, along = kind(0), kind(0)
+            for p in range(pixels):
+                for j in range(n):
+                    d = dy[i, p, g, j] * gain[g, j]
+                    plain += d
+                    along += d * (x[i, p, g, j] - mean)
+            plain, along = plain / count, along * scale * scale / count
+            for p in range(pixels):
+                for j in range(n):
+                    centred = x[i, p, g, j] - mean
+                    dx[i, p, g, j] = scale * (dy[i, p, g, j] * gain[g, j] - plain - centred * along)
+
+
+@jit
+def group_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):  # noqa: ANN001, ANN201
+    """Gradients of gain and bias [groups, n], samples and pixels in ascending order."""
+    m, pixels, groups, n = x.shape
+    if not add:
+        grad_gain[:] = 0
+        grad_bias[:] = 0
+    for i in range(m):
+        for p in range(pixels):
+            for g in range(groups):
+                mean, scale = moments[i, g, 0], moments[i, g, 1]
+                for j in range(n):
+                    grad_gain[g, j] += dy[i, p, g, j] * (x[i, p, g, j] - mean) * scale
+                    grad_bias[g, j] += dy[i, p, g, j]

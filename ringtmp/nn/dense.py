@@ -1,0 +1,126 @@
+"""The dense layer, on vectors or on each place of a sequence."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+import kernels
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+
+# Gain of the activation, for start values that keep the activations' variance (He et al. 2015, Glorot & Bengio 2010).
+GAIN = {"linear": 1.0, "relu": math.sqrt(2), "gelu": math.sqrt(2), "silu": math.sqrt(2), "tanh": 5 / 3, "sigmoid": 1.0}
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """y = activation(x @ weight + bias) on the last axis of the shape.
+
+    Parameters
+    ----------
+    units : int
+        Features of y.
+    activation : str
+        One of `kernels.ACTIVATIONS`.
+    bias : bool
+        Whether there is one.
+    scale : float
+        Of the start values, over the activation's gain.
+    """
+
+    units: int
+    activation: str = "linear"
+    bias: bool = True
+    scale: float = 1.0
+
+    kind: ClassVar[str] = "dense"
+    panelled: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return (*self.shape[:-1], self.units)
+
+    @property
+    def places(self) -> int:
+        """Rows that a sample is: its places."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        return {"weight": (self.shape[-1], self.units), "bias": (self.units if self.bias else 0,)}
+
+    @property
+    def needs_output(self) -> bool:  # noqa: D102
+        return self.activation != "linear"
+
+    def flops(self, rows: int) -> int:  # noqa: D102
+        return 6 * rows * self.inputs * self.units
+
+    def saved_numbers(self) -> int:  # noqa: D102
+        return self.outputs if self.activation in kernels.SLOPED else 0
+
+    def scratch_numbers(self, rows: int) -> int:  # noqa: D102
+        return kernels.DEPTH * (self.shape[-1] + self.units)  # the samples of one product of W, in panels
+
+    def derived_numbers(self) -> int:  # noqa: D102
+        return self.shape[-1] * self.units
+
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+        deviation = self.scale * GAIN[self.activation] / math.sqrt(self.shape[-1])
+        weight = rng.standard_normal(self.shapes["weight"]) * deviation
+        self.store(flat, {"weight": weight.astype(flat.dtype), "bias": np.zeros(self.shapes["bias"], flat.dtype)})
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        code = kernels.ACTIVATIONS[self.activation]
+        rows = len(place.x) * self.places
+        slope = place.saved.reshape((rows, self.units)) if place.saved.size else place.saved.reshape(0, 0)
+        dx = place.dx.reshape(rows, -1) if place.dx.size else np.empty((0, self.shape[-1]), place.x.dtype)
+        place.inner = (
+            place.x.reshape(rows, -1),
+            place.y.reshape(rows, -1),
+            place.dy.reshape(rows, -1),
+            dx,
+            slope,
+            code,
+        )
+
+    def derive(self, p: Parameters) -> None:  # noqa: D102
+        kernels.transpose_panels(p["weight"], self.shape[-1], self.units, p["derived"])
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _, slope, code = place.inner
+        kernels.dense_forward(x, p["weight"], p["bias"], y, slope, code)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        _, y, dy, dx, slope, code = place.inner
+        kernels.dense_backward_input(y, slope, dy, p.get("derived", y[0]), dx, code)
+
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+        room, k, n = places[0].scratch, self.shape[-1], self.units
+        for pieces in _chunks([(place.inner[0], place.inner[2]) for place in places]):
+            total, at = sum(len(x) for x, _ in pieces), 0
+            for x, delta in pieces:
+                kernels.dense_stack(x, delta, room, at, total)
+                at += len(x)
+            kernels.dense_backward_weight(room, total, k, n, g["weight"], g["bias"], not first)
+            first = False
+
+
+def _chunks(pairs: list[tuple[Array, Array]]) -> Iterator[list[tuple[Array, Array]]]:
+    """The rows of all pairs, in order, in lists of at most `kernels.DEPTH` rows."""
+    chunk: list[tuple[Array, Array]] = []
+    room = kernels.DEPTH
+    for x, delta in pairs:
+        start = 0
+        while start < len(x):
+            stop = min(len(x), start + room)
+            chunk.append((x[start:stop], delta[start:stop]))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield chunk
+                chunk, room = [], kernels.DEPTH
+    if chunk:
+        yield chunk

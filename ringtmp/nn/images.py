@@ -1,0 +1,199 @@
+"""Layers on images [height, width, channels]: convolution, pooling, group norm."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+import kernels
+from ringtmp.nn.dense import GAIN
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+
+
+@dataclass(frozen=True)
+class Conv2D(Layer):
+    """y = activation(conv(x) + bias) with a square kernel; weight [size, size, channels, filters].
+
+    Parameters
+    ----------
+    filters, size, stride, pad : int
+        Channels of y; edge of the kernel; pixels between its places; rows of zeros round the image.
+    activation, bias : str, bool
+        As of `Dense`.
+    """
+
+    filters: int
+    size: int
+    stride: int = 1
+    pad: int = 0
+    activation: str = "linear"
+    bias: bool = True
+
+    kind: ClassVar[str] = "conv2d"
+    family: ClassVar[str] = "images"
+    panelled: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+        h, w, _ = self.shape
+        reach = 2 * self.pad - self.size
+        return (h + reach) // self.stride + 1, (w + reach) // self.stride + 1, self.filters
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        weight = (self.size, self.size, self.shape[2], self.filters)
+        return {"weight": weight, "bias": (self.filters if self.bias else 0,)}
+
+    @property
+    def needs_output(self) -> bool:  # noqa: D102
+        return self.activation != "linear"
+
+    def flops(self, rows: int) -> int:  # noqa: D102
+        return 6 * rows * self.outputs * self.size * self.size * self.shape[2]
+
+    def saved_numbers(self) -> int:  # noqa: D102
+        return self.outputs if self.activation in kernels.SLOPED else 0
+
+    def scratch_numbers(self, rows: int) -> int:  # noqa: D102
+        h, w, c = self.shape
+        edge = self.size - 1
+        return max((h + 2 * self.pad) * (w + 2 * self.pad) * c, (h + edge) * (w + edge) * self.filters)
+
+    def derived_numbers(self) -> int:  # noqa: D102
+        return math.prod(self.shapes["weight"])
+
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+        shape = self.shapes["weight"]
+        weight = rng.standard_normal(shape) * (GAIN[self.activation] / math.sqrt(math.prod(shape[:3])))
+        self.store(flat, {"weight": weight.astype(flat.dtype), "bias": np.zeros(self.shapes["bias"], flat.dtype)})
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        rows = len(place.x)
+        slope = place.saved.reshape(-1, self.filters) if place.saved.size else place.saved.reshape(0, 0)
+        dx = place.dx.reshape(rows, *self.shape) if place.dx.size else np.empty((0, *self.shape), place.x.dtype)
+        place.inner = (place.x.reshape(rows, *self.shape), place.y.reshape(rows, *self.out_shape),
+                       place.dy.reshape(rows, *self.out_shape), dx, slope)  # fmt: skip
+
+    def derive(self, p: Parameters) -> None:  # noqa: D102
+        kernels.conv_turn(p["weight"], p["derived"], self.size, self.shape[2], self.filters)
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _, slope = place.inner
+        code = kernels.ACTIVATIONS[self.activation]
+        kernels.conv_forward(x, p["weight"], p["bias"], y, slope, self.size, self.stride, self.pad, code, place.scratch)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        _, y, dy, dx, slope = place.inner
+        code = kernels.ACTIVATIONS[self.activation]
+        turned = p.get("derived", place.scratch)
+        kernels.conv_backward_input(y, slope, dy, turned, dx, self.size, self.stride, self.pad, code, place.scratch)
+
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+        for place in places:
+            x, _, dy, _, _ = place.inner
+            kernels.conv_backward_weight(x, dy, g["weight"], g["bias"], self.size, self.stride, self.pad, not first,
+                                         place.scratch)  # fmt: skip
+            first = False
+
+
+@dataclass(frozen=True)
+class _Pool(Layer):
+    """Windows of `size` x `size` pixels, `stride` apart; what does not fill a window is left out."""
+
+    size: int
+    stride: int
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+        h, w, c = self.shape
+        return (h - self.size) // self.stride + 1, (w - self.size) // self.stride + 1, c
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        rows = len(place.x)
+        dx = place.dx.reshape(rows, *self.shape) if place.dx.size else None
+        place.inner = (place.x.reshape(rows, *self.shape), place.y.reshape(rows, *self.out_shape),
+                       place.dy.reshape(rows, *self.out_shape), dx)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaxPool2D(_Pool):
+    """The largest number of each window, channel by channel."""
+
+    kind: ClassVar[str] = "maxpool2d"
+    family: ClassVar[str] = "images"
+
+    @property
+    def needs_output(self) -> bool:  # noqa: D102
+        return True
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _ = place.inner
+        kernels.max_pool_forward(x, y, self.size, self.stride)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, dy, dx = place.inner
+        if dx is not None:
+            kernels.max_pool_backward_input(x, y, dy, dx, self.size, self.stride)
+
+
+@dataclass(frozen=True)
+class AvgPool2D(_Pool):
+    """The mean of each window, channel by channel."""
+
+    kind: ClassVar[str] = "avgpool2d"
+    family: ClassVar[str] = "images"
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _ = place.inner
+        kernels.average_pool_forward(x, y, self.size, self.stride)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        _, _, dy, dx = place.inner
+        if dx is not None:
+            kernels.average_pool_backward_input(dy, dx, self.size, self.stride)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Layer):
+    """Mean 0 and deviation 1 over the pixels and the channels of a group, then gain and bias for each channel."""
+
+    groups: int
+
+    kind: ClassVar[str] = "groupnorm"
+    family: ClassVar[str] = "images"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        parts = (self.groups, self.shape[2] // self.groups)
+        return {"gain": parts, "bias": parts}
+
+    def saved_numbers(self) -> int:  # noqa: D102
+        return 2 * self.groups
+
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+        views = self.views(flat)
+        views["gain"][:], views["bias"][:] = 1, 0
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        h, w, c = self.shape
+        rows, parts = len(place.x), (h * w, self.groups, c // self.groups)
+        dx = place.dx.reshape(rows, *parts) if place.dx.size else None
+        place.inner = (place.x.reshape(rows, *parts), place.y.reshape(rows, *parts), place.dy.reshape(rows, *parts), dx,
+                       place.saved.reshape(rows, self.groups, 2))  # fmt: skip
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _, moments = place.inner
+        kernels.group_norm_forward(x, p["gain"], p["bias"], y, moments)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, _, dy, dx, moments = place.inner
+        if dx is not None:
+            kernels.group_norm_backward_input(x, p["gain"], moments, dy, dx)
+
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+        for place in places:
+            x, _, dy, _, moments = place.inner
+            kernels.group_norm_backward_weight(x, moments, dy, g["gain"], g["bias"], not first)
+            first = False

@@ -1,0 +1,226 @@
+"""What a layer is: parameters, start values, and forward, I and W as separate calls.
+
+A layer holds no arrays. Its parameters lie in one flat array (so that one fused kernel updates them), its activations
+in the buffers of a slot (so that nothing is allocated while training).
+
+    forward                 y = layer(x)
+    backward_input   (I)    dx from dy; leaves in `dy` what W needs
+    backward_weight  (W)    gradients += what these micro-batches add, in ascending order of samples
+
+Every number that these write depends on its own sample alone, or is one sum in ascending order of samples. So results
+depend neither on the rank that computes them nor on how a batch is cut into micro-batches, nor on how many of those one
+W takes together.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+import kernels
+
+Array = NDArray[Any]
+Parameters = dict[str, Any]  # views by name; of a layer made of layers, such dictionaries by name
+
+
+class Moment(NamedTuple):
+    """Which samples a micro-batch holds: what random choices are keyed by, so that no rank or cut changes them."""
+
+    training: bool = False
+    seed: int = 0
+    step: int = 0
+    sample: int = 0  # number of its first sample in the batch
+
+
+@dataclass
+class Place:
+    """Where a micro-batch lives at one layer: views into a slot, made once.
+
+    Attributes
+    ----------
+    x, y : array [rows, inputs], [rows, outputs]
+    dy, dx : array
+        Gradients at y and x; dx has size 0 where it is not wanted (the first layer of a model).
+    saved : array
+        What F keeps for I, and I for W: flat, `saved_numbers` for each row.
+    scratch : array
+        Flat, shared by all layers and micro-batches of the stage; nothing in it outlives a call.
+    inner : Any
+        What `Layer.attach` made of these.
+    """
+
+    x: Array
+    y: Array
+    dy: Array
+    dx: Array
+    saved: Array
+    scratch: Array
+    inner: Any = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Base of all layers.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one sample as it comes in: (features,), (places, features) or (height, width, channels).
+    """
+
+    shape: tuple[int, ...]
+
+    kind: ClassVar[str]
+    aliased: ClassVar[bool] = False  # y is x, under another shape: no buffers of its own
+    panelled: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
+    family: ClassVar[str] = "base"  # of its kernels (`kernels.compile`)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as it goes out."""
+        return self.shape
+
+    @property
+    def inputs(self) -> int:
+        """Numbers per sample that come in."""
+        return math.prod(self.shape)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers per sample that go out."""
+        return math.prod(self.out_shape)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter, in the order in which they lie in the flat array."""
+        return {}
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether I looks at y."""
+        return False
+
+    def families(self) -> set[str]:
+        """Families of kernels that the layer needs."""
+        return {self.family}
+
+    def flops(self, rows: int) -> int:
+        """Floating-point operations of F, I and W together for `rows` samples, element-wise work left out."""
+        return 0
+
+    def traffic(self, rows: int, itemsize: int) -> int:
+        """Bytes that F, I and W must move at least: parameters thrice, x and y and their gradients twice."""
+        return itemsize * (3 * self.count + 2 * rows * (self.inputs + self.outputs))
+
+    def saved_numbers(self) -> int:
+        """Numbers per sample that F keeps for I or I for W, besides x, y and dy."""
+        return 0
+
+    def scratch_numbers(self, rows: int) -> int:
+        """Numbers of scratch that the calls need."""
+        return 0
+
+    def derived_numbers(self) -> int:
+        """Numbers that I needs of the parameters in another order; `derive` makes them once per step."""
+        return 0
+
+    def initialise(self, flat: Array, seed: int, index: int) -> None:
+        """Fill `flat` from a counter-based generator keyed by (seed, layer index): never by rank or by shape."""
+        self.draw(flat, np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64))))
+
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:
+        """Fill `flat` with start values."""
+
+    def views(self, flat: Array, derived: Array | None = None) -> Parameters:
+        """Named views into a flat array: of a parameter's shape, or flat if it is `panelled`.
+
+        `derived`, if given, is cut up beside them, under the name ``derived``.
+        """
+        views, start = {}, 0
+        for name, shape in self.shapes.items():
+            part = flat[start : start + math.prod(shape)]
+            views[name] = part if name in self.panelled else part.reshape(shape)
+            start += part.size
+        if derived is not None:
+            views["derived"] = derived
+        return views
+
+    def natural(self, flat: Array) -> dict[str, Array]:
+        """The parameters (or gradients, or slots) in a flat array by name, in their own shapes; empty ones left out."""
+        found = {}
+        for name, part in self.views(flat).items():
+            shape = self.shapes[name]
+            if part.size:
+                found[name] = _unpacked(part, shape) if name in self.panelled else part
+        return found
+
+    def store(self, flat: Array, arrays: dict[str, Array]) -> None:
+        """The reverse of `natural`."""
+        for name, part in self.views(flat).items():
+            if part.size:
+                part[...] = _packed(arrays[name]) if name in self.panelled else arrays[name]
+
+    def attach(self, place: Place) -> None:
+        """Make what the calls need of a place's arrays, once."""
+
+    def derive(self, p: Parameters) -> None:
+        """Fill in `p["derived"]`; after start values and after each update."""
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:
+        """F: y from x."""
+        raise NotImplementedError
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:
+        """I: dx from dy; dy is overwritten with what W needs."""
+        raise NotImplementedError
+
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:
+        """W: gradients of these micro-batches, in their order, onto `g`; the `first` of a step overwrites."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as a plain table, as stored in checkpoints: its input's shape, and what is no default."""
+        table: dict[str, Any] = {"type": self.kind, "shape": list(self.shape)}
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if field.default is MISSING or value != field.default:
+                table[field.name] = value
+        return table
+
+
+def _matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """How many matrices a panelled parameter is, and their rows and columns."""
+    count = shape[0] if len(shape) == 4 else 1  # of a convolution: one for each row of the kernel
+    return count, math.prod(shape[:-1]) // count, shape[-1]
+
+
+def _unpacked(flat: Array, shape: tuple[int, ...]) -> Array:
+    count, rows, columns = _matrices(shape)
+    result = np.empty((count, rows, columns), flat.dtype)
+    for matrix, part in zip(result, flat.reshape(count, -1), strict=True):
+        kernels.panels_to_rows(part, rows, columns, matrix)
+    return result.reshape(shape)
+
+
+def _packed(array: Array) -> Array:
+    count, rows, columns = _matrices(array.shape)
+    source = np.ascontiguousarray(array).reshape(count, rows * columns)
+    result = np.empty_like(source)
+    for part, matrix in zip(result, source, strict=True):
+        kernels.rows_to_panels(matrix, 0, columns, rows, columns, part, 0, rows, 0)
+    return result.reshape(-1)
+
+
+def aligned(count: int, dtype: DTypeLike) -> Array:
+    """A zeroed flat array of `count` numbers that starts on a cache line (64 bytes)."""
+    item = np.dtype(dtype).itemsize
+    room = np.zeros(count * item + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + count * item].view(dtype)

@@ -1,0 +1,141 @@
+"""Layers on sequences [places, features]: embedding, causal self-attention, layer norm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+import kernels
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+
+
+@dataclass(frozen=True)
+class Embedding(Layer):
+    """A learned vector for each token plus one for each place; takes tokens (int64), so it must come first.
+
+    Parameters
+    ----------
+    tokens, width : int
+        Kinds of token, and features of a place. Start values have deviation 0.02 (Radford et al. 2019).
+    """
+
+    tokens: int
+    width: int
+
+    kind: ClassVar[str] = "embedding"
+    family: ClassVar[str] = "sequences"
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return (*self.shape, self.width)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        return {"token": (self.tokens, self.width), "position": (*self.shape, self.width)}
+
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+        flat[:] = rng.standard_normal(flat.size) * 0.02
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        shape = (len(place.x), *self.out_shape)
+        place.inner = (place.x, place.y.reshape(shape), place.dy.reshape(shape))
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        tokens, y, _ = place.inner
+        kernels.embedding_forward(tokens, p["token"], p["position"], y)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:
+        """Nothing: tokens have no gradient."""
+
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+        for place in places:
+            tokens, _, dy = place.inner
+            kernels.embedding_backward_weight(tokens, dy, g["token"], g["position"], not first)
+            first = False
+
+
+@dataclass(frozen=True)
+class Attention(Layer):
+    """Causal multi-head self-attention without parameters: queries, keys and values side by side in, their mix out."""
+
+    heads: int
+
+    kind: ClassVar[str] = "attention"
+    family: ClassVar[str] = "sequences"
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+        places, triple = self.shape
+        return places, triple // 3
+
+    @property
+    def needs_output(self) -> bool:  # noqa: D102
+        return True
+
+    def flops(self, rows: int) -> int:  # noqa: D102
+        places, width = self.out_shape
+        return rows * width * places * (places + 1) * 7  # 2 products forward, 5 back, each on half a square
+
+    def saved_numbers(self) -> int:  # noqa: D102
+        return self.heads * self.shape[0]
+
+    def scratch_numbers(self, rows: int) -> int:  # noqa: D102
+        places, width = self.out_shape
+        return 2 * places * (width // self.heads + kernels.ATTENTION_BLOCK)
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        rows = len(place.x)
+        dx = place.dx.reshape(rows, *self.shape) if place.dx.size else None
+        place.inner = (place.x.reshape(rows, *self.shape), place.y.reshape(rows, *self.out_shape),
+                       place.dy.reshape(rows, *self.out_shape), dx,
+                       place.saved.reshape(rows, self.heads, self.shape[0]))  # fmt: skip
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _, logsum = place.inner
+        kernels.attention_forward(x, y, logsum, self.heads, place.scratch)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, dy, dx, logsum = place.inner
+        if dx is not None:
+            kernels.attention_backward_input(x, y, logsum, dy, dx, self.heads, place.scratch)
+
+
+@dataclass(frozen=True)
+class LayerNorm(Layer):
+    """Mean 0 and deviation 1 over the last axis, then gain and bias for each feature."""
+
+    kind: ClassVar[str] = "layernorm"
+    family: ClassVar[str] = "sequences"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        return {"gain": self.shape[-1:], "bias": self.shape[-1:]}
+
+    def saved_numbers(self) -> int:  # noqa: D102
+        return 2 * self.inputs // self.shape[-1]
+
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+        views = self.views(flat)
+        views["gain"][:], views["bias"][:] = 1, 0
+
+    def attach(self, place: Place) -> None:  # noqa: D102
+        width = self.shape[-1]
+        dx = place.dx.reshape(-1, width) if place.dx.size else None
+        place.inner = (place.x.reshape(-1, width), place.y.reshape(-1, width), place.dy.reshape(-1, width), dx,
+                       place.saved.reshape(-1, 2))  # fmt: skip
+
+    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, y, _, _, moments = place.inner
+        kernels.layer_norm_forward(x, p["gain"], p["bias"], y, moments)
+
+    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+        x, _, dy, dx, moments = place.inner
+        if dx is not None:
+            kernels.layer_norm_backward_input(x, p["gain"], moments, dy, dx)
+
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+        for place in places:
+            x, _, dy, _, moments = place.inner
+            kernels.layer_norm_backward_weight(x, moments, dy, g["gain"], g["bias"], not first)
+            first = False

@@ -1,0 +1,150 @@
+"""``python -m ringtmp.sample runs/NAME``: write text from the checkpoint of a character-level language model."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ringtmp.errors import UserError
+from ringtmp.nn.layer import Array
+from ringtmp.nn.model import build_model
+from ringtmp.nn.optimizers import Optimizer
+from ringtmp.nn.stage import Stage
+from ringtmp.run import checkpoint
+from ringtmp.run.data import DataInfo
+from ringtmp.run.folder import open_run_folder
+from ringtmp.run.job import find_set
+from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+class Sampler:
+    """A trained language model that continues a text, character by character.
+
+    Parameters
+    ----------
+    path : str
+        A run folder, or one set in its `checkpoints`.
+
+    Raises
+    ------
+    UserError
+        There is no checkpoint that can be used, or its model is none of text.
+    """
+
+    def __init__(self, path: str) -> None:
+        root, marker = _find(path)
+        facts = marker["facts"]
+        info = DataInfo.from_json(facts["data"])
+        if not info.alphabet:
+            raise UserError(f"{path}: was trained on {info.name}; expected a model of text (--data text:FILE)")
+        self.alphabet = info.alphabet
+        (self.context,) = info.sample_shape
+        layers = facts["model"]["layers"]
+        model = build_model(layers, "auto", info.sample_shape, info.target, info.outputs, info.labels)
+        dtype = np.dtype(facts["config"]["dtype"])
+        self.stage = Stage(model, 0, len(model.layers), dtype, Optimizer("sgd"), 1, 1)
+        names = [model.layer_name(state.index) for state in self.stage.states]
+        for state, record in zip(self.stage.states, checkpoint.read_layers(root, marker, names), strict=True):
+            state.layer.store(state.flat, record.parameters)
+        self.stage.derive()
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of `text`. Raises `UserError` for a character that the training text did not have."""
+        for character in text:
+            if character not in self.alphabet:
+                raise UserError(f"prompt: {character!r} does not occur in the text that the model was trained on")
+        return [self.alphabet.index(character) for character in text]
+
+    def logits(self, tokens: list[int]) -> Array:
+        """Logits [alphabet] of what follows the last of at most `context` tokens (at least one)."""
+        work = self.stage.work(0, 1)
+        work.x[...] = 0  # what comes after the last token is not seen
+        work.x[0, : len(tokens)] = tokens
+        self.stage.forward(work)
+        return work.y.reshape(self.context, -1)[len(tokens) - 1, : len(self.alphabet)]
+
+    def write(self, prompt: str, length: int, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
+        """`length` characters after `prompt`; `temperature` 0: always the likeliest one."""
+        rng = np.random.default_rng(seed)
+        tokens = self.tokens(prompt or ("\n" if "\n" in self.alphabet else self.alphabet[0]))
+        for _ in range(length):
+            logits = self.logits(tokens[-self.context :]).astype(np.float64)
+            if temperature > 0:
+                weights = np.exp((logits - logits.max()) / temperature)
+                token = int(rng.choice(len(weights), p=weights / weights.sum()))
+            else:
+                token = int(logits.argmax())
+            tokens.append(token)
+            yield self.alphabet[token]
+
+
+def _find(path: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of sets and the marker of one."""
+    place = Path(path)
+    if place.name.startswith("step-") and place.is_dir():
+        try:
+            marker = checkpoint.read_marker(place.parent, int(place.name[5:]))
+            checkpoint.verify(place.parent, marker)
+            return place.parent, marker
+        except (checkpoint.DamagedError, ValueError) as error:
+            raise UserError(f"{path}: cannot be used: {error}") from None
+    try:
+        folder = open_run_folder(path, "runs")
+        return folder.checkpoints, find_set(folder)[0]
+    except UserError as error:
+        raise UserError(f"checkpoint: {str(error).removeprefix('resume: ')}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="python -m ringtmp.sample", description=__doc__.split(": ")[1], allow_abbrev=False)
+    parser.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
+    parser.add_argument("--length", type=int, default=400, help="characters to write [400]")
+    parser.add_argument("--prompt", default="", help="text to go on from")
+    parser.add_argument("--temperature", type=float, default=0.8, help="above 1: bolder; 0: the likeliest [0.8]")
+    parser.add_argument("--seed", type=int, default=0, help="of the choices [0]")
+    options = parser.parse_args(argv)
+    for name, value, least in (("length", options.length, 1), ("seed", options.seed, 0)):
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+    if not 0 <= options.temperature < float("inf"):
+        raise UserError(f"temperature: expected a number from 0, got {options.temperature}")
+    return options
+
+
+def main(comm: "Intracomm", stop: StopRequest) -> int:
+    """Parse, load and write, on rank 0; the exit status."""
+    loaded: list[tuple[argparse.Namespace, Sampler]] = []
+
+    def load() -> None:
+        try:
+            options = _arguments(sys.argv[1:])
+        except SystemExit:  # --help has been printed
+            return
+        loaded.append((options, Sampler(options.checkpoint)))
+        loaded[0][1].tokens(options.prompt)
+
+    from_rank_0(comm, load)
+    for options, sampler in loaded:
+        sys.stdout.write(options.prompt)
+        for character in sampler.write(options.prompt, options.length, options.temperature, options.seed):
+            if stop.signal:
+                break
+            sys.stdout.write(character)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    return 128 + stop.signal if stop.signal else 0
+
+
+if __name__ == "__main__":
+    run_main(main)

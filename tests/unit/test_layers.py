@@ -1,0 +1,235 @@
+"""Every kind of layer in a whole model: gradients against finite differences, any cut, any micro-batches; tables."""
+
+import numpy as np
+import pytest
+
+from ringtmp.errors import UserError
+from ringtmp.nn.forms import gpt_options
+from ringtmp.nn.layer import Moment
+from ringtmp.nn.model import build_model
+from ringtmp.nn.optimizers import Optimizer
+from ringtmp.nn.stage import Stage
+
+ROWS = 5
+IMAGE, TEXT = (6, 5, 2), (7,)
+NETS = {
+    "conv": (IMAGE, [
+        {"type": "conv2d", "filters": 3, "size": 3, "pad": 1, "activation": "gelu"}, {"type": "maxpool2d", "size": 2},
+        {"type": "conv2d", "filters": 4, "size": 2, "stride": 2, "activation": "tanh", "bias": False},
+        {"type": "flatten"}, {"type": "dense", "units": 3}]),
+    "image-residual": (IMAGE, [
+        {"type": "groupnorm", "groups": 2},
+        {"type": "residual", "layers": [{"type": "conv2d", "filters": 4, "size": 3, "pad": 1, "activation": "silu"},
+                                        {"type": "conv2d", "filters": 2, "size": 3, "pad": 1}]},
+        {"type": "activation", "function": "gelu"}, {"type": "avgpool2d", "size": 3, "stride": 2}, {"type": "flatten"},
+        {"type": "dropout", "rate": 0.3}, {"type": "dense", "units": 3}]),
+    "gpt": (TEXT, "gpt:layers=2,width=8,heads=2,context=7,dropout=0.2"),
+    "blocks": (TEXT, [
+        {"type": "embedding", "tokens": 3, "width": 6},
+        {"type": "transformer", "heads": 3, "hidden": 5, "activation": "silu"},
+        {"type": "block", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "activation": "sigmoid"},
+                                     {"type": "dropout", "rate": 0.5}]},
+        {"type": "head", "units": 3, "bias": False}]),
+    "vector": ((4,), [
+        {"type": "residual", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "scale": 0.5}]},
+        {"type": "block", "layers": [{"type": "dense", "units": 6}, {"type": "flatten"}]},
+        {"type": "dense", "units": 3}]),
+}  # fmt: skip
+
+
+def model_of(name):
+    shape, spec = NETS[name]
+    return build_model(spec, "auto", shape, "classes", 3, 7 if shape == TEXT else 1)
+
+
+def samples(model, rows=ROWS):
+    rng = np.random.default_rng(3)
+    shape = (rows, model.layers[0].inputs)
+    x = rng.integers(0, 3, shape) if model.takes_tokens else rng.standard_normal(shape)
+    return x, rng.integers(0, 3, (rows, model.labels))
+
+
+def stages_of(model, ends=(), dtype=np.float64, rows=ROWS):
+    ends = [0, *ends, len(model.layers)]
+    stages = [Stage(model, a, b, dtype, Optimizer("sgd"), rows, 3) for a, b in zip(ends, ends[1:], strict=False)]
+    for stage in stages:
+        stage.initialise(1)
+        for state in stage.states:  # biases and gains away from 0 and 1
+            state.flat += (0.1 * np.random.default_rng(state.index).standard_normal(state.flat.size)).astype(dtype)
+        stage.derive()
+    return stages
+
+
+def step(stages, x, y, pieces, group=1):
+    """Loss and gradients of a batch in pieces, W of `group` of them at a time."""
+    model, total, start, waiting, fresh = stages[0].model, 0.0, 0, [], True
+    for slot, rows in enumerate(pieces):
+        works = [stage.work(slot % 3, rows) for stage in stages]
+        moment = Moment(True, 9, 4, start)
+        works[0].x[...] = x[start : start + rows]
+        works[-1].labels[...] = y[start : start + rows]
+        for n, stage in enumerate(stages):
+            stage.forward(works[n], moment)
+            if n + 1 < len(stages):
+                works[n + 1].x[...] = works[n].y
+        total += stages[-1].loss(works[-1], 1 / len(x) / model.scored)[0]
+        for n in reversed(range(len(stages))):
+            stages[n].backward_input(works[n], moment)
+            if n:
+                works[n - 1].dy[...] = works[n].dx
+        waiting.append(works)
+        start += rows
+        if len(waiting) == group or start == len(x):
+            for n, stage in enumerate(stages):
+                stage.backward_weight([each[n] for each in waiting], fresh)
+            waiting, fresh = [], False
+    gradient = np.concatenate([state.gradient for stage in stages for state in stage.states])
+    return total / len(x) / model.scored, gradient.copy()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_finite_differences(name):
+    model = model_of(name)
+    stages = stages_of(model)
+    x, y = samples(model)
+    _, got = step(stages, x, y, [ROWS])
+    states = stages[0].states
+    place, want = 0, np.zeros_like(got)
+    checked = np.random.default_rng(0).permutation(got.size)[:150]
+    for state in states:
+        for i in range(state.flat.size):
+            if place in checked:
+                old, losses = state.flat[i], []
+                for shift in (1e-6, -1e-6):
+                    state.flat[i] = old + shift
+                    stages[0].derive()
+                    losses.append(step(stages, x, y, [ROWS])[0])
+                state.flat[i] = old
+                stages[0].derive()
+                want[place] = (losses[0] - losses[1]) / 2e-6
+            place += 1
+    np.testing.assert_allclose(got[checked], want[checked], atol=2e-8)
+    assert np.abs(got[checked]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", NETS)
+def test_any_cut_and_any_micro_batches_give_the_same_bits(name, dtype):
+    """The chain cut after any layer; the batch in any pieces; W of any number of them together."""
+    model = model_of(name)
+    x, y = samples(model)
+    _, want = step(stages_of(model, dtype=dtype), x, y, [ROWS])
+    for end in range(1, len(model.layers)):
+        np.testing.assert_array_equal(step(stages_of(model, [end], dtype), x, y, [ROWS])[1], want)
+    for pieces, group in (([3, 2], 1), ([3, 2], 2), ([1] * 5, 1), ([1] * 5, 3), ([2, 2, 1], 2)):
+        np.testing.assert_array_equal(step(stages_of(model, dtype=dtype), x, y, pieces, group)[1], want)
+    single, double = (step(stages_of(model, dtype=t), x, y, [ROWS]) for t in (np.float32, np.float64))
+    np.testing.assert_allclose(single[1], double[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_tables_build_the_same_model(name):
+    """What a checkpoint stores of its layers gives them again."""
+    model = model_of(name)
+    shape = NETS[name][0]
+    again = build_model(model.to_list(), "auto", shape, "classes", 3, model.labels)
+    assert again == model
+    assert again.to_list() == model.to_list()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_parameters_by_name(name):
+    """Natural arrays have the stated shapes, hold every number once, and come back as they went."""
+    model = model_of(name)
+    for state in stages_of(model)[0].states:
+        flat = np.arange(state.flat.size, dtype=np.float64)
+        arrays = state.layer.natural(flat)
+        assert {key: array.shape for key, array in arrays.items()} == {
+            key: shape for key, shape in state.layer.shapes.items() if np.prod(shape)
+        }
+        every = np.concatenate([array.ravel() for array in arrays.values()]) if arrays else np.empty(0)
+        np.testing.assert_array_equal(np.sort(every), flat)
+        back = np.full_like(flat, np.nan)
+        state.layer.store(back, {key: array.copy() for key, array in arrays.items()})
+        np.testing.assert_array_equal(back, flat)
+
+
+def test_dropout_leaves_evaluations_alone():
+    model = model_of("image-residual")
+    stage = stages_of(model)[0]
+    x, _ = samples(model)
+    outputs = []
+    for moment in (Moment(), Moment(), Moment(True, 9, 4, 0), Moment(True, 9, 4, 0), Moment(True, 9, 5, 0)):
+        work = stage.work(0, ROWS)
+        work.x[...] = x
+        stage.forward(work, moment)
+        outputs.append(work.y.copy())
+    plain, again, dropped, same, other = outputs
+    np.testing.assert_array_equal(plain, again)
+    np.testing.assert_array_equal(dropped, same)
+    assert (plain != dropped).any()
+    assert (dropped != other).any()
+
+
+def test_logits_are_not_copied():
+    """The loss leaves its gradient where the logits were, if the last layer is linear."""
+    stage = stages_of(model_of("gpt"))[0]
+    work = stage.work(0, 2)
+    assert work.dy.ctypes.data == work.y.ctypes.data
+    tables = [{"type": "dense", "units": 3, "activation": "tanh"}]
+    stage = Stage(build_model(tables, "auto", 4, "classes", 3), 0, 1, np.float32, Optimizer("sgd"), 2, 1)
+    assert stage.work(0, 2).dy.ctypes.data != stage.work(0, 2).y.ctypes.data
+
+
+def test_forms():
+    model = build_model("cnn:28x28-32c3-p2-64c3-p2-128-10", "auto", (28, 28), "classes", 10)
+    kinds = [layer.kind for layer in model.layers]
+    assert kinds == ["conv2d", "maxpool2d", "conv2d", "maxpool2d", "flatten", "dense", "dense"]
+    assert model.parameters == 32 * 9 + 32 + 64 * 288 + 64 + 3136 * 128 + 128 + 1290
+    assert model.layers[0].flops(1) == 6 * 28 * 28 * 9 * 32
+    model = build_model("gpt:layers=3,width=16,heads=4,context=12", "auto", (12,), "classes", 9, 12)
+    assert [layer.kind for layer in model.layers] == ["embedding", "block", "block", "block", "block"]
+    assert model.parameters == 9 * 16 + 12 * 16 + 3 * (12 * 256 + 13 * 16) + 32 + 16 * 9 + 9
+    assert gpt_options("gpt:") == {"layers": 8, "width": 256, "heads": 8, "context": 128, "dropout": 0.0}
+    deep = build_model("gpt:layers=8,width=32,heads=4,context=4", "auto", (4,), "classes", 3, 4)
+    flat = np.zeros(deep.layers[1].count)
+    deep.layers[1].initialise(flat, 0, 1)
+    last = deep.layers[1].natural(flat)["1.2.weight"]
+    assert abs(last.std() * np.sqrt(128) - 0.25) < 0.01  # 1 / sqrt(2 layers)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "words"),
+    [
+        ("cnn:8x8-3c3", (8, 8), "must end with a dense layer"),
+        ("cnn:8x8-3c3-x2-10", (8, 8), "'x2' in 'cnn:8x8-3c3-x2-10'"),
+        ("cnn:8x8-10-3c3-10", (8, 8), "after a dense layer"),
+        ("cnn:9x8-3c3-10", (8, 8), "takes 9x8x1 inputs but the data has 64 features"),
+        ("cnn:8x8-3c3-p9-10", (8, 8), "layer 1: size 9 is larger than the image of 8 x 8"),
+        ("cnn:8x8-3c3-10,activation=swish", (8, 8), "option 'activation=swish'"),
+        ("gpt:layers=0", (8, 8), "layers must be at least 1"),
+        ("gpt:depth=3", (8, 8), "'depth=3'"),
+        ("gpt:layers=2,width=16,heads=3,context=64", (64,), "heads must divide the 16 features"),
+        ("gpt:layers=2,width=16,heads=4,context=64", (64,), "predicts 64 labels per sample"),
+        ("rnn:3", (8, 8), "expected mlp:"),
+        ([{"type": "conv2d", "filters": 3, "size": 3, "pad": 3}], (8, 8), "pad must be below size 3"),
+        ([{"type": "conv2d", "filters": 3, "size": 3}, {"type": "dense", "units": 10}], (8, 8), "put a flatten layer"),
+        ([{"type": "groupnorm", "groups": 2}], (8, 8), "groups must divide the 1 channels"),
+        ([{"type": "maxpool2d"}], (8, 8), "layer 0: size must be a whole number of at least 1, got None"),
+        ([{"type": "dropout", "rate": 1.0}], (8, 8), "rate must be a number from 0.0 to below 1.0"),
+        ([{"type": "attention", "heads": 2}], (64,), "attention takes sequences"),
+        ([{"type": "activation"}], (64,), "function must be one of linear"),
+        ([{"type": "residual", "layers": [{"type": "dense", "units": 3}]}], (64,), "they are added"),
+        ([{"type": "residual", "layers": [{"type": "dense", "units": 64, "activation": "relu"}]}], (64,), "end with a"),
+        ([{"type": "block", "layers": []}], (64,), "layers must be a list of tables"),
+        ([{"type": "block", "layers": [{"type": "dense"}]}], (64,), "layer 0.0: units must be a whole number"),
+        ([{"type": "dense", "units": 10}, {"type": "embedding", "tokens": 3, "width": 2}], (64,), "must be the first"),
+        ([{"type": "embedding", "tokens": 3, "width": 2}, {"type": "flatten"}, {"type": "dense", "units": 10}], (64,),
+         "takes tokens; expected --data text:FILE"),
+        ([{"type": "layernorm", "gain": 2}], (64,), "unknown key 'gain'; known: shape, type"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(spec, shape, words):
+    with pytest.raises(UserError) as caught:
+        build_model(spec, "auto", shape, "classes", 10)
+    assert words in str(caught.value)
