@@ -32,10 +32,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test lint format bench bench-torch clean
+.PHONY: help setup train test lint format bench bench-torch bench-kernels clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-torch"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-torch, make bench-kernels"
 
 setup: $(READY)
 
@@ -67,6 +67,10 @@ bench: $(READY)
 bench-torch: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m jobs.bench.torch_peer $(ARGS)
+
+bench-kernels: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m jobs.bench.kernels_peer $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs

@@ -6,6 +6,7 @@ from kernels.attention import BLOCK as ATTENTION_BLOCK
 from kernels.attention import attention_backward_input, attention_forward
 from kernels.compile import compile_all
 from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
+from kernels.denormals import flush_denormals, flush_for_good
 from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
 from kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_norm
 from kernels.embedding import embedding_backward_weight, embedding_forward
@@ -31,11 +32,11 @@ from kernels.tile import PANEL, simd
 __all__ = [
     "ACTIVATIONS", "ATTENTION_BLOCK", "CACHE", "DEPTH", "PANEL", "SLOPED", "across", "activate", "adam", "adamw",
     "add_to", "along", "attention_backward_input", "attention_forward", "average_pool_backward_input",
-    "average_pool_forward", "clip_value", "compile_all", "conv_backward_input", "conv_backward_weight", "conv_forward",
-    "conv_turn", "deactivate", "dense_backward_input", "dense_backward_weight", "dense_forward", "dense_stack",
-    "dropout", "embedding_backward_weight", "embedding_forward", "group_norm_backward_input",
-    "group_norm_backward_weight", "group_norm_forward", "layer_norm_backward_input", "layer_norm_backward_weight",
-    "layer_norm_forward", "max_pool_backward_input", "max_pool_forward", "mean_squared_error", "momentum",
-    "panels_to_rows", "rows_to_panels", "scale_by", "sgd", "simd", "softmax_cross_entropy", "squared_norm",
-    "transpose_panels",
+    "average_pool_forward", "clip_value", "compile_all", "conv_backward_input", "conv_backward_weight",
+    "conv_forward", "conv_turn", "deactivate", "dense_backward_input", "dense_backward_weight", "dense_forward",
+    "dense_stack", "dropout", "embedding_backward_weight", "embedding_forward", "flush_denormals", "flush_for_good",
+    "group_norm_backward_input", "group_norm_backward_weight", "group_norm_forward", "layer_norm_backward_input",
+    "layer_norm_backward_weight", "layer_norm_forward", "max_pool_backward_input", "max_pool_forward",
+    "mean_squared_error", "momentum", "panels_to_rows", "rows_to_panels", "scale_by", "sgd", "simd",
+    "softmax_cross_entropy", "squared_norm", "transpose_panels",
 ]  # fmt: skip

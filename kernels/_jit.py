@@ -1,9 +1,11 @@
 """The one place for compilation: Numba's flags, and where compiled code is kept between runs."""
 
+import hashlib
 import os
 import socket
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def _cache_folder() -> str:
@@ -23,15 +25,28 @@ def _cache_folder() -> str:
     return str(shared)
 
 
-if "NUMBA_CACHE_DIR" not in os.environ:
-    os.environ["NUMBA_CACHE_DIR"] = _cache_folder()
+def _version() -> str:
+    """Digest of all kernels' sources. Numba looks at a function's own file only, not at those of what it calls."""
+    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+CACHE = Path(os.environ.get("NUMBA_CACHE_DIR") or _cache_folder()) / f"ringtmp-{_version()}"
+_before = os.environ.get("NUMBA_CACHE_DIR")
+os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
 
 import numba  # noqa: E402 - reads the variable once, when imported
 
-CACHE = Path(os.environ["NUMBA_CACHE_DIR"])
+config: Any = numba.core.config
+config.CACHE_DIR = str(CACHE)  # if it had been imported before
+if _before is None:
+    del os.environ["NUMBA_CACHE_DIR"]
+else:
+    os.environ["NUMBA_CACHE_DIR"] = _before  # processes that this one starts find their own way
 
 # Sums may be reordered into vectors and multiplications fused, the same way every time for the same shapes. Never
 # "nnan" or "ninf": a NaN must stay one, or a run that has diverged goes on unseen.
 FAST = {"contract", "reassoc", "nsz"}
 
-jit = numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+# Without Python's lock, so that threads of a rank work side by side.
+jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)

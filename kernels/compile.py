@@ -15,10 +15,11 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels._jit import CACHE
+from kernels._jit import CACHE, config
 from kernels.activations import activate, deactivate
 from kernels.attention import attention_backward_input, attention_forward
 from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
+from kernels.denormals import flush_denormals
 from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
 from kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_norm
 from kernels.embedding import embedding_backward_weight, embedding_forward
@@ -34,7 +35,6 @@ from kernels.norm import (
 )
 from kernels.optimizers import adam, adamw, momentum, sgd
 from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
-from kernels.tile import config
 
 
 def compile_all(
@@ -75,7 +75,8 @@ def _fingerprint(dtype: np.dtype) -> str:
 def _base(dtype: np.dtype) -> None:
     """Each kernel on tiny arrays; each has one signature per dtype."""
     a, v, labels, room = np.ones((2, 2), dtype), np.ones(2, dtype), np.zeros(2, np.int64), np.ones(16, dtype)
-    dense_forward(a, room, v, a, a, 0)
+    with flush_denormals():
+        dense_forward(a, room, v, a, a, 0)
     dense_backward_input(a, a, a, room, a, 0)
     dense_stack(a, a, room, 0, 2)
     dense_backward_weight(room, 2, 2, 2, room[:4].copy(), v, False)

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.lib.stride_tricks import as_strided
 
-config: Any = numba.core.config
+from kernels._jit import config
+
 PANEL = 32  # columns of a panel, on every machine, so that packed weights mean the same everywhere
 _AHEAD = 1 << 15  # bytes by which B is fetched ahead, into the second-level cache
 _I64, _I32, _I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)

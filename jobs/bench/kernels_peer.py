@@ -11,25 +11,26 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 import kernels
-from jobs.bench.report import compared, fair_environment, publish
+from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
 from kernels.bench import bandwidth, peak_flops
 from ringtmp.nn.layer import Array, Moment
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage, Work
+from ringtmp.run.data import epoch_order, open_data
 
 
 @dataclass
 class Case:
-    """A network, its batch and how it is trained; `work` steps take about a third of a second."""
+    """A network, its batch and the pieces that it comes in, and what is counted."""
 
     spec: str
     batch: int
@@ -40,7 +41,6 @@ class Case:
     outputs: int = 10
     labels: int = 1
     aim: float | None = 2.0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -112,7 +112,7 @@ def batches(model: Model, case: Case, count: int) -> list[tuple[Array, Array]]:
     return made
 
 
-def measure(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float, compiled: bool) -> dict[str, Any]:
+def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float, compiled: bool) -> dict[str, Any]:
     """A row of the table."""
     lr = 1e-3
     model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels)
@@ -154,6 +154,32 @@ def measure(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float,
     return row
 
 
+def curve(steps: int = 200) -> dict[str, Any]:
+    """Loss of a language model over some steps beside PyTorch's: same start values, same batches of a real text."""
+    text = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
+    source = text if text.is_file() else ROOT / "README.md"
+    case = Case("gpt:layers=4,width=128,heads=4,context=64", 8, 2, "adamw", shape=(64,))
+    data = open_data(f"text:{source}", dtype=np.dtype(np.float32), context=64)
+    case.outputs, case.labels = data.info.outputs, 64
+    model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels)
+    ours = Ours(model, case)
+    twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, 1e-3)
+    x, y = (np.empty((case.batch, 64), np.int64) for _ in range(2))
+    mine, theirs = [], []
+    for step in range(steps):
+        order = epoch_order(0, step * case.batch // data.info.n_train, data.info.n_train)
+        first = step * case.batch % (data.info.n_train - case.batch)
+        data.read("train", order[first : first + case.batch], x, y)
+        mine.append(ours.step(x, y, 1e-3))
+        theirs.append(twin.step(twin.inputs(x), torch.from_numpy(y), case.pieces))
+    difference = float(np.abs(np.subtract(mine, theirs)).max())
+    print(
+        f"{case.spec} on {source.name}: loss {mine[0]:.3f} to {mine[-1]:.3f}; curves differ by {difference:.1e} at most"
+    )
+    row = measured(f"language model, {steps} steps: largest difference of the losses", [difference], "nats", 1e-3, True)
+    return row | {"first_loss": mine[0], "last_loss": mine[-1]}
+
+
 def main() -> None:
     """Measure all cases and publish them."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,8 +194,10 @@ def main() -> None:
     flops, bytes_per_s = peak_flops(np.float32), bandwidth()
     print(f"{kernels.simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
     chosen = {name: case for name, case in CASES.items() if options.only in name}
-    rows = [measure(name, case, options.pairs, flops, bytes_per_s, options.compile) for name, case in chosen.items()]
-    ratios = [row["ratio"] for row in rows]
+    rows = [compare(name, case, options.pairs, flops, bytes_per_s, options.compile) for name, case in chosen.items()]
+    if not options.only and not options.compile:
+        rows.append(curve())
+    ratios = [row["ratio"] for row in rows if row["peer"]]
     mean = float(np.exp(np.mean(np.log(ratios))))
     print(f"geometric mean {mean:.2f}, least {min(ratios):.2f}")
     peer = (

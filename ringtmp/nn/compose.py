@@ -122,9 +122,9 @@ class Block(Layer):
         for n in reversed(range(len(self.layers))):
             self.layers[n].backward_input(p[str(n)], place.inner[n], moment)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
         for n, layer in enumerate(self.layers):
-            layer.backward_weight(g[str(n)], [place.inner[n] for place in places], first)
+            layer.backward_weight(g[str(n)], [place.inner[n] for place in places], first, scratch)
 
     def to_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"type": self.kind, "shape": list(self.shape), "layers": [layer.to_dict() for layer in self.layers]}

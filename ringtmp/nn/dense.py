@@ -97,14 +97,14 @@ class Dense(Layer):
         _, y, dy, dx, slope, code = place.inner
         kernels.dense_backward_input(y, slope, dy, p.get("derived", y[0]), dx, code)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
-        room, k, n = places[0].scratch, self.shape[-1], self.units
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
+        k, n = self.shape[-1], self.units
         for pieces in _chunks([(place.inner[0], place.inner[2]) for place in places]):
             total, at = sum(len(x) for x, _ in pieces), 0
             for x, delta in pieces:
-                kernels.dense_stack(x, delta, room, at, total)
+                kernels.dense_stack(x, delta, scratch, at, total)
                 at += len(x)
-            kernels.dense_backward_weight(room, total, k, n, g["weight"], g["bias"], not first)
+            kernels.dense_backward_weight(scratch, total, k, n, g["weight"], g["bias"], not first)
             first = False
 
 

@@ -90,11 +90,11 @@ class Conv2D(Layer):
         turned = p.get("derived", place.scratch)
         kernels.conv_backward_input(y, slope, dy, turned, dx, self.size, self.stride, self.pad, code, place.scratch)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
         for place in places:
             x, _, dy, _, _ = place.inner
             kernels.conv_backward_weight(x, dy, g["weight"], g["bias"], self.size, self.stride, self.pad, not first,
-                                         place.scratch)  # fmt: skip
+                                         scratch)  # fmt: skip
             first = False
 
 
@@ -192,7 +192,7 @@ class GroupNorm(Layer):
         if dx is not None:
             kernels.group_norm_backward_input(x, p["gain"], moments, dy, dx)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
         for place in places:
             x, _, dy, _, moments = place.inner
             kernels.group_norm_backward_weight(x, moments, dy, g["gain"], g["bias"], not first)

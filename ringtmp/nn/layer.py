@@ -47,7 +47,7 @@ class Place:
     saved : array
         What F keeps for I, and I for W: flat, `saved_numbers` for each row.
     scratch : array
-        Flat, shared by all layers and micro-batches of the stage; nothing in it outlives a call.
+        Flat, shared by all layers and micro-batches of a thread; nothing in it outlives a call.
     inner : Any
         What `Layer.attach` made of these.
     """
@@ -182,8 +182,11 @@ class Layer:
         """I: dx from dy; dy is overwritten with what W needs."""
         raise NotImplementedError
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:
-        """W: gradients of these micro-batches, in their order, onto `g`; the `first` of a step overwrites."""
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
+        """W: gradients of these micro-batches, in their order, onto `g`; the `first` of a step overwrites.
+
+        `scratch` is as in `Place`, for this call.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """The layer as a plain table, as stored in checkpoints: its input's shape, and what is no default."""
@@ -224,3 +227,8 @@ def aligned(count: int, dtype: DTypeLike) -> Array:
     room = np.zeros(count * item + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + count * item].view(dtype)
+
+
+def pieces(rows: int, count: int) -> tuple[int, ...]:
+    """`rows` cut into `count` pieces whose sizes differ by one at most, larger ones first."""
+    return tuple(rows // count + (number < rows % count) for number in range(count))

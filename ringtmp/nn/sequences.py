@@ -48,7 +48,7 @@ class Embedding(Layer):
     def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:
         """Nothing: tokens have no gradient."""
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
         for place in places:
             tokens, _, dy = place.inner
             kernels.embedding_backward_weight(tokens, dy, g["token"], g["position"], not first)
@@ -134,7 +134,7 @@ class LayerNorm(Layer):
         if dx is not None:
             kernels.layer_norm_backward_input(x, p["gain"], moments, dy, dx)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
         for place in places:
             x, _, dy, _, moments = place.inner
             kernels.layer_norm_backward_weight(x, moments, dy, g["gain"], g["bias"], not first)

@@ -5,13 +5,15 @@ input, every layer's output, and the gradients at both ends. All slots are made 
 again once its micro-batch is gone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, aligned
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, aligned, pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer, make_slots
 
@@ -30,6 +32,14 @@ class LayerState:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Samples of a micro-batch that one thread takes through the stage: number of the first, a place at each layer."""
+
+    start: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
 class Work:
     """Views into one slot for a micro-batch of so many rows."""
 
@@ -39,7 +49,7 @@ class Work:
     dx: Array  # gradient at the input; sent back (size 0 on the first stage)
     labels: Array  # [rows, labels]; on the first and the last stage
     scores: tuple[Array, Array, Array]  # output, labels and gradient as the loss sees them: a row for each prediction
-    places: tuple[Place, ...]  # of each layer
+    parts: tuple[Part, ...]  # its samples, dealt over the threads of the rank
 
 
 class Stage:
@@ -57,11 +67,17 @@ class Stage:
         Most rows of a micro-batch.
     slots : int
         Micro-batches that may be under way at once.
+    threads : int
+        Of this rank. They share the samples of a micro-batch in F and I, and the layers in W and U; what a number is
+        summed from and in which order stays the same, so the bits do.
+    recompute : bool
+        Keep only the stage's input of each micro-batch: I makes the rest again, and W must follow before the next I.
     """
 
     def __init__(
-        self, model: Model, first: int, last: int, dtype: np.dtype, optimizer: Optimizer, rows: int, slots: int
-    ) -> None:
+        self, model: Model, first: int, last: int, dtype: np.dtype, optimizer: Optimizer, rows: int, slots: int,
+        threads: int = 1, recompute: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.first, self.last = model, first, last
         self.dtype = np.dtype(dtype)
         self.optimizer = optimizer
@@ -69,8 +85,16 @@ class Stage:
         self.is_first, self.is_last = first == 0, last == len(model.layers)
         self.states = [self._state(index) for index in range(first, last)]
         layers = [state.layer for state in self.states]
-        self._scratch = aligned(max(layer.scratch_numbers(rows) for layer in layers), self.dtype)
-        self._rooms = [self._room() for _ in range(slots)]
+        scratch = max(layer.scratch_numbers(rows) for layer in layers)
+        self._scratch = [aligned(scratch, self.dtype) for _ in range(threads)]
+        self._pool = _Pool(threads)
+        self._dealt = _deal([(n, state) for n, state in enumerate(self.states) if state.flat.size], threads)
+        self.recompute = recompute
+        self._shared: dict[str, list[Array]] = {}
+        self._rooms = [self._room()]
+        if recompute:
+            self._shared = self._rooms[0]
+        self._rooms += [self._room() for _ in range(slots - 1)]
         self._works: dict[tuple[int, int], Work] = {}
 
     def _state(self, index: int) -> LayerState:
@@ -80,24 +104,39 @@ class Stage:
         derived = aligned(layer.derived_numbers(), self.dtype)
         return LayerState(index, layer, flat, gradient, slots, layer.views(flat, derived), layer.views(gradient))
 
+    def _group(self) -> list[int]:
+        """Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's."""
+        groups = [0]
+        for state in self.states:
+            groups.append(groups[-1] + (not state.layer.aliased))
+        return groups
+
     def _room(self) -> dict[str, list[Array]]:
-        """Flat buffers of one slot, each large enough for `rows` rows; an aliased layer's output is its input."""
-        layers, rows = [state.layer for state in self.states], self.rows
-        y = [aligned(rows * layers[0].inputs, np.int64 if self._tokens else self.dtype)]
-        dy = [aligned(rows * layers[0].inputs * (not self.is_first), self.dtype)]
-        for n, layer in enumerate(layers):
-            y.append(y[-1] if layer.aliased else aligned(rows * layer.outputs, self.dtype))
-            loss_here = self.is_last and n == len(layers) - 1
-            if loss_here and not layer.needs_output:
-                dy.append(y[-1])  # the loss writes its gradient over the output: no second copy of the logits
+        """Flat buffers of one slot, each large enough for `rows` rows; with `recompute` those within are all slots'."""
+        layers, rows, groups = [state.layer for state in self.states], self.rows, self._group()
+        widths = [layers[0].inputs] + [layer.outputs for layer in layers]
+        y: list[Array] = []
+        dy: list[Array] = []
+        for n, group in enumerate(groups):
+            if n and group == groups[n - 1]:
+                y.append(y[-1])
+                dy.append(dy[-1])
+            elif self._shared and 0 < group < groups[-1]:
+                y.append(self._shared["y"][n])
+                dy.append(self._shared["dy"][n])
             else:
-                dy.append(dy[-1] if layer.aliased and dy[-1].size else aligned(rows * layer.outputs, self.dtype))
+                y.append(aligned(rows * widths[n], np.int64 if n == 0 and self._tokens else self.dtype))
+                if self.is_last and group == groups[-1] and not layers[-1].needs_output and not self.recompute:
+                    dy.append(y[-1])  # the loss writes its gradient over the output: no second copy of the logits
+                else:
+                    dy.append(aligned(rows * widths[n] * (group > 0 or not self.is_first), self.dtype))
+        saved = [aligned(rows * layer.saved_numbers(), self.dtype) for layer in layers] if not self._shared else []
         ends = self.is_first or self.is_last
         label_dtype = np.dtype(np.int64) if self.model.loss == "cross-entropy" else self.dtype
         return {
             "y": y,
             "dy": dy,
-            "saved": [aligned(rows * layer.saved_numbers(), self.dtype) for layer in layers],
+            "saved": saved or self._shared["saved"],
             "labels": [aligned(rows * self.model.labels * ends, label_dtype)],
         }
 
@@ -132,29 +171,49 @@ class Stage:
         room = self._rooms[slot]
 
         def cut(flat: Array, width: int) -> Array:
-            return flat[: rows * width].reshape(rows, width)
+            return flat[: rows * width].reshape(rows, width) if flat.size else none
+
+        none = np.empty((0, 0), self.dtype)
+        first, last = self.states[0].layer, self.states[-1].layer
+        x, dx = cut(room["y"][0], first.inputs), cut(room["dy"][0], first.inputs)
+        y, dy = cut(room["y"][-1], last.outputs), cut(room["dy"][-1], last.outputs)
+        parts, start = [], 0
+        for scratch, count in zip(self._scratch, pieces(rows, len(self._scratch)), strict=True):
+            if count:
+                parts.append(Part(start, self._places(room, start, start + count, scratch)))
+                start += count
+        labels = cut(room["labels"][0], self.model.labels)
+        predictions = rows * self.model.scored
+        flat = labels.reshape(-1) if self.model.loss == "cross-entropy" else labels
+        scores = (y.reshape(predictions, -1), flat, dy.reshape(predictions, -1)) if self.is_last else (none, flat, none)
+        return Work(x, y, dy, dx, labels, scores, tuple(parts))
+
+    def _places(self, room: dict[str, list[Array]], start: int, stop: int, scratch: Array) -> tuple[Place, ...]:
+        """Places of rows `start`...`stop` - 1 at each layer."""
+
+        def cut(flat: Array, width: int) -> Array:
+            return flat[start * width : stop * width].reshape(stop - start, width) if flat.size else none
 
         none = np.empty((0, 0), self.dtype)
         places = []
         for n, state in enumerate(self.states):
-            layer = state.layer
-            dx = cut(room["dy"][n], layer.inputs) if room["dy"][n].size else none
+            layer, kept = state.layer, state.layer.saved_numbers()
             place = Place(cut(room["y"][n], layer.inputs), cut(room["y"][n + 1], layer.outputs),
-                          cut(room["dy"][n + 1], layer.outputs), dx, room["saved"][n][: rows * layer.saved_numbers()],
-                          self._scratch)  # fmt: skip
+                          cut(room["dy"][n + 1], layer.outputs), cut(room["dy"][n], layer.inputs),
+                          room["saved"][n][start * kept : stop * kept], scratch)  # fmt: skip
             layer.attach(place)
             places.append(place)
-        labels = cut(room["labels"][0], self.model.labels) if room["labels"][0].size else none
-        y, dy = places[-1].y, places[-1].dy
-        predictions = rows * self.model.scored
-        flat = labels.reshape(-1) if self.model.loss == "cross-entropy" else labels
-        scores = (y.reshape(predictions, -1), flat, dy.reshape(predictions, -1)) if self.is_last else (none, flat, none)
-        return Work(places[0].x, y, dy, places[0].dx, labels, scores, tuple(places))
+        return tuple(places)
 
     def forward(self, work: Work, moment: Moment = Moment()) -> None:  # noqa: B008 - immutable
         """F of all layers of the stage."""
-        for state, place in zip(self.states, work.places, strict=True):
-            state.layer.forward(state.parameters, place, moment)
+
+        def run(part: Part) -> None:
+            here = moment._replace(sample=moment.sample + part.start)
+            for state, place in zip(self.states, part.places, strict=True):
+                state.layer.forward(state.parameters, place, here)
+
+        self._pool.each(run, work.parts)
 
     def loss(self, work: Work, scale: float) -> tuple[float, float]:
         """Loss sum over the predictions and its companion: correct answers, or NaN where the target is a value.
@@ -169,18 +228,29 @@ class Stage:
         return kernels.mean_squared_error(y, labels, scale, gradient), float("nan")
 
     def backward_input(self, work: Work, moment: Moment = Moment()) -> None:  # noqa: B008 - immutable
-        """I of all layers, last to first."""
-        for state, place in zip(reversed(self.states), reversed(work.places), strict=True):
-            state.layer.backward_input(state.parameters, place, moment)
+        """I of all layers, last to first; with `recompute` after another F."""
+        if self.recompute:
+            self.forward(work, moment)
+
+        def run(part: Part) -> None:
+            here = moment._replace(sample=moment.sample + part.start)
+            for state, place in zip(reversed(self.states), reversed(part.places), strict=True):
+                state.layer.backward_input(state.parameters, place, here)
+
+        self._pool.each(run, work.parts)
 
     def backward_weight(self, works: Sequence[Work], first: bool) -> None:
         """W of all layers for some micro-batches, in their order; the `first` of a step overwrite the gradients.
 
         How many go together changes no bit: every gradient is one sum over samples in ascending order.
         """
-        for n, state in enumerate(self.states):
-            if state.flat.size:
-                state.layer.backward_weight(state.gradients, [work.places[n] for work in works], first)
+
+        def run(thread: int) -> None:
+            for n, state in self._dealt[thread]:
+                places = [part.places[n] for work in works for part in work.parts]
+                state.layer.backward_weight(state.gradients, places, first, self._scratch[thread])
+
+        self._pool.each(run, range(len(self._dealt)))
 
     def add_squares(self, total: float) -> float:
         """`total` and the squares of all gradients of the stage, layer after layer, so that any cut gives one sum."""
@@ -191,11 +261,14 @@ class Stage:
 
     def update(self, lr: float, step: int, norm: float = 0.0) -> None:
         """U: one optimizer step on all layers; `step` counts from 1; `norm`: of all gradients, if it bounds them."""
-        for state in self.states:
-            if state.flat.size:
+
+        def run(thread: int) -> None:
+            for _, state in self._dealt[thread]:
                 self.optimizer.clip(state.gradient, norm)
                 self.optimizer.update(state.flat, state.gradient, state.slots, lr, step)
                 state.layer.derive(state.parameters)
+
+        self._pool.each(run, range(len(self._dealt)))
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Touch every buffer and run F, I and W once for each size, so that no step pays for the first time."""
@@ -210,3 +283,29 @@ class Stage:
                 self.loss(work, 1.0)
             self.backward_input(work)
             self.backward_weight([work], True)
+
+
+class _Pool:
+    """Runs one function on several arguments, on this thread and `threads` - 1 others."""
+
+    def __init__(self, threads: int) -> None:
+        self._others = ThreadPoolExecutor(threads - 1, "ringtmp", kernels.flush_for_good) if threads > 1 else None
+
+    def each(self, run: Callable[[Any], None], arguments: Iterable[Any]) -> None:
+        """All of them, the first one here; an exception of any of them is raised."""
+        first, *others = arguments
+        waiting = [self._others.submit(run, other) for other in others] if self._others else []
+        run(first)
+        for each in waiting:
+            each.result()
+
+
+def _deal(states: list[tuple[int, LayerState]], threads: int) -> list[list[tuple[int, LayerState]]]:
+    """Layers with parameters over threads, the costliest first, each to the thread with the least so far."""
+    dealt: list[list[tuple[int, LayerState]]] = [[] for _ in range(threads)]
+    loads = [0] * threads
+    for n, state in sorted(states, key=lambda each: -each[1].layer.flops(1) - each[1].flat.size):
+        least = loads.index(min(loads))
+        dealt[least].append((n, state))
+        loads[least] += state.layer.flops(1) + state.flat.size
+    return dealt

@@ -316,6 +316,8 @@ class Engine:
         self.inputs += 1
         self.policy.took("I")
         i.advance()
+        if self.stage.recompute:  # what W needs is gone with the next I
+            self._backward_weight()
 
     def _backward_weight(self) -> None:
         """W of the oldest micro-batches that wait for it, up to `w_group`, in one product; one event for each."""

@@ -69,7 +69,7 @@ def parse_split(text: str, layers: int, ranks: int) -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"split: expected flops, or layers per rank as in 3,4,4, got {text!r}") from None
+        raise UserError(f"split: expected flops, measured, or layers per rank as in 3,4,4, got {text!r}") from None
     if len(counts) != ranks:
         raise UserError(f"split: {text} names {len(counts)} ranks, but {ranks} were started")
     if min(counts) < 1:

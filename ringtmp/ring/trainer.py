@@ -10,6 +10,7 @@ import numpy as np
 
 import kernels
 from ringtmp.errors import UserError
+from ringtmp.nn.costs import layer_costs
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import Stage
 from ringtmp.ring.check import check
@@ -22,7 +23,7 @@ from ringtmp.ring.rule import FollowPlan, LocalRule
 from ringtmp.run import checkpoint
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.job import Feeder, Job, open_folder, prepare
-from ringtmp.run.mpi import abort, meet, warn
+from ringtmp.run.mpi import abort, from_rank_0, meet, warn
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.timetable import Phase
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory
@@ -127,6 +128,8 @@ class _Run:
         layers = len(self.model.layers)
         if self.config.split == "flops":
             counts = partition([layer.flops(1) for layer in self.model.layers], self.size)
+        elif self.config.split == "measured":
+            counts = partition(from_rank_0(comm, self._measured), self.size)
         else:
             counts = parse_split(self.config.split, layers, self.size)
         ends = np.cumsum(counts)
@@ -136,9 +139,15 @@ class _Run:
         self.write, self.show = write, show and self.rank == 0
         self.committed = -1  # step of the newest set that this launch has made (rank 0)
 
+    def _measured(self) -> list[float]:
+        """Seconds of a step for each layer, as timed on rank 0's machine."""
+        kernels.compile_all(self.job.dtype, self.model.families)
+        rows, m = self.table.rows, len(self.table.train_sizes)
+        return [cost.step(m) for cost in layer_costs(self.model, rows, self.job.dtype, self.job.optimizer())]
+
     def _w_group(self) -> int:
         """Micro-batches that one W takes: as many as fill a product, never more than a step has; a plan has its own."""
-        if self.config.effective_mode != "ready":
+        if self.config.effective_mode != "ready" or self.config.recompute:
             return 1
         rows = self.table.rows * self.model.places
         return self.config.w_group or min(self.config.micro_batches, max(1, kernels.DEPTH // rows))
@@ -162,6 +171,8 @@ class _Run:
             job.optimizer(),
             self.table.rows,
             self.policy.slots,
+            config.threads,
+            config.recompute,
         )
         self._start_values()
         open_folder(self.comm, job, self.write)
@@ -186,7 +197,8 @@ class _Run:
             self.reporter.begin()
         self.recorder.begin()
         try:
-            engine.run()
+            with kernels.flush_denormals():
+                engine.run()
         except BaseException:
             self.recorder.flush()  # what led to it
             raise

@@ -93,14 +93,27 @@ class RunConfig(BaseModel):
     schedule: Literal["naive", "gpipe", "1f1b"] | None = _field(
         "Ring", "the plan that strict mode follows; default 1f1b", None
     )
-    split: str = _field("Ring", "flops: even by floating-point operations; or layers per rank, as in 3,4,4", "flops")
+    split: str = _field(
+        "Ring",
+        "flops: even by floating-point operations; measured: by the layers' times on rank 0's machine (python -m "
+        "kernels.bench shows them); or layers per rank, as in 3,4,4",
+        "flops",
+    )
     w_group: Count | None = _field(
         "Ring",
         "micro-batches that one product of weight gradients takes together in ready mode; changes no bit of it. "
         f"Default: as many as fill {DEPTH} rows",
         None,
     )
-    threads: Count = _field("Ring", "BLAS threads per rank", 1)
+    recompute: bool = _field(
+        "Ring",
+        "on|off: keep only each rank's input of a micro-batch and make the activations within again on the way back: "
+        "less memory, a third more work, the same bits",
+        False,
+    )
+    threads: Count = _field(
+        "Ring", "threads of a rank: they share the samples of a micro-batch, and the layers. Changes no bit", 1
+    )
     stall_timeout: float = _field("Ring", "seconds a rank waits for a neighbour before it ends the job", 600.0, gt=0)
 
     out: str = _field("Run folder", "where run folders are made", "runs")

@@ -7,6 +7,8 @@ micro-batch has, and where in the stream it stands.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ringtmp.nn.layer import pieces
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -31,11 +33,6 @@ class Phase:
     step: int
     sizes: tuple[int, ...]
     start: int
-
-
-def pieces(rows: int, count: int) -> tuple[int, ...]:
-    """`rows` cut into `count` pieces whose sizes differ by one at most, larger ones first."""
-    return tuple(rows // count + (number < rows % count) for number in range(count))
 
 
 class Timetable:

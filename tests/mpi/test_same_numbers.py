@@ -130,6 +130,13 @@ def test_language_model(comm, way, extra, shared_path):
     assert (plain.sha256 == one.sha256) == (not extra)  # the bound was felt
 
 
+@pytest.mark.parametrize("way", WAYS, ids=name)
+@pytest.mark.parametrize("how", [{"recompute": True}, {"threads": 2}], ids=str)
+def test_recomputation_and_threads(comm, way, how):
+    result = ringtmp.train(comm=comm, **SMALL, **way, **how, micro_batches=7)
+    assert result.sha256 == alone(**SMALL, micro_batches=1).sha256
+
+
 def test_regression(comm):
     settings = SMALL | {"model": "mlp:6-9x7-2", "data": "synthetic:samples=200,features=6,outputs=2,seed=1"}
     settings |= {"micro_batches": 3}

@@ -176,6 +176,21 @@ def test_dropout(dtype):
     np.testing.assert_array_equal(drop(x, rate=0.0), x)
 
 
+def test_denormals_count_as_zero_within():
+    """AdamW keeps no denormal slot within, keeps them outside, and the setting is given back, also after an error."""
+
+    def slot() -> float:
+        w, g, m, v = (np.full(20, value, np.float32) for value in (1, 1e-21, 0, 1e-40))
+        kernels.adamw(w, g, m, v, 0.1, 0.9, 0.999, 1e-8, 0.0, 3)
+        return float(v.max())
+
+    assert slot() > 0
+    with pytest.raises(KeyError), kernels.flush_denormals():
+        assert slot() == 0 or os.uname().machine not in ("x86_64", "AMD64")
+        raise KeyError
+    assert slot() > 0
+
+
 def test_simd():
     facts = kernels.simd()
     assert facts["vector_bits"] in (128, 256, 512)

@@ -49,9 +49,9 @@ def samples(model, rows=ROWS):
     return x, rng.integers(0, 3, (rows, model.labels))
 
 
-def stages_of(model, ends=(), dtype=np.float64, rows=ROWS):
+def stages_of(model, ends=(), dtype=np.float64, rows=ROWS, **how):
     ends = [0, *ends, len(model.layers)]
-    stages = [Stage(model, a, b, dtype, Optimizer("sgd"), rows, 3) for a, b in zip(ends, ends[1:], strict=False)]
+    stages = [Stage(model, a, b, dtype, Optimizer("sgd"), rows, 3, **how) for a, b in zip(ends, ends[1:], strict=False)]
     for stage in stages:
         stage.initialise(1)
         for state in stage.states:  # biases and gains away from 0 and 1
@@ -125,6 +125,38 @@ def test_any_cut_and_any_micro_batches_give_the_same_bits(name, dtype):
         np.testing.assert_array_equal(step(stages_of(model, dtype=dtype), x, y, pieces, group)[1], want)
     single, double = (step(stages_of(model, dtype=t), x, y, [ROWS]) for t in (np.float32, np.float64))
     np.testing.assert_allclose(single[1], double[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("how", [{"threads": 2}, {"threads": 7}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("name", NETS)
+def test_threads_and_recomputation_give_the_same_bits(name, how):
+    model = model_of(name)
+    x, y = samples(model)
+    loss, want = step(stages_of(model, dtype=np.float32), x, y, [ROWS])
+    for ends, pieces in (((), [ROWS]), ((2,), [2, 3]), ((1, 2), [1, 1, 3])):
+        got = step(stages_of(model, ends, np.float32, **how), x, y, pieces)
+        np.testing.assert_array_equal(got[1], want)
+        assert np.isclose(got[0], loss, rtol=1e-14)
+
+
+def test_recomputation_keeps_little():
+    """Buffers within a stage exist once, not once per slot."""
+    model = build_model("mlp:16-256x6-4", "auto", 16, "classes", 4)
+    kept = []
+    for recompute in (False, True):
+        stage = Stage(model, 0, 7, np.float32, Optimizer("sgd"), 8, 10, recompute=recompute)
+        buffers = {b.ctypes.data: b.nbytes for room in stage._rooms for k in ("y", "dy") for b in room[k] if b.size}
+        kept.append(sum(buffers.values()))
+    assert kept[1] < kept[0] / 5
+
+
+def test_an_exception_in_a_thread_is_raised():
+    model = model_of("vector")
+    stage = stages_of(model, threads=2)[0]
+    work = stage.work(0, 2)
+    work.parts[1].places[-1].inner = None
+    with pytest.raises(TypeError):
+        stage.forward(work)
 
 
 @pytest.mark.parametrize("name", NETS)
