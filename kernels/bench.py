@@ -1,4 +1,4 @@
-"""Times the machine and layers on it: the cost table that partition and simulation go by.
+"""Times layers on this machine: the cost table that partition and simulation go by. A command, imported by nothing.
 
 Usage: python -m kernels.bench MODEL [--rows 8,32,128] [--dtype float32]. Prints the core's peak and bandwidth, and for
 each kind of layer of the model and each number of rows what F, I, W and U take, and the rates that this makes.
@@ -6,57 +6,20 @@ each kind of layer of the model and each number of rows what F, I, W and U take,
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import DTypeLike
+from rich.console import Console
+from rich.table import Table
 
-from kernels._jit import jit
-from kernels.gemm import along
-
-
-def best(call: Callable[[], object], seconds: float = 0.2) -> float:
-    """The least time of a call, over at least five calls and `seconds`."""
-    call()
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-@jit
-def _products(a, b, c, m, n, k, times):  # noqa: ANN001, ANN202
-    for _ in range(times):
-        along(a, 0, k, b, 0, 0, c, 0, n, m, n, k, 0, False, c)
-
-
-def peak_flops(dtype: DTypeLike) -> float:
-    """Floating-point operations per second of one core: of products whose operands stay in its first-level cache."""
-    m, n, k, times = 16, 32, 96, 2000
-    a, b, c = np.ones(m * k, dtype), np.ones(k * n, dtype), np.ones(m * n, dtype)
-    return times * 2.0 * m * n * k / best(lambda: _products(a, b, c, m, n, k, times))
-
-
-def bandwidth(size: int = 1 << 28) -> float:
-    """Bytes per second that one core reads and writes past its caches (a copy; each byte counts twice)."""
-    a, b = np.ones(size // 8), np.zeros(size // 8)
-    return 2.0 * a.nbytes / best(lambda: np.copyto(b, a))
+import kernels
+from kernels.machine import bandwidth, peak_flops
+from ringtmp.errors import UserError
+from ringtmp.nn.costs import layer_costs
+from ringtmp.nn.forms import gpt_options, tables_of
+from ringtmp.nn.model import build_model
+from ringtmp.nn.optimizers import Optimizer
 
 
 def _table(spec: str, rows: list[int], dtype: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    import kernels
-    from ringtmp.nn.costs import layer_costs
-    from ringtmp.nn.forms import gpt_options, tables_of
-    from ringtmp.nn.model import build_model
-    from ringtmp.nn.optimizers import Optimizer
-
     places = gpt_options(spec)["context"] if spec.startswith("gpt:") else 1
     classes = 65 if places > 1 else 2
     shape = (places,) if places > 1 else tables_of(spec, classes)[1] or ()
@@ -87,8 +50,6 @@ def _table(spec: str, rows: list[int], dtype: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Parse and print; the exit status."""
-    from ringtmp.errors import UserError
-
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="short form, as --model of ringtmp.train takes it")
     parser.add_argument("--rows", default="8,32,128", help="samples of a micro-batch [8,32,128]")

@@ -20,7 +20,7 @@ import torch
 import kernels
 from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
-from kernels.bench import bandwidth, peak_flops
+from kernels.machine import bandwidth, peak_flops
 from ringtmp.nn.layer import Array, Moment
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 import kernels
-from kernels.bench import best
+from kernels.machine import best
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer

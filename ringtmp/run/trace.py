@@ -168,7 +168,7 @@ class Recorder:
 
 def environment() -> dict[str, Any]:
     """Host, process, processor and versions, as stored in traces and checkpoints."""
-    packages = ("numpy", "numba", "scipy", "h5py", "mpi4py")
+    packages = ("numpy", "numba", "h5py", "mpi4py")
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),

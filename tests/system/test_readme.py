@@ -74,6 +74,7 @@ def test_make(workplace, line):
         "make train": ["mpirun -n 8", "-m ringtmp.train"], "make test": ["-m pytest"], "make setup": [],
         "make setup MPI=site": [], "make lint": ["ruff check", "ruff format --check", "mypy"],
         "make bench": ["-m jobs.bench.ours"], "make bench-torch": ["torch", "-m jobs.bench.torch_peer"],
+        "make bench-kernels": ["torch", "-m jobs.bench.kernels_peer"],
     }  # fmt: skip
     words = ["[bench]" if word == "torch" else word for word in expected[line]]
     for word in words:
@@ -90,6 +91,7 @@ def test_commands_in_their_order(workplace):
     resumed = next(text for line, text in said.items() if "--resume" in line)
     assert "finished" in first
     assert "resumed at step" in resumed
+    assert len(next(text for line, text in said.items() if "ringtmp.sample" in line)) == 201
     cluster = next(text for line, text in said.items() if line.startswith("sbatch"))
     assert "2 ranks" in cluster
     python_lines(workplace)

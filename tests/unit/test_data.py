@@ -345,7 +345,7 @@ def test_text(tmp_path):
         assert "".join(info.alphabet[t] for t in x[0]) == content[4 * n : 4 * n + 4]
         assert "".join(info.alphabet[t] for t in y[0]) == content[4 * n + 1 : 4 * n + 5]
     assert type(info).from_json(info.to_json()) == info
-    assert text_data(tmp_path, content, ",context=4", 0).info == info
+    assert text_data(tmp_path, content, ",context=4", 0).info.digest == info.digest
 
 
 @pytest.mark.parametrize(

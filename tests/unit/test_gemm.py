@@ -192,3 +192,33 @@ def test_without_compilation():
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(done.stdout.split(" passed")[0].split()[-1].strip("(,")) >= 40
+
+
+def test_the_tile_for_neon(monkeypatch):
+    """Compiled for another processor than this one: all multiply-adds in registers, nothing on the stack."""
+    import re
+
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+
+    from kernels import tile
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError as error:
+        pytest.skip(f"this llvmlite does not compile for ARM: {error}")
+    for item in (4, 8):
+        monkeypatch.setitem(tile.SHAPES, item, tile.Shape(16 // item, 6, 4))
+        module = ir.Module("neon")
+        for across in (False, True):
+            tile._Code(module, item, across).function().linkage = "external"
+        compiled = llvm.parse_assembly(str(module))
+        machine = target.create_target_machine(cpu="neoverse-n1", features="+neon", opt=3)
+        builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options())
+        builder.getModulePassManager().run(compiled, builder)
+        blocks = machine.emit_assembly(compiled).split("\n.LBB")
+        widest = [block for block in blocks if len(re.findall(r"\tfmla\t", block)) >= 24]
+        assert len(widest) >= 2
+        assert not any("[sp" in block for block in widest)

@@ -150,6 +150,30 @@ def test_recomputation_keeps_little():
     assert kept[1] < kept[0] / 5
 
 
+@pytest.mark.parametrize("name", ["gpt", "conv", "image-residual"])
+def test_steps_allocate_no_arrays(name):
+    """A whole step asks for no memory but Python's small change."""
+    import tracemalloc
+
+    model = model_of(name)
+    stages = stages_of(model, rows=64)
+    x, y = samples(model, 64)
+    step(stages, x, y, [32, 32])
+    work = stages[0].work(0, 32)
+    assert work.y.nbytes + sum(place.x.nbytes for place in work.parts[0].places) > 20_000
+    for turn in range(4):
+        if turn == 1:  # what is loaded on first use is there now
+            tracemalloc.start()
+        stages[0].forward(work, Moment(True))
+        stages[0].loss(work, 1.0)
+        stages[0].backward_input(work, Moment(True))
+        stages[0].backward_weight([work], True)
+        stages[0].update(1e-3, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000
+
+
 def test_an_exception_in_a_thread_is_raised():
     model = model_of("vector")
     stage = stages_of(model, threads=2)[0]
