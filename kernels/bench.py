@@ -23,7 +23,7 @@ def _table(spec: str, rows: list[int], dtype: str) -> None:
     places = gpt_options(spec)["context"] if spec.startswith("gpt:") else 1
     classes = 65 if places > 1 else 2
     shape = (places,) if places > 1 else tables_of(spec, classes)[1] or ()
-    model = build_model(spec, "auto", shape, "classes", classes, places)
+    model = build_model(spec, "auto", shape, "classes", classes, places, places > 1)
     kernels.compile_all(dtype, model.families)
     flops, bytes_per_s = peak_flops(dtype), bandwidth()
     simd = kernels.simd()

@@ -1,4 +1,8 @@
-"""Losses and their gradients in one pass."""
+"""Losses and their gradients. The gradient takes the place of the predictions: no second copy of them exists.
+
+Always the same place, and never another array: whether two arrays may be one decides which machine code a loop takes,
+and with it the order of its sums.
+"""
 
 import math
 
@@ -7,15 +11,13 @@ from kernels.scalar import exp
 
 
 @jit
-def softmax_cross_entropy(logits, labels, scale, dlogits):  # noqa: ANN001, ANN201
-    """Loss sum (float64) and correct answers of logits[m, c] for labels[m]; dlogits = (softmax - 1hot) * scale.
+def softmax_cross_entropy(logits, labels, scale):  # noqa: ANN001, ANN201
+    """Loss sum (float64) and correct answers of logits[m, c] for labels[m]; logits become (softmax - 1hot) * scale.
 
-    The largest logit is taken off first, so nothing overflows. dlogits may be logits itself, so that no second copy of
-    them exists; of size 0: only the loss is wanted.
+    The largest logit is taken off first, so nothing overflows. scale 0: only the loss is wanted, the logits stay.
     """
     m, c = logits.shape
     kind = logits.dtype.type
-    wanted = dlogits.size > 0
     loss, correct = 0.0, 0
     for i in range(m):
         top, best = logits[i, 0], 0
@@ -25,15 +27,15 @@ def softmax_cross_entropy(logits, labels, scale, dlogits):  # noqa: ANN001, ANN2
         label = labels[i]
         here = logits[i, label] - top
         total = kind(0)
-        if wanted:
+        if scale > 0:
             for j in range(c):
-                power = exp(logits[i, j] - top)
-                dlogits[i, j] = power
-                total += power
+                logits[i, j] = exp(logits[i, j] - top)
+            for j in range(c):
+                total += logits[i, j]
             share = kind(scale) / total
             for j in range(c):
-                dlogits[i, j] *= share
-            dlogits[i, label] -= kind(scale)
+                logits[i, j] *= share
+            logits[i, label] -= kind(scale)
         else:
             for j in range(c):
                 total += exp(logits[i, j] - top)
@@ -43,17 +45,16 @@ def softmax_cross_entropy(logits, labels, scale, dlogits):  # noqa: ANN001, ANN2
 
 
 @jit
-def mean_squared_error(prediction, target, scale, dprediction):  # noqa: ANN001, ANN201
-    """Sum over rows of the mean squared error (float64); dprediction = 2 * error / c * scale (size 0: not wanted)."""
+def mean_squared_error(prediction, target, scale):  # noqa: ANN001, ANN201
+    """Sum over rows of the mean squared error (float64); prediction[m, c] becomes 2 * error / c * scale if wanted."""
     m, c = prediction.shape
-    wanted = dprediction.size > 0
     loss = 0.0
     for i in range(m):
         row = 0.0
         for j in range(c):
             error = prediction[i, j] - target[i, j]
             row += error * error
-            if wanted:
-                dprediction[i, j] = 2.0 * error / c * scale
+            if scale > 0:
+                prediction[i, j] = 2.0 * error / c * scale
         loss += row / c
     return loss

@@ -1,6 +1,7 @@
 """``python -m ringtmp.sample runs/NAME``: write text from the checkpoint of a character-level language model."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ class Sampler:
         self.alphabet = info.alphabet
         (self.context,) = info.sample_shape
         layers = facts["model"]["layers"]
-        model = build_model(layers, "auto", info.sample_shape, info.target, info.outputs, info.labels)
+        model = build_model(layers, "auto", info.sample_shape, info.target, info.outputs, info.labels, True)
         dtype = np.dtype(facts["config"]["dtype"])
         self.stage = Stage(model, 0, len(model.layers), dtype, Optimizer("sgd"), 1, 1)
         names = [model.layer_name(state.index) for state in self.stage.states]
@@ -136,13 +137,17 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
 
     from_rank_0(comm, load)
     for options, sampler in loaded:
-        sys.stdout.write(options.prompt)
-        for character in sampler.write(options.prompt, options.length, options.temperature, options.seed):
-            if stop.signal:
-                break
-            sys.stdout.write(character)
+        try:
+            sys.stdout.write(options.prompt)
+            for character in sampler.write(options.prompt, options.length, options.temperature, options.seed):
+                if stop.signal:
+                    break
+                sys.stdout.write(character)
+                sys.stdout.flush()
+            sys.stdout.write("\n")
             sys.stdout.flush()
-        sys.stdout.write("\n")
+        except BrokenPipeError:  # whoever reads has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + stop.signal if stop.signal else 0
 
 

@@ -115,7 +115,7 @@ def batches(model: Model, case: Case, count: int) -> list[tuple[Array, Array]]:
 def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float, compiled: bool) -> dict[str, Any]:
     """A row of the table."""
     lr = 1e-3
-    model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels)
+    model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
     twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, lr)
     if compiled:
@@ -161,7 +161,7 @@ def curve(steps: int = 200) -> dict[str, Any]:
     case = Case("gpt:layers=4,width=128,heads=4,context=64", 8, 2, "adamw", shape=(64,))
     data = open_data(f"text:{source}", dtype=np.dtype(np.float32), context=64)
     case.outputs, case.labels = data.info.outputs, 64
-    model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels)
+    model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
     twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, 1e-3)
     x, y = (np.empty((case.batch, 64), np.int64) for _ in range(2))

@@ -12,6 +12,7 @@ FORMS = {
     "mean pooling; a number: a dense layer)",
     "gpt": "gpt:layers=8,width=256,heads=8,context=128[,dropout=0.1]",
 }
+_MOST = 10**5  # layers of a short form
 _GPT = {"layers": 8, "width": 256, "heads": 8, "context": 128, "dropout": 0.0}
 
 
@@ -47,9 +48,11 @@ def tables_of(text: str, outputs: int) -> tuple[list[dict[str, Any]], tuple[int,
 def _mlp(body: str, text: str, activation: str) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
     widths: list[int] = []
     for part in body.split("-"):
-        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", part)
+        match = re.fullmatch(r"([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", part)
         if not match:
             raise UserError(f"model: size {part!r} in {text!r}: expected {FORMS['mlp']}")
+        if int(match[2] or 1) > _MOST:
+            raise UserError(f"model: {part!r} in {text!r}: expected at most {_MOST} layers")
         widths += [int(match[1])] * int(match[2] or 1)
     if len(widths) < 2:
         raise UserError(f"model: {text!r} has no layer: expected {FORMS['mlp']}")
@@ -60,19 +63,19 @@ def _mlp(body: str, text: str, activation: str) -> tuple[list[dict[str, Any]], t
 
 def _cnn(body: str, text: str, activation: str) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
     image, *parts = body.split("-")
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?:x([1-9]\d*))?", image)
+    match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", image)
     if not match or not parts:
         raise UserError(f"model: {text!r}: expected {FORMS['cnn']}")
     tables: list[dict[str, Any]] = []
     flat = False
     for part in parts:
-        if filters := re.fullmatch(r"([1-9]\d*)c([1-9]\d*)", part):
+        if filters := re.fullmatch(r"([1-9]\d{0,8})c([1-9]\d{0,8})", part):
             size = int(filters[2])
             tables.append({"type": "conv2d", "filters": int(filters[1]), "size": size, "pad": (size - 1) // 2,
                            "activation": activation})  # fmt: skip
-        elif pool := re.fullmatch(r"([pa])([1-9]\d*)", part):
+        elif pool := re.fullmatch(r"([pa])([1-9]\d{0,8})", part):
             tables.append({"type": "maxpool2d" if pool[1] == "p" else "avgpool2d", "size": int(pool[2])})
-        elif re.fullmatch(r"[1-9]\d*", part):
+        elif re.fullmatch(r"[1-9]\d{0,8}", part):
             if not flat:
                 tables.append({"type": "flatten"})
                 flat = True
@@ -100,8 +103,8 @@ def gpt_options(text: str) -> dict[str, Any]:
             values[key] = type(_GPT[key])(value)
         except ValueError:
             raise UserError(f"model: {part!r} in {text!r}: expected {FORMS['gpt']}") from None
-        if key != "dropout" and values[key] < 1:
-            raise UserError(f"model: {part!r} in {text!r}: {key} must be at least 1")
+        if key != "dropout" and not 1 <= values[key] <= (_MOST if key == "layers" else 10**9):
+            raise UserError(f"model: {part!r} in {text!r}: {key} must be at least 1 (and layers at most {_MOST})")
     return values
 
 

@@ -65,6 +65,7 @@ def build_model(
     target: str,
     outputs: int,
     labels: int = 1,
+    text: bool = False,
 ) -> Model:
     """The model that `spec` describes, checked against the data.
 
@@ -82,6 +83,8 @@ def build_model(
         Number of classes, or width of the target.
     labels : int
         Labels per sample: more than one for sequences, each place of which has its own.
+    text : bool
+        Whether samples are tokens, of `outputs` kinds.
 
     Raises
     ------
@@ -112,7 +115,10 @@ def build_model(
     if target == "values" and math.prod(out) != outputs:
         raise UserError(f"model: gives {math.prod(out)} outputs but the data's target has {outputs}")
     model = Model(layers, wanted)
-    if model.takes_tokens != (labels > 1):
+    first = layers[0]
+    if text and isinstance(first, Embedding) and first.tokens < outputs:
+        raise UserError(f"model: the embedding has {first.tokens} tokens but the data {outputs}; expected {outputs}")
+    if model.takes_tokens != text:
         raise UserError(
             "model: takes tokens; expected --data text:FILE" if model.takes_tokens else
             "model: the data is text; expected a gpt: model, or one whose first layer is an embedding"

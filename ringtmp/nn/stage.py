@@ -49,6 +49,7 @@ class Work:
     dx: Array  # gradient at the input; sent back (size 0 on the first stage)
     labels: Array  # [rows, labels]; on the first and the last stage
     scores: tuple[Array, Array, Array]  # output, labels and gradient as the loss sees them: a row for each prediction
+    shared: bool  # whether the gradient takes the output's place
     parts: tuple[Part, ...]  # its samples, dealt over the threads of the rank
 
 
@@ -114,6 +115,7 @@ class Stage:
     def _room(self) -> dict[str, list[Array]]:
         """Flat buffers of one slot, each large enough for `rows` rows; with `recompute` those within are all slots'."""
         layers, rows, groups = [state.layer for state in self.states], self.rows, self._group()
+        needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
         widths = [layers[0].inputs] + [layer.outputs for layer in layers]
         y: list[Array] = []
         dy: list[Array] = []
@@ -126,7 +128,7 @@ class Stage:
                 dy.append(self._shared["dy"][n])
             else:
                 y.append(aligned(rows * widths[n], np.int64 if n == 0 and self._tokens else self.dtype))
-                if self.is_last and group == groups[-1] and not layers[-1].needs_output and not self.recompute:
+                if self.is_last and group == groups[-1] and not needed and not self.recompute:
                     dy.append(y[-1])  # the loss writes its gradient over the output: no second copy of the logits
                 else:
                     dy.append(aligned(rows * widths[n] * (group > 0 or not self.is_first), self.dtype))
@@ -186,7 +188,7 @@ class Stage:
         predictions = rows * self.model.scored
         flat = labels.reshape(-1) if self.model.loss == "cross-entropy" else labels
         scores = (y.reshape(predictions, -1), flat, dy.reshape(predictions, -1)) if self.is_last else (none, flat, none)
-        return Work(x, y, dy, dx, labels, scores, tuple(parts))
+        return Work(x, y, dy, dx, labels, scores, np.may_share_memory(y, dy), tuple(parts))
 
     def _places(self, room: dict[str, list[Array]], start: int, stop: int, scratch: Array) -> tuple[Place, ...]:
         """Places of rows `start`...`stop` - 1 at each layer."""
@@ -221,11 +223,13 @@ class Stage:
         With `scale` above 0 the gradient of `scale` x loss sum is left in `work.dy` (which may be `work.y`).
         """
         y, labels, dy = work.scores
-        gradient = dy if scale > 0 else dy[:0]
+        if scale > 0 and not work.shared:
+            dy[...] = y
+            y = dy
         if self.model.loss == "cross-entropy":
-            loss, correct = kernels.softmax_cross_entropy(y, labels, scale, gradient)
+            loss, correct = kernels.softmax_cross_entropy(y, labels, scale)
             return loss, float(correct)
-        return kernels.mean_squared_error(y, labels, scale, gradient), float("nan")
+        return kernels.mean_squared_error(y, labels, scale), float("nan")
 
     def backward_input(self, work: Work, moment: Moment = Moment()) -> None:  # noqa: B008 - immutable
         """I of all layers, last to first; with `recompute` after another F."""

@@ -43,7 +43,7 @@ class _Table:
 
     def number(self, key: str, default: float | None, low: float, high: float) -> float:
         value = self._take(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value < high:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value < min(high, 1e30):
             raise self.fail(f"{key} must be a number from {low} to below {high}, got {value!r}")
         return float(value)
 
@@ -64,7 +64,7 @@ class _Table:
         value = self._take("shape", None)
         if value is None:
             return given
-        fits = isinstance(value, list | tuple) and all(isinstance(n, int) and n > 0 for n in value)
+        fits = isinstance(value, list | tuple) and value and all(type(n) is int and 0 < n < 2**31 for n in value)
         if not fits or math.prod(value) != math.prod(given):
             raise self.fail(f"shape must be sizes that multiply to the {math.prod(given)} that come in, got {value!r}")
         return tuple(value)
@@ -229,7 +229,8 @@ def layers_from_tables(tables: list[Any], shape: Shape) -> tuple[Layer, ...]:
     layers: list[Layer] = []
     numbers = itertools.count()
     for number, table in enumerate(tables):
-        if number == 0 and isinstance(table, dict) and table.get("type") not in _SHAPED and "shape" not in table:
+        plain = isinstance(table, dict) and str(table.get("type")) not in _SHAPED and "shape" not in table
+        if number == 0 and plain:
             shape = (math.prod(shape),)
         layers.append(_layer(table, layers[-1].out_shape if layers else shape, f"model: layer {number}", numbers))
         if number and isinstance(layers[-1], Embedding):

@@ -118,8 +118,8 @@ class Engine:
         self.saved: dict[int, bool] = {}
         self.tests_home = index - start  # evaluations that rank 0 has heard of
         self.loss_sum = self.correct = 0.0
-        self.squares = math.nan  # of the gradients of all ranks before this one (step's own: NaN until it is here)
-        self.norm = math.nan  # of all gradients of this step
+        self.squares: float | None = None  # of this step's gradients on all ranks before this one, once it is here
+        self.norm: float | None = None  # of all gradients of this step
         self.added = False  # whether this rank's squares have been passed on
         self.interrupted = False  # a control message has just been dealt with: that was neither wait nor transfer
 
@@ -307,6 +307,9 @@ class Engine:
     def _backward_input(self) -> None:
         i = self.i
         work = self.stage.work(i.slot, i.rows)
+        if self.stage.recompute:  # it writes the output again, which has arrived long ago: complete its send
+            for request in self.pending[i.slot]:
+                request.Wait()
         begin = clock()
         self.stage.backward_input(work, self._moment(i.phase, i.number))
         end = clock()
@@ -343,8 +346,8 @@ class Engine:
     def _update(self) -> None:
         step = self.updates
         begin = clock()
-        self.stage.update(self.hooks.rate(step), step + 1, self.norm)
-        self.squares = self.norm = math.nan
+        self.stage.update(self.hooks.rate(step), step + 1, self.norm or 0.0)
+        self.squares = self.norm = None
         self.added = False
         end = clock()
         self.recorder.record("U", begin, end, step)
@@ -413,16 +416,18 @@ class Engine:
 
         One sum goes round from rank 0 to the last, and its root from there to all: each step waits for the ring once.
         """
-        if not self.added and (self.first or not math.isnan(self.squares)):
+        if not self.added and (self.first or self.squares is not None):
             self.added = True
-            total = self.stage.add_squares(0.0 if self.first else self.squares)
+            total = self.stage.add_squares(self.squares or 0.0)
             if self.last:
                 self._take_norm(math.sqrt(total))
             else:
                 self._tell_right(self.updates, (SQUARES, self.updates, total))
-        return not math.isnan(self.norm)
+        return self.norm is not None
 
     def _take_norm(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise RunFailure(f"the norm of the gradients became {norm} in step {self.updates}; try a smaller --lr")
         self.norm = norm
         if self.control is not None and self.right != self.size - 1:  # the last rank had it first
             self._tell_right(self.updates, (NORM, self.updates, norm))

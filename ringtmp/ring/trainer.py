@@ -150,7 +150,7 @@ class _Run:
         if self.config.effective_mode != "ready" or self.config.recompute:
             return 1
         rows = self.table.rows * self.model.places
-        return self.config.w_group or min(self.config.micro_batches, max(1, kernels.DEPTH // rows))
+        return min(self.config.micro_batches, self.config.w_group or max(1, kernels.DEPTH // rows))
 
     def _policy(self) -> Policy:
         if self.config.effective_mode == "ready":

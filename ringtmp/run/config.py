@@ -111,8 +111,12 @@ class RunConfig(BaseModel):
         "less memory, a third more work, the same bits",
         False,
     )
-    threads: Count = _field(
-        "Ring", "threads of a rank: they share the samples of a micro-batch, and the layers. Changes no bit", 1
+    threads: int = _field(
+        "Ring",
+        "threads of a rank: they share the samples of a micro-batch, and the layers. Changes no bit",
+        1,
+        ge=1,
+        le=1024,
     )
     stall_timeout: float = _field("Ring", "seconds a rank waits for a neighbour before it ends the job", 600.0, gt=0)
 

@@ -243,6 +243,8 @@ def _text(spec: str, test_fraction: float, context: int) -> Source:
         context = int(value)
     if not context:
         raise UserError(f"data: {spec}: how long is a sample? Give a gpt: model, or text:FILE,context=128")
+    if context < 2:
+        raise UserError(f"data: {spec}: expected a context of at least 2 characters, got {context}")
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")

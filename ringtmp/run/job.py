@@ -147,7 +147,8 @@ def prepare(
     common = from_rank_0(comm, on_rank_0)
     config = RunConfig.model_construct(**common["config"])
     info = DataInfo.from_json(common["info"])
-    model = build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels)
+    model = build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
+                        bool(info.alphabet))  # fmt: skip
     resume = RunFolder(Path(common["resume"])) if common["resume"] else None
     job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"])
     if job.marker:

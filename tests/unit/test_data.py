@@ -355,6 +355,7 @@ def test_text(tmp_path):
         ("abc " * 20, ",context=5", 4, "context 5 differs from the model's 4"),
         ("abc " * 20, ",context=x", 0, "expected text:FILE"),
         ("abc " * 20, ",length=3", 0, "expected text:FILE"),
+        ("abc " * 20, ",context=1", 0, "context of at least 2"),
         ("abc", "", 4, "too few"),
         ("a" * 50, "", 4, "too few"),
         ("", "", 4, "too few"),

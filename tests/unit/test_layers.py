@@ -39,7 +39,7 @@ NETS = {
 
 def model_of(name):
     shape, spec = NETS[name]
-    return build_model(spec, "auto", shape, "classes", 3, 7 if shape == TEXT else 1)
+    return build_model(spec, "auto", shape, "classes", 3, 7 if shape == TEXT else 1, shape == TEXT)
 
 
 def samples(model, rows=ROWS):
@@ -139,6 +139,29 @@ def test_threads_and_recomputation_give_the_same_bits(name, how):
         assert np.isclose(got[0], loss, rtol=1e-14)
 
 
+@pytest.mark.parametrize("classes", [3, 10, 65])
+@pytest.mark.parametrize("last", [[], [{"type": "flatten"}]], ids=["plain", "flatten"])
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+def test_where_the_losses_gradient_lies_changes_no_bit(classes, last, activation):
+    """Over the logits, or beside them: because of recomputation, or because I still needs the output."""
+    tables = [{"type": "dense", "units": 20}, {"type": "dense", "units": classes, "activation": activation}, *last]
+    model = build_model(tables, "auto", 6, "classes", classes)
+    x, y = np.random.default_rng(0).standard_normal((9, 6)), np.arange(9).reshape(9, 1) % classes
+    _, want = step(stages_of(model, dtype=np.float32, rows=9), x, y, [9])
+    for ends, how in (((), {"recompute": True}), ((1,), {}), ((len(tables) - 1,), {}), ((1,), {"recompute": True})):
+        np.testing.assert_array_equal(step(stages_of(model, ends, np.float32, 9, **how), x, y, [9])[1], want)
+    wide = step(stages_of(model, rows=9), x, y, [9])[1]
+    np.testing.assert_allclose(want, wide, atol=1e-5)
+    slopes = []
+    stage = stages_of(model, rows=9)[0]
+    for shift in (1e-6, -1e-6):
+        stage.states[0].flat[3] += shift
+        stage.derive()
+        slopes.append(step([stage], x, y, [9])[0])
+        stage.states[0].flat[3] -= shift
+    assert abs((slopes[0] - slopes[1]) / 2e-6 - wide[3]) < 1e-8
+
+
 def test_recomputation_keeps_little():
     """Buffers within a stage exist once, not once per slot."""
     model = build_model("mlp:16-256x6-4", "auto", 16, "classes", 4)
@@ -188,7 +211,7 @@ def test_tables_build_the_same_model(name):
     """What a checkpoint stores of its layers gives them again."""
     model = model_of(name)
     shape = NETS[name][0]
-    again = build_model(model.to_list(), "auto", shape, "classes", 3, model.labels)
+    again = build_model(model.to_list(), "auto", shape, "classes", 3, model.labels, model.takes_tokens)
     assert again == model
     assert again.to_list() == model.to_list()
 
@@ -237,17 +260,25 @@ def test_logits_are_not_copied():
     assert stage.work(0, 2).dy.ctypes.data != stage.work(0, 2).y.ctypes.data
 
 
+def test_tokens_must_fit_the_text():
+    tables = [{"type": "embedding", "tokens": 3, "width": 2}, {"type": "head", "units": 70}]
+    with pytest.raises(UserError, match="the embedding has 3 tokens but the data 65"):
+        build_model(tables, "auto", (8,), "classes", 65, 8, text=True)
+    with pytest.raises(UserError, match="the data is text"):
+        build_model("mlp:1-5", "auto", (1,), "classes", 5, 1, text=True)
+
+
 def test_forms():
     model = build_model("cnn:28x28-32c3-p2-64c3-p2-128-10", "auto", (28, 28), "classes", 10)
     kinds = [layer.kind for layer in model.layers]
     assert kinds == ["conv2d", "maxpool2d", "conv2d", "maxpool2d", "flatten", "dense", "dense"]
     assert model.parameters == 32 * 9 + 32 + 64 * 288 + 64 + 3136 * 128 + 128 + 1290
     assert model.layers[0].flops(1) == 6 * 28 * 28 * 9 * 32
-    model = build_model("gpt:layers=3,width=16,heads=4,context=12", "auto", (12,), "classes", 9, 12)
+    model = build_model("gpt:layers=3,width=16,heads=4,context=12", "auto", (12,), "classes", 9, 12, True)
     assert [layer.kind for layer in model.layers] == ["embedding", "block", "block", "block", "block"]
     assert model.parameters == 9 * 16 + 12 * 16 + 3 * (12 * 256 + 13 * 16) + 32 + 16 * 9 + 9
     assert gpt_options("gpt:") == {"layers": 8, "width": 256, "heads": 8, "context": 128, "dropout": 0.0}
-    deep = build_model("gpt:layers=8,width=32,heads=4,context=4", "auto", (4,), "classes", 3, 4)
+    deep = build_model("gpt:layers=8,width=32,heads=4,context=4", "auto", (4,), "classes", 3, 4, True)
     flat = np.zeros(deep.layers[1].count)
     deep.layers[1].initialise(flat, 0, 1)
     last = deep.layers[1].natural(flat)["1.2.weight"]
@@ -283,6 +314,18 @@ def test_forms():
         ([{"type": "embedding", "tokens": 3, "width": 2}, {"type": "flatten"}, {"type": "dense", "units": 10}], (64,),
          "takes tokens; expected --data text:FILE"),
         ([{"type": "layernorm", "gain": 2}], (64,), "unknown key 'gain'; known: shape, type"),
+        ([{"type": ["dense"], "units": 10}], (64,), "type must be one of"),
+        ([{"type": "dense", "units": 10, "scale": 10**400}], (64,), "scale must be a number"),
+        ([{"type": "dense", "units": 10, "shape": []}], (1,), "shape must be sizes"),
+        ([{"type": "dense", "units": 10, "shape": [True]}], (1,), "shape must be sizes"),
+        ("mlp:64-256x99999999999-10", (64,), "size '256x99999999999'"),
+        ("mlp:64-256x999999999-10", (64,), "at most 100000 layers"),
+        ("mlp:" + "9" * 5000 + "-10", (64,), "expected mlp:"),
+        ("cnn:8x8-" + "9" * 5000 + "c3-10", (64,), "expected cnn:"),
+        ("gpt:layers=1000000000", (64,), "layers at most 100000"),
+        ("gpt:width=" + "9" * 400, (64,), "width must be at least 1"),
+        ("gpt:width=" + "9" * 5000, (64,), "expected gpt:"),
+        ("gpt:dropout=" + "9" * 5000, (64,), "dropout must be a number from 0.0"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(spec, shape, words):

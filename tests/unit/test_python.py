@@ -110,6 +110,25 @@ def test_a_batch_of_one_sample(mode):
     assert ringtmp.train(data=samples(), **settings, **mode, steps=20).step == 20
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_gradients_that_are_no_numbers(monkeypatch, scale):
+    """With a bound on their norm a run ends at once, and says what may help."""
+    from ringtmp.errors import RunFailure
+    from ringtmp.nn.stage import Stage
+
+    monkeypatch.setattr(Stage, "add_squares", lambda self, total: scale)
+    with pytest.raises(RunFailure, match=r"norm of the gradients became (nan|inf) in step 0; try a smaller --lr"):
+        ringtmp.train(comm=MPI.COMM_SELF, data=samples(), steps=3, clip_norm=1.0, **SETTINGS)
+
+
+def test_more_than_enough():
+    """A group larger than a step and more threads than samples are what a step and a batch can use."""
+    result = ringtmp.train(data=samples(), steps=4, w_group=10**9, threads=64, **SETTINGS)
+    assert result.sha256 == ringtmp.train(data=samples(), steps=4, **SETTINGS).sha256
+    with pytest.raises(ringtmp.UserError, match="threads: expected less than or equal to 1024"):
+        ringtmp.train(data=samples(), steps=4, threads=100000, **SETTINGS)
+
+
 @pytest.mark.parametrize("updates", [1, 4, 5, 8, 11, 12])
 def test_stop(tmp_path, updates):
     """A stop lets an evaluation that is due happen first; what was left out is made up for by the resume."""

@@ -84,6 +84,12 @@ def test_a_model_that_writes_no_text(tmp_path):
     assert (done.returncode, "expected a model of text" in done.stderr) == (2, True)
 
 
+def test_a_reader_that_has_had_enough(run):
+    line = f"{sys.executable} -m ringtmp.sample {run} --length 3000 | head -c 20"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert (len(done.stdout), done.stderr) == (20, "")
+
+
 def test_a_damaged_set(run, tmp_path):
     import shutil
 
