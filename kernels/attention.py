@@ -6,29 +6,11 @@ them again from the logarithm of each row's sum (Dao et al. 2022, "FlashAttentio
 
 import math
 
-from numba import uintp
-
 from kernels._jit import jit
-from kernels.gemm import across, along
+from kernels.gemm import across, along, transpose
 from kernels.scalar import exp
-from kernels.tile import SHAPES, transpose_square
 
 BLOCK = 32  # queries
-_LANES4, _LANES8 = SHAPES[4].lanes, SHAPES[8].lanes
-
-
-@jit
-def _transposed(a, a0, step, rows, columns, out, out0):  # noqa: ANN001, ANN202
-    """out[columns, rows] = a[rows, columns].T, natural both."""
-    lanes = _LANES4 if a.itemsize == 4 else _LANES8
-    for i in range(0, rows, lanes):
-        for j in range(0, columns, lanes):
-            if rows - i >= lanes and columns - j >= lanes:
-                transpose_square(a, a0 + i * step + j, step, out, out0 + j * rows + i, rows)
-            else:
-                for r in range(i, min(i + lanes, rows)):
-                    for s in range(j, min(j + lanes, columns)):
-                        out[uintp(out0 + s * rows + r)] = a[uintp(a0 + r * step + s)]
 
 
 @jit
@@ -43,7 +25,7 @@ def attention_forward(qkv, y, logsum, heads, room):  # noqa: ANN001, ANN201
     for i in range(m):
         for head in range(heads):
             q = i * steps * wide + head * d
-            _transposed(a, q + n, wide, steps, d, room, 0)
+            transpose(a, q + n, wide, steps, d, room, 0, steps)
             for first in range(0, steps, BLOCK):
                 rows = min(BLOCK, steps - first)
                 keys = first + rows
@@ -83,8 +65,8 @@ def attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room):  # noqa: AN
         for head in range(heads):
             q = i * steps * wide + head * d
             at = i * steps * n + head * d
-            _transposed(a, q + n, wide, steps, d, room, 0)
-            _transposed(a, q + 2 * n, wide, steps, d, room, values)
+            transpose(a, q + n, wide, steps, d, room, 0, steps)
+            transpose(a, q + 2 * n, wide, steps, d, room, values, steps)
             for first in range(0, steps, BLOCK):
                 rows = min(BLOCK, steps - first)
                 keys = first + rows

@@ -62,7 +62,7 @@ def compile_all(
 
 
 def _fingerprint(dtype: np.dtype) -> str:
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).absolute().parent  # as Numba's cache has it: with its links
     facts = [str(folder), numba.__version__, llvmlite.__version__, platform.python_version(), dtype.name,
              str(config.CPU_NAME), str(config.CPU_FEATURES),
              llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]  # fmt: skip

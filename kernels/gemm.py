@@ -116,19 +116,24 @@ def panels_to_rows(p, m, n, out):  # noqa: ANN001, ANN201
 
 
 @jit
+def transpose(a, a0, a_step, m, n, out, out0, out_step):  # noqa: ANN001, ANN201
+    """out[n, m] = a[m, n].T, both natural."""
+    lanes = _LANES4 if a.itemsize == 4 else _LANES8
+    for i in range(0, m, lanes):
+        for j in range(0, n, lanes):
+            if m - i >= lanes and n - j >= lanes:
+                transpose_square(a, a0 + i * a_step + j, a_step, out, out0 + j * out_step + i, out_step)
+            else:
+                for r in range(i, min(i + lanes, m)):
+                    for s in range(j, min(j + lanes, n)):
+                        out[uintp(out0 + s * out_step + r)] = a[uintp(a0 + r * a_step + s)]
+
+
+@jit
 def transpose_panels(p, k, n, out):  # noqa: ANN001, ANN201
     """A matrix [k, n] in panels, transposed into panels: out holds [n, k]."""
-    lanes = _LANES4 if p.itemsize == 4 else _LANES8
     for column in range(0, n, PANEL):
         width = min(PANEL, n - column)
         for row in range(0, k, PANEL):
             height = min(PANEL, k - row)
-            source, target = column * k + row * width, row * n + column * height
-            for i in range(0, height, lanes):
-                for j in range(0, width, lanes):
-                    if height - i >= lanes and width - j >= lanes:
-                        transpose_square(p, source + i * width + j, width, out, target + j * height + i, height)
-                    else:
-                        for r in range(i, min(i + lanes, height)):
-                            for s in range(j, min(j + lanes, width)):
-                                out[uintp(target + s * height + r)] = p[uintp(source + r * width + s)]
+            transpose(p, column * k + row * width, width, height, width, out, row * n + column * height, height)

@@ -1,4 +1,4 @@
-"""Layers on images [height, width, channels]: convolution, pooling, group norm."""
+"""Layers on images [height, width, channels]: convolution and pooling."""
 
 import math
 from collections.abc import Sequence
@@ -153,47 +153,3 @@ class AvgPool2D(_Pool):
         _, _, dy, dx = place.inner
         if dx is not None:
             kernels.average_pool_backward_input(dy, dx, self.size, self.stride)
-
-
-@dataclass(frozen=True)
-class GroupNorm(Layer):
-    """Mean 0 and deviation 1 over the pixels and the channels of a group, then gain and bias for each channel."""
-
-    groups: int
-
-    kind: ClassVar[str] = "groupnorm"
-    family: ClassVar[str] = "images"
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
-        parts = (self.groups, self.shape[2] // self.groups)
-        return {"gain": parts, "bias": parts}
-
-    def saved_numbers(self) -> int:  # noqa: D102
-        return 2 * self.groups
-
-    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
-        views = self.views(flat)
-        views["gain"][:], views["bias"][:] = 1, 0
-
-    def attach(self, place: Place) -> None:  # noqa: D102
-        h, w, c = self.shape
-        rows, parts = len(place.x), (h * w, self.groups, c // self.groups)
-        dx = place.dx.reshape(rows, *parts) if place.dx.size else None
-        place.inner = (place.x.reshape(rows, *parts), place.y.reshape(rows, *parts), place.dy.reshape(rows, *parts), dx,
-                       place.saved.reshape(rows, self.groups, 2))  # fmt: skip
-
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
-        x, y, _, _, moments = place.inner
-        kernels.group_norm_forward(x, p["gain"], p["bias"], y, moments)
-
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
-        x, _, dy, dx, moments = place.inner
-        if dx is not None:
-            kernels.group_norm_backward_input(x, p["gain"], moments, dy, dx)
-
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
-        for place in places:
-            x, _, dy, _, moments = place.inner
-            kernels.group_norm_backward_weight(x, moments, dy, g["gain"], g["bias"], not first)
-            first = False

@@ -1,4 +1,4 @@
-"""Layers on sequences [places, features]: embedding, causal self-attention, layer norm."""
+"""Layers on sequences [places, features]: embedding and causal self-attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,43 +99,3 @@ class Attention(Layer):
         x, y, dy, dx, logsum = place.inner
         if dx is not None:
             kernels.attention_backward_input(x, y, logsum, dy, dx, self.heads, place.scratch)
-
-
-@dataclass(frozen=True)
-class LayerNorm(Layer):
-    """Mean 0 and deviation 1 over the last axis, then gain and bias for each feature."""
-
-    kind: ClassVar[str] = "layernorm"
-    family: ClassVar[str] = "sequences"
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
-        return {"gain": self.shape[-1:], "bias": self.shape[-1:]}
-
-    def saved_numbers(self) -> int:  # noqa: D102
-        return 2 * self.inputs // self.shape[-1]
-
-    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
-        views = self.views(flat)
-        views["gain"][:], views["bias"][:] = 1, 0
-
-    def attach(self, place: Place) -> None:  # noqa: D102
-        width = self.shape[-1]
-        dx = place.dx.reshape(-1, width) if place.dx.size else None
-        place.inner = (place.x.reshape(-1, width), place.y.reshape(-1, width), place.dy.reshape(-1, width), dx,
-                       place.saved.reshape(-1, 2))  # fmt: skip
-
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
-        x, y, _, _, moments = place.inner
-        kernels.layer_norm_forward(x, p["gain"], p["bias"], y, moments)
-
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
-        x, _, dy, dx, moments = place.inner
-        if dx is not None:
-            kernels.layer_norm_backward_input(x, p["gain"], moments, dy, dx)
-
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
-        for place in places:
-            x, _, dy, _, moments = place.inner
-            kernels.layer_norm_backward_weight(x, moments, dy, g["gain"], g["bias"], not first)
-            first = False

@@ -9,9 +9,10 @@ import kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.compose import Activation, Block, Dropout, Flatten, Residual
 from ringtmp.nn.dense import Dense
-from ringtmp.nn.images import AvgPool2D, Conv2D, GroupNorm, MaxPool2D
+from ringtmp.nn.images import AvgPool2D, Conv2D, MaxPool2D
 from ringtmp.nn.layer import Layer
-from ringtmp.nn.sequences import Attention, Embedding, LayerNorm
+from ringtmp.nn.norm import GroupNorm, LayerNorm
+from ringtmp.nn.sequences import Attention, Embedding
 
 Shape = tuple[int, ...]
 

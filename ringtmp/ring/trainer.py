@@ -174,8 +174,8 @@ class _Run:
             config.threads,
             config.recompute,
         )
+        open_folder(self.comm, job, self.write)  # its lock comes first: another job would discard sets that are read
         self._start_values()
-        open_folder(self.comm, job, self.write)
         self.reporter = self._reporter()
         self._say_first()
         kernels.compile_all(job.dtype, self.model.families, log=self.reporter.say if self.reporter else None)

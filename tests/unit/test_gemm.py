@@ -174,8 +174,8 @@ def digest(tmp_path, features):
 )
 def test_every_tile_gives_the_same_bits(tmp_path):
     """AVX2's tile and that of this machine; the one of SSE2 alone has no fused multiply-add: correct, other bits."""
-    own, avx2 = digest(tmp_path / "own", ""), digest(tmp_path / "avx2", "+sse,+sse2,+avx,+avx2,+fma")
-    sse = digest(tmp_path / "sse", "+sse,+sse2")
+    own = digest(kernels.CACHE.parent, "")
+    avx2, sse = digest(tmp_path, "+sse,+sse2,+avx,+avx2,+fma"), digest(tmp_path, "+sse,+sse2")
     assert avx2[0] == "6"
     assert sse[0] == "3"
     assert own[1] == avx2[1]
