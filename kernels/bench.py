@@ -7,6 +7,7 @@ each kind of layer of the model and each number of rows what F, I, W and U take,
 import argparse
 import sys
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,7 @@ def _table(spec: str, rows: list[int], dtype: str) -> None:
     for column in ("layer", "rows", "F us", "I us", "W us", "U us", "GFLOP/s", "GB/s", "of the floor"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for count in rows:
-        costs = layer_costs(model, count, dtype, Optimizer("adamw"), fresh=True)  # type: ignore[arg-type]
+        costs = layer_costs(model, count, np.dtype(dtype), Optimizer("adamw"), fresh=True)
         for index, cost in enumerate(costs):
             if index > 1 and model.layers[index] == model.layers[index - 1]:  # the first has no input gradient
                 continue

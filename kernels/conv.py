@@ -10,6 +10,7 @@ from numba import uintp
 from kernels._jit import jit
 from kernels.activations import LINEAR, RELU, activate, deactivate
 from kernels.gemm import across, along, column_sums
+from kernels.tile import PANEL
 
 
 @jit
@@ -27,6 +28,15 @@ def _spread(x, x0, h, w, c, room, high, wide, top, apart):  # noqa: ANN001, ANN2
 
 
 @jit
+def _padded(x, x0, high, wide, c, pad, room):  # noqa: ANN001, ANN202
+    """An image with `pad` zeros round it: the array that it lies in, and its place there."""
+    if not pad:
+        return x, x0
+    _spread(x, x0, high, wide, c, room, high + 2 * pad, wide + 2 * pad, pad, 1)
+    return room, 0
+
+
+@jit
 def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room):  # noqa: ANN001, ANN201
     """y[m, h, w, o] = activation(conv(x[m, H, W, c]) + bias[o]); slope[m * h * w, o] if the activation is `SLOPED`.
 
@@ -38,10 +48,7 @@ def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room)
     flat = y.reshape((m * h * w, o))
     full = wide + 2 * pad
     for i in range(m):
-        image, at = a, i * high * wide * c
-        if pad:
-            _spread(a, at, high, wide, c, room, high + 2 * pad, full, pad, 1)
-            image, at = room, 0
+        image, at = _padded(a, i * high * wide * c, high, wide, c, pad, room)
         for u in range(h):
             for row in range(size):
                 along(image, at + (u * stride + row) * full * c, stride * c, weight, row * size * c * o, 0,
@@ -58,12 +65,12 @@ def conv_turn(weight, turned, size, c, o):  # noqa: ANN001, ANN201
         for column in range(size):
             for j in range(c):
                 for n in range(o):
-                    panel = n // 32 * 32
+                    panel = n // PANEL * PANEL
                     source = row * size * c * o + panel * size * c
-                    source += (column * c + j) * min(32, o - panel) + n - panel
-                    strip = j // 32 * 32
+                    source += (column * c + j) * min(PANEL, o - panel) + n - panel
+                    strip = j // PANEL * PANEL
                     target = (size - 1 - row) * size * o * c + strip * size * o
-                    target += ((size - 1 - column) * o + n) * min(32, c - strip) + j - strip
+                    target += ((size - 1 - column) * o + n) * min(PANEL, c - strip) + j - strip
                     turned[uintp(target)] = weight[uintp(source)]
 
 
@@ -77,12 +84,11 @@ def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation,
     m, h, w, o = dy.shape
     _, high, wide, c = dx.shape
     g, out = dy.reshape(dy.size), dx.reshape(dx.size)
-    rows, slopes = y.reshape((m * h * w, o)), slope
-    delta = dy.reshape((m * h * w, o))
+    rows, delta = y.reshape((m * h * w, o)), dy.reshape((m * h * w, o))
     full, top = wide + size - 1, size - 1 - pad
     for i in range(m):
         if activation != LINEAR:
-            deactivate(rows, slopes, delta, i * h * w, (i + 1) * h * w, activation)
+            deactivate(rows, slope, delta, i * h * w, (i + 1) * h * w, activation)
         if dx.size == 0:
             continue
         _spread(g, i * h * w * o, h, w, o, room, high + size - 1, full, top, stride)
@@ -109,10 +115,7 @@ def conv_backward_weight(x, delta, grad_weight, grad_bias, size, stride, pad, ad
     a, g = x.reshape(x.size), delta.reshape(delta.size)
     full = wide + 2 * pad
     for i in range(m):
-        image, at = a, i * high * wide * c
-        if pad:
-            _spread(a, at, high, wide, c, room, high + 2 * pad, full, pad, 1)
-            image, at = room, 0
+        image, at = _padded(a, i * high * wide * c, high, wide, c, pad, room)
         for u in range(h):
             later = add or i > 0 or u > 0
             for row in range(size):

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
 from ringtmp.run import checkpoint
+from ringtmp.run.cli import Parser
 from ringtmp.run.data import DataInfo
 from ringtmp.run.folder import open_run_folder
 from ringtmp.run.job import find_set
@@ -50,6 +52,7 @@ class Sampler:
         model = build_model(layers, "auto", info.sample_shape, info.target, info.outputs, info.labels, True)
         dtype = np.dtype(facts["config"]["dtype"])
         self.stage = Stage(model, 0, len(model.layers), dtype, Optimizer("sgd"), 1, 1)
+        kernels.compile_all(dtype, model.families)
         names = [model.layer_name(state.index) for state in self.stage.states]
         for state, record in zip(self.stage.states, checkpoint.read_layers(root, marker, names), strict=True):
             state.layer.store(state.flat, record.parameters)
@@ -102,13 +105,8 @@ def _find(path: str) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"checkpoint: {str(error).removeprefix('resume: ')}") from None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message} (--help lists the flags)")
-
-
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m ringtmp.sample", description=__doc__.split(": ")[1], allow_abbrev=False)
+    parser = Parser(prog="python -m ringtmp.sample", description=__doc__.split(": ")[1], allow_abbrev=False)
     parser.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
     parser.add_argument("--length", type=int, default=400, help="characters to write [400]")
     parser.add_argument("--prompt", default="", help="text to go on from")

@@ -62,8 +62,7 @@ class Ours:
     def __init__(self, model: Model, case: Case) -> None:
         rows = -(-case.batch // case.pieces)
         self.case, self.model = case, model
-        group = min(case.pieces, max(1, kernels.DEPTH // (rows * model.places)))
-        self.group = group
+        self.group = group = model.w_group(rows, case.pieces)
         self.stage = Stage(model, 0, len(model.layers), np.dtype(np.float32), Optimizer(case.optimizer), rows, group)
         self.stage.initialise(0)
         self.rows, self.updates = rows, 0

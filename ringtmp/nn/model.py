@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.forms import tables_of
 from ringtmp.nn.layer import Layer
@@ -48,6 +49,10 @@ class Model:
     def places(self) -> int:
         """Rows that a sample is in the largest products: the places of a sequence, or 1."""
         return math.prod(self.layers[-1].out_shape[:-1])
+
+    def w_group(self, rows: int, micro_batches: int) -> int:
+        """Micro-batches of so many samples that one product of W takes: as many as fill it."""
+        return min(micro_batches, max(1, kernels.DEPTH // (rows * self.places)))
 
     def layer_name(self, index: int) -> str:
         """Name of a layer in checkpoints, such as `003-dense`: by place in the chain, never by rank."""

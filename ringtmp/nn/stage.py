@@ -173,9 +173,8 @@ class Stage:
         room = self._rooms[slot]
 
         def cut(flat: Array, width: int) -> Array:
-            return flat[: rows * width].reshape(rows, width) if flat.size else none
+            return _rows(flat, 0, rows, width)
 
-        none = np.empty((0, 0), self.dtype)
         first, last = self.states[0].layer, self.states[-1].layer
         x, dx = cut(room["y"][0], first.inputs), cut(room["dy"][0], first.inputs)
         y, dy = cut(room["y"][-1], last.outputs), cut(room["dy"][-1], last.outputs)
@@ -187,16 +186,17 @@ class Stage:
         labels = cut(room["labels"][0], self.model.labels)
         predictions = rows * self.model.scored
         flat = labels.reshape(-1) if self.model.loss == "cross-entropy" else labels
-        scores = (y.reshape(predictions, -1), flat, dy.reshape(predictions, -1)) if self.is_last else (none, flat, none)
+        scores = (
+            (y.reshape(predictions, -1), flat, dy.reshape(predictions, -1)) if self.is_last else (y[:0], flat, dy[:0])
+        )
         return Work(x, y, dy, dx, labels, scores, np.may_share_memory(y, dy), tuple(parts))
 
     def _places(self, room: dict[str, list[Array]], start: int, stop: int, scratch: Array) -> tuple[Place, ...]:
         """Places of rows `start`...`stop` - 1 at each layer."""
 
         def cut(flat: Array, width: int) -> Array:
-            return flat[start * width : stop * width].reshape(stop - start, width) if flat.size else none
+            return _rows(flat, start, stop, width)
 
-        none = np.empty((0, 0), self.dtype)
         places = []
         for n, state in enumerate(self.states):
             layer, kept = state.layer, state.layer.saved_numbers()
@@ -287,6 +287,11 @@ class Stage:
                 self.loss(work, 1.0)
             self.backward_input(work)
             self.backward_weight([work], True)
+
+
+def _rows(flat: Array, start: int, stop: int, width: int) -> Array:
+    """Rows `start`...`stop` - 1 of a flat buffer as [rows, width]; of one that is not there, nothing."""
+    return flat[start * width : stop * width].reshape(stop - start, width) if flat.size else flat.reshape(0, 0)
 
 
 class _Pool:

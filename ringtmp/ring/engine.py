@@ -89,8 +89,7 @@ class Engine:
     def __init__(
         self, comm: "Intracomm", stage: Stage, table: Timetable, policy: Policy, hooks: Hooks, recorder: Recorder,
         *, start: int = 0, w_group: int = 1, seed: int = 0, crowded: bool = False, synchronous: bool = False,
-        delay: float = 0.0,
-        stall_timeout: float = 600.0, stop_request: Callable[[], int] = lambda: 0,
+        delay: float = 0.0, stall_timeout: float = 600.0, stop_request: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self.stage, self.table, self.policy, self.hooks, self.recorder = stage, table, policy, hooks, recorder
         self.rank, self.size = comm.rank, comm.size
@@ -341,7 +340,7 @@ class Engine:
         self.weights += count
 
     def _moment(self, phase: Phase, number: int) -> Moment:
-        return Moment(phase.training, self.seed, phase.step, self.table.first_sample(phase, number))
+        return Moment(phase.training, self.seed, phase.step, phase.first_sample(number))
 
     def _update(self) -> None:
         step = self.updates

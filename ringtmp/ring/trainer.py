@@ -149,8 +149,8 @@ class _Run:
         """Micro-batches that one W takes: as many as fill a product, never more than a step has; a plan has its own."""
         if self.config.effective_mode != "ready" or self.config.recompute:
             return 1
-        rows = self.table.rows * self.model.places
-        return min(self.config.micro_batches, self.config.w_group or max(1, kernels.DEPTH // rows))
+        asked, most = self.config.w_group, self.config.micro_batches
+        return min(asked, most) if asked else self.model.w_group(self.table.rows, most)
 
     def _policy(self) -> Policy:
         if self.config.effective_mode == "ready":
@@ -175,10 +175,10 @@ class _Run:
             config.recompute,
         )
         open_folder(self.comm, job, self.write)  # its lock comes first: another job would discard sets that are read
-        self._start_values()
         self.reporter = self._reporter()
         self._say_first()
         kernels.compile_all(job.dtype, self.model.families, log=self.reporter.say if self.reporter else None)
+        self._start_values()  # with kernels: never before one rank of this machine has compiled them
         self.stage.warm_up(self.table.sizes)
         self.feeder = Feeder(job) if self.rank == 0 else None
         self.recorder = self._recorder()

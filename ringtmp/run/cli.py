@@ -15,8 +15,10 @@ EXAMPLES = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
+class Parser(argparse.ArgumentParser):
+    """Reports its faults as every other one is reported."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
         raise UserError(f"{message} (--help lists the flags)")
 
 
@@ -34,7 +36,7 @@ def _choices(annotation: Any) -> list[str]:
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """An argument parser with one flag for each field of `RunConfig`, in the fields' groups."""
-    page = _Parser(
+    page = Parser(
         prog=f"python -m {prog}",
         usage=f"mpirun -n RANKS python -m {prog} [--flag value ...]",
         description=description,

@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ringtmp.errors import UserError
 
-DEPTH = 256  # kernels.DEPTH; this module is read before Numba may be imported
-
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -102,7 +100,7 @@ class RunConfig(BaseModel):
     w_group: Count | None = _field(
         "Ring",
         "micro-batches that one product of weight gradients takes together in ready mode; changes no bit of it. "
-        f"Default: as many as fill {DEPTH} rows",
+        "Default: as many as fill it",
         None,
     )
     recompute: bool = _field(

@@ -256,7 +256,7 @@ class Feeder:
 
     def read(self, phase: Phase, number: int, x: Array, labels: Array) -> None:
         """Fill `x` and `labels` with micro-batch `number` of `phase`."""
-        first = sum(phase.sizes[:number])
+        first = phase.first_sample(number)
         if phase.training:
             epoch, place = divmod(phase.step, self.per_epoch)
             if epoch != self._epoch:

@@ -34,6 +34,10 @@ class Phase:
     sizes: tuple[int, ...]
     start: int
 
+    def first_sample(self, number: int) -> int:
+        """Number of the first sample of a micro-batch within its batch (or test set)."""
+        return sum(self.sizes[:number])
+
 
 class Timetable:
     """Phases of `total` steps with an evaluation after every `every` of them and after the last.
@@ -64,13 +68,6 @@ class Timetable:
     def sizes(self) -> tuple[int, ...]:
         """Every number of rows that a micro-batch can have, the largest first."""
         return tuple(sorted({*self.train_sizes, *self.test_sizes}, reverse=True))
-
-    def first_sample(self, phase: Phase, number: int) -> int:
-        """Number of the first sample of a micro-batch within its batch (or test set)."""
-        if not phase.training:
-            return number * self.rows
-        small, larger = divmod(self.batch_size, len(self.train_sizes))
-        return number * small + min(number, larger)
 
     def index_of(self, step: int) -> int:
         """Index of the training step that comes after `step` updates."""

@@ -121,6 +121,19 @@ def test_gradients_that_are_no_numbers(monkeypatch, scale):
         ringtmp.train(comm=MPI.COMM_SELF, data=samples(), steps=3, clip_norm=1.0, **SETTINGS)
 
 
+def test_no_kernel_runs_before_all_are_compiled(monkeypatch):
+    """Ranks that compile side by side break Numba's cache: start values, made with kernels, come after."""
+    import kernels
+    from ringtmp.nn.stage import Stage
+
+    order = []
+    compile_all, initialise = kernels.compile_all, Stage.initialise
+    monkeypatch.setattr(kernels, "compile_all", lambda *a, **k: order.append("compile") or compile_all(*a, **k))
+    monkeypatch.setattr(Stage, "initialise", lambda *a: order.append("start values") or initialise(*a))
+    ringtmp.train(data=samples(), steps=1, **SETTINGS)
+    assert order == ["compile", "start values"]
+
+
 def test_more_than_enough():
     """A group larger than a step and more threads than samples are what a step and a batch can use."""
     result = ringtmp.train(data=samples(), steps=4, w_group=10**9, threads=64, **SETTINGS)
