@@ -15,6 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike
 
+from kernels import clock, shares
 from kernels._jit import CACHE, config
 from kernels.activations import activate, deactivate
 from kernels.attention import attention_backward_input, attention_forward
@@ -127,4 +128,23 @@ def _sequences(dtype: np.dtype) -> None:
     layer_norm_backward_weight(rows, moments, rows, gain, gain, False)
 
 
-FAMILIES: dict[str, Callable[[np.dtype], None]] = {"base": _base, "images": _images, "sequences": _sequences}
+def _clock(dtype: np.dtype) -> None:
+    """The simulator's event loop, on two micro-batches of two ranks."""
+    none, numbers = np.zeros(0, np.int64), np.ones((2, 4))
+    bounds = np.ones((2, 1), np.int64)
+    clock.stretch(0.5, 0, 0, 0, 0)
+    clock.run(2, 1, np.ones(2), 1, numbers, np.ones(2), np.arange(1, 3), 0.0, 0.0, np.zeros((2, 2)), 0.0, 0, none,
+              np.zeros(2, np.int64), bounds, bounds.copy(), 1, 0, 0, 1, np.zeros((0, 6)))  # fmt: skip
+
+
+def _shares(dtype: np.dtype) -> None:
+    """The simulator of data-parallel training: one layer, one worker, one server."""
+    one, number, layer = np.ones(1), np.ones(1, np.int64), np.ones((1, 4))
+    shares.serve(1, 1, 1, 1, layer, one, number, one, one, one, number - 1, 0.0, 0, True, 0.0, 0)
+    shares.colocate(1, 1, 1, layer, one, one, 0.0, True, 0.0, 0)
+    shares.all_reduce(1, 1, 1, layer, one, one, 0.0, 0.0, 0)
+
+
+FAMILIES: dict[str, Callable[[np.dtype], None]] = {
+    "base": _base, "images": _images, "sequences": _sequences, "clock": _clock, "shares": _shares,
+}  # fmt: skip

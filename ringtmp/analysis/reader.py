@@ -2,6 +2,8 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,14 @@ from ringtmp.errors import UserError
 
 PARTS = ("compute", "transfer", "wait", "checkpoint", "other")
 _PART = {
-    "F": "compute", "I": "compute", "W": "compute", "U": "compute", "E": "compute", "send": "transfer",
+    "F": "compute", "I": "compute", "W": "compute", "B": "compute", "U": "compute", "E": "compute", "send": "transfer",
     "receive": "transfer", "wait": "wait", "checkpoint": "checkpoint",
 }  # fmt: skip
+
+
+def part_of(kind: str) -> str:
+    """Which of `PARTS` an event of this kind counts to."""
+    return _PART.get(kind, "other")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Run:
         """One row a rank: the attributes of its trace (host, layers, begin and end in nanoseconds, clock offsets)."""
         rows = []
         for path in self._files():
-            with h5py.File(path, "r", locking=False) as file:
+            with _opened(path) as file:
                 rows.append({key: _plain(value) for key, value in file.attrs.items()})
         return pd.DataFrame(rows).sort_values("rank", ignore_index=True)
 
@@ -57,25 +64,35 @@ class Run:
         -------
         DataFrame
             rank, kind (F, I, W, U, E, send, receive, wait, data, checkpoint, trace), start and end (int64 nanoseconds
-            since the first rank began), step, micro_batch, stage, peer (-1: none), bytes.
+            since the first rank began), step, micro_batch, stage, peer (-1: none), bytes, version (updates in the
+            weights that F, I and E used or that U made; -1: none, and everywhere in traces of format 1).
+
+        Raises
+        ------
+        UserError
+            There is no trace, or a file of it is damaged.
         """
         frames = []
         for path in self._files():
-            with h5py.File(path, "r", locking=False) as file:
+            with _opened(path) as file:
                 attributes = {key: _plain(value) for key, value in file.attrs.items()}
                 columns = {name: np.asarray(column) for name, column in file["events"].items()}
+            if "began" not in attributes:
+                raise UserError(f"{path}: no event had been written to it yet")
             frame = pd.DataFrame(columns)
             for column in ("start", "end"):
                 frame[column] = _align(frame[column].to_numpy(), attributes)
             frame["kind"] = np.asarray(attributes["kinds"], dtype=object)[frame["kind"]]
             frame.insert(0, "rank", attributes["rank"])
+            if "version" not in frame:  # traces of format 1
+                frame["version"] = np.int32(-1)
             frame.attrs["began"] = int(_align(np.array([attributes["began"]]), attributes)[0])
             frames.append(frame)
         zero = min(frame.attrs["began"] for frame in frames)
         for frame in frames:
             frame["start"] -= zero
             frame["end"] -= zero
-        order = ["rank", "kind", "start", "end", "step", "micro_batch", "stage", "peer", "bytes"]
+        order = ["rank", "kind", "start", "end", "step", "micro_batch", "stage", "peer", "bytes", "version"]
         events = pd.concat(frames, ignore_index=True)[order].sort_values(["rank", "start"], ignore_index=True)
         events.attrs = {}
         return events
@@ -87,7 +104,7 @@ class Run:
         """
         events, ranks = self.events(), self.ranks().set_index("rank")
         span = events["end"] - events["start"]
-        parts = span.groupby([events["rank"], events["kind"].map(_PART).fillna("other")]).sum().unstack(fill_value=0)
+        parts = span.groupby([events["rank"], events["kind"].map(part_of)]).sum().unstack(fill_value=0)
         parts = parts.reindex(columns=list(PARTS), fill_value=0) / 1e9
         wall = (ranks["ended"] - ranks["began"]) / 1e9
         parts["other"] = wall - parts[[part for part in PARTS if part != "other"]].sum(axis=1)
@@ -103,10 +120,73 @@ class Run:
         every = range(len(self._files()))
         return matrix.reindex(index=every, columns=every, fill_value=0).astype("int64")
 
+    def staleness(self) -> pd.DataFrame:
+        """How old the weights of each update's gradients were: `staleness` of this launch's events."""
+        return staleness(self.events())
+
+    def peak_in_flight(self) -> pd.Series:
+        """Most micro-batches that each rank held at once: `peak_in_flight` of this launch's events."""
+        return peak_in_flight(self.events())
+
     def history(self) -> pd.DataFrame:
         """Loss and score (accuracy, or R2 of tests) of each step and test; what a resume repeated counts once."""
         frame = pd.read_csv(self.path / "history.csv")
         return frame.drop_duplicates(["kind", "step"], keep="last", ignore_index=True)
+
+
+def staleness(events: pd.DataFrame) -> pd.DataFrame:
+    """How many updates the weights of an update's gradients were behind: 0 in synchronous training.
+
+    Parameters
+    ----------
+    events : DataFrame
+        As `Run.events` gives it.
+
+    Returns
+    -------
+    DataFrame
+        rank, stage, step, staleness (all int64): a row for each update, in order of rank, stage and step. Staleness is
+        the updates made before this one less the least `version` that an F of its stage and step used.
+
+    Raises
+    ------
+    UserError
+        The events do not say which weights were used.
+    """
+    if "version" not in events or (len(events) and (events["version"] < 0).all()):
+        raise UserError("staleness: the events hold no weight versions (a trace of format 1, or a simulation)")
+    known = events[events["version"] >= 0]
+    least = known[known["kind"] == "F"].groupby(["stage", "step"])["version"].min().rename("used")
+    updates = known[known["kind"] == "U"].merge(least, left_on=["stage", "step"], right_index=True)
+    updates["staleness"] = updates["version"] - 1 - updates["used"]
+    columns = ["rank", "stage", "step", "staleness"]
+    return updates[columns].astype("int64").sort_values(columns[:3], ignore_index=True)
+
+
+def peak_in_flight(events: pd.DataFrame) -> pd.Series:
+    """Most micro-batches that each rank held at once while training: F begun and its last piece of W not done.
+
+    Parameters
+    ----------
+    events : DataFrame
+        As `Run.events` or `Outcome.events` give it.
+
+    Returns
+    -------
+    Series of int64, by rank
+        A micro-batch counts once for each of the rank's stages that holds it. 0: the rank ran no F.
+    """
+    key = ["rank", "stage", "step", "micro_batch"]
+    begun = events[events["kind"] == "F"].groupby(key)["start"].min()
+    done = events[events["kind"].isin(["W", "B"])].groupby(key)["end"].max()
+    done = done[done.index.isin(begun.index)]  # of a selection of steps, too
+    changes = pd.concat([begun.rename("time").reset_index().assign(change=1),
+                         done.rename("time").reset_index().assign(change=-1)])  # fmt: skip
+    changes = changes.sort_values(["rank", "time", "change"])  # what ends at a moment makes room for what begins
+    held = changes.groupby("rank")["change"].cumsum()
+    ranks = np.sort(events["rank"].unique())
+    peaks = held.groupby(changes["rank"]).max().reindex(ranks, fill_value=0)
+    return peaks.astype("int64").rename("peak_in_flight")
 
 
 def open_run(path: str | Path, launch: int | None = None) -> Run:
@@ -131,9 +211,19 @@ def open_run(path: str | Path, launch: int | None = None) -> Run:
     return Run(path, launch if launch is not None else (launches[-1] if launches else 0))
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A trace file to read. Raises `UserError` if it is damaged."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
 def _plain(value: Any) -> Any:
     """An HDF5 attribute as Python has it: JSON text parsed, NumPy scalars and arrays unwrapped."""
-    if isinstance(value, str) and value[:1] in "{[":
+    if isinstance(value, str) and value[:1] in ("{", "["):
         return json.loads(value)
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 

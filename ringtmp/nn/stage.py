@@ -26,6 +26,7 @@ class LayerState:
     layer: Layer
     flat: Array
     gradient: Array
+    derived: Array
     slots: dict[str, Array]
     parameters: Parameters
     gradients: Parameters
@@ -97,13 +98,18 @@ class Stage:
             self._shared = self._rooms[0]
         self._rooms += [self._room() for _ in range(slots - 1)]
         self._works: dict[tuple[int, int], Work] = {}
+        self._stashes: list[list[tuple[Array, Array]]] = []
+        # W in pieces between which a rank may look at its inbox: layer by layer, or all at once where threads share it.
+        held = [n for n, state in enumerate(self.states) if state.flat.size]
+        self.pieces = [(n,) for n in held] if threads == 1 else [tuple(held)] * bool(held)
 
     def _state(self, index: int) -> LayerState:
         layer = self.model.layers[index]
         flat, gradient = aligned(layer.count, self.dtype), aligned(layer.count, self.dtype)
         slots = make_slots(self.optimizer, flat, aligned)
         derived = aligned(layer.derived_numbers(), self.dtype)
-        return LayerState(index, layer, flat, gradient, slots, layer.views(flat, derived), layer.views(gradient))
+        views = layer.views(flat, derived), layer.views(gradient)
+        return LayerState(index, layer, flat, gradient, derived, slots, *views)
 
     def _group(self) -> list[int]:
         """Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's."""
@@ -207,13 +213,38 @@ class Stage:
             places.append(place)
         return tuple(places)
 
-    def forward(self, work: Work, moment: Moment = Moment()) -> None:  # noqa: B008 - immutable
-        """F of all layers of the stage."""
+    def stash(self, room: int) -> None:
+        """Copy the weights, and what follows from them, into a room of their own, made when first used."""
+        while len(self._stashes) <= room:
+            self._stashes.append([
+                (aligned(state.flat.size, self.dtype), aligned(state.derived.size, self.dtype)) for state in self.states
+            ])  # fmt: skip
+        for state, (flat, derived) in zip(self.states, self._stashes[room], strict=True):
+            flat[...] = state.flat
+            derived[...] = state.derived
+
+    def stashed(self, room: int) -> list[Parameters]:
+        """The weights of a stash, as `forward` and `backward_input` take them."""
+        pairs = zip(self.states, self._stashes[room], strict=True)
+        return [state.layer.views(flat, derived) for state, (flat, derived) in pairs]
+
+    def stash_flat(self, room: int) -> list[Array]:
+        """The flat parameters of each layer in a stash."""
+        return [flat for flat, _ in self._stashes[room]]
+
+    def _weights(self, weights: list[Parameters] | None) -> list[Parameters]:
+        return [state.parameters for state in self.states] if weights is None else weights
+
+    def forward(
+        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None  # noqa: B008 - immutable
+    ) -> None:  # fmt: skip
+        """F of all layers of the stage, with its own weights unless others are given."""
+        used = self._weights(weights)
 
         def run(part: Part) -> None:
             here = moment._replace(sample=moment.sample + part.start)
-            for state, place in zip(self.states, part.places, strict=True):
-                state.layer.forward(state.parameters, place, here)
+            for state, parameters, place in zip(self.states, used, part.places, strict=True):
+                state.layer.forward(parameters, place, here)
 
         self._pool.each(run, work.parts)
 
@@ -231,26 +262,34 @@ class Stage:
             return loss, float(correct)
         return kernels.mean_squared_error(y, labels, scale), float("nan")
 
-    def backward_input(self, work: Work, moment: Moment = Moment()) -> None:  # noqa: B008 - immutable
-        """I of all layers, last to first; with `recompute` after another F."""
+    def backward_input(
+        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None  # noqa: B008 - immutable
+    ) -> None:  # fmt: skip
+        """I of all layers, last to first, with the weights of their F; with `recompute` after another F."""
         if self.recompute:
-            self.forward(work, moment)
+            self.forward(work, moment, weights)
+        used = self._weights(weights)
 
         def run(part: Part) -> None:
             here = moment._replace(sample=moment.sample + part.start)
-            for state, place in zip(reversed(self.states), reversed(part.places), strict=True):
-                state.layer.backward_input(state.parameters, place, here)
+            for state, parameters, place in zip(
+                reversed(self.states), reversed(used), reversed(part.places), strict=True
+            ):
+                state.layer.backward_input(parameters, place, here)
 
         self._pool.each(run, work.parts)
 
-    def backward_weight(self, works: Sequence[Work], first: bool) -> None:
-        """W of all layers for some micro-batches, in their order; the `first` of a step overwrite the gradients.
+    def backward_weight(self, works: Sequence[Work], first: bool, only: Sequence[int] | None = None) -> None:
+        """W for some micro-batches, in their order; the `first` of a step overwrite the gradients.
 
-        How many go together changes no bit: every gradient is one sum over samples in ascending order.
+        How many go together changes no bit: every gradient is one sum over samples in ascending order. Layers may go
+        one by one (`only`: places among the stage's layers, one of `pieces`).
         """
 
         def run(thread: int) -> None:
             for n, state in self._dealt[thread]:
+                if only is not None and n not in only:
+                    continue
                 places = [part.places[n] for work in works for part in work.parts]
                 state.layer.backward_weight(state.gradients, places, first, self._scratch[thread])
 
@@ -274,9 +313,9 @@ class Stage:
 
         self._pool.each(run, range(len(self._dealt)))
 
-    def warm_up(self, sizes: Sequence[int]) -> None:
-        """Touch every buffer and run F, I and W once for each size, so that no step pays for the first time."""
-        for room in self._rooms:
+    def warm_up(self, sizes: Sequence[int], slots: int | None = None) -> None:
+        """Touch every buffer (of so many slots) and run F, I and W once for each size, so that no step pays for it."""
+        for room in self._rooms[:slots]:
             for buffers in room.values():
                 for buffer in buffers:
                     buffer.fill(0)
@@ -287,6 +326,28 @@ class Stage:
                 self.loss(work, 1.0)
             self.backward_input(work)
             self.backward_weight([work], True)
+
+
+def slot_bytes(model: Model, first: int, last: int, rows: int, dtype: np.dtype, recompute: bool = False) -> int:
+    """Bytes of each further slot of a stage (what all slots share with `recompute` left out), without making it."""
+    layers, item = model.layers[first:last], np.dtype(dtype).itemsize
+    is_first, is_last = first == 0, last == len(model.layers)
+    groups = [0]
+    for layer in layers:
+        groups.append(groups[-1] + (not layer.aliased))
+    needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
+    total = 0
+    for group in range(groups[-1] + 1):
+        n = groups.index(group)
+        width = layers[0].inputs if n == 0 else layers[n - 1].outputs
+        if recompute and 0 < group < groups[-1]:
+            continue
+        total += width * (8 if n == 0 and is_first and model.takes_tokens else item)
+        shared = is_last and group == groups[-1] and not needed and not recompute
+        total += width * item * (not shared) * (group > 0 or not is_first)
+    saved = 0 if recompute else sum(layer.saved_numbers() for layer in layers)
+    labels = model.labels * (is_first or is_last) * (8 if model.loss == "cross-entropy" else item)
+    return rows * (total + saved * item + labels)
 
 
 def _rows(flat: Array, start: int, stop: int, width: int) -> Array:

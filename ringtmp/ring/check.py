@@ -17,7 +17,8 @@ def check(plan: Plan) -> list[int]:
     """Raise `PlanError` unless executing `plan` ends, with every gradient summed in ascending micro-batch order.
 
     1. Each (stage, micro-batch) has one F, one I and one W (B is both) on the stage's rank, and each stage one U, its
-       last action. A plan without any I, W, B and U is an evaluation and needs the F's only.
+       last action. A plan without any I, W, B and U is an evaluation and needs the F's only. Every rank has as many
+       stages.
     2. On a stage F, I and W each run in ascending order (messages of one kind are first in, first out, and sums have a
        fixed order), and F before I before W of a micro-batch.
     3. The ranks, each working through its list and blocking on every receive and send, come to the end (`_run`).
@@ -25,8 +26,10 @@ def check(plan: Plan) -> list[int]:
     Returns
     -------
     list of int
-        Peak number of micro-batches in flight on each rank.
+        Peak number of micro-batches in flight on each rank, over its stages.
     """
+    if plan.stages % len(plan.ranks):
+        raise PlanError(f"{plan.stages} stages cannot be dealt evenly over {len(plan.ranks)} ranks")
     training = any(action.kind != "F" for actions in plan.ranks for action in actions)
     _check_once(plan, training)
     for rank, actions in enumerate(plan.ranks):
@@ -87,13 +90,15 @@ class _Stage:
 def _run(plan: Plan, training: bool) -> None:
     """Run the plan with counts for data. Which rank moves first does not matter (a Kahn network): the end is the same.
 
-    F waits for its activation, I for its gradient. The result is then sent, and the sender blocks until the receive is
-    posted. Receives of activations are posted ahead into slots, one more than the rank ever has in flight (the engine
-    has two more, which can only help); a slot is given back by W (in an evaluation: by F, once its send is through).
-    The receive of a gradient is posted by F. Labels go from the first stage to the last, into the same slots.
+    F waits for its activation, I and B for their gradient. The result is then sent (that of B after its W), and the
+    sender blocks until the receive is posted. Receives of activations are posted ahead into slots, one more for each
+    stage than it ever has in flight (the engine has as many or more, which can only help); a slot is given back by W
+    (in an evaluation: by F, once its send is through). The receive of a gradient is posted by F. What a stage hands to
+    another one of its own rank is not sent. Labels, from the first stage to the last, are left out: the last stage has
+    as many buffers for them as the first has slots, and posts each again with its F, so none ever waits.
     """
-    stages = [_Stage(peak_in_flight(plan, plan.owner(stage)) + 1) for stage in range(plan.stages)]
-    todo = [[half for action in actions for half in _steps(action)] for actions in plan.ranks]
+    stages = [_Stage(peak_in_flight(plan, plan.owner(stage), stage) + 1) for stage in range(plan.stages)]
+    todo = plan.ranks
     place = [0] * len(plan.ranks)
     sending = [False] * len(plan.ranks)
     last = plan.stages - 1
@@ -105,18 +110,18 @@ def _run(plan: Plan, training: bool) -> None:
         if not sending[rank]:
             if kind == "F" and stage > 0 and here.arrived["F"] <= number:
                 return False
-            if kind == "I" and stage < last and here.arrived["I"] <= number:
+            if kind in "IB" and stage < last and here.arrived["I"] <= number:
                 return False
-            here.done[kind] += 1
-            here.freed += kind == "W"
+            for half in _steps(todo[rank][place[rank]]):
+                here.done[half.kind] += 1
+            here.freed += kind in "WB"
             sending[rank] = True
-        if kind == "F" and stage == 0 < last and stages[last].posted("F") <= number:
-            return False
-        target = stage + {"F": 1, "I": -1}.get(kind, last + 2)
+        target = stage + {"F": 1, "I": -1, "B": -1}.get(kind, last + 2)
         if 0 <= target <= last:
-            if plan.owner(target) != rank and stages[target].posted(kind) <= number:
+            message = "F" if kind == "F" else "I"
+            if plan.owner(target) != rank and stages[target].posted(message) <= number:
                 return False
-            stages[target].arrived[kind] += 1
+            stages[target].arrived[message] += 1
         here.freed += kind == "F" and not training
         sending[rank] = False
         place[rank] += 1

@@ -2,11 +2,11 @@
 
 Every message has its own persistent request, made once per slot (MPI 4.1, section 3.9): starting one costs a
 microsecond, a fresh Isend about twice that, and a lower-case call pickles. Messages of one tag between two ranks
-arrive in the order in which they were sent, so a tag names only the direction; which micro-batch a message belongs to
-follows from its place in the stream.
+arrive in the order in which they were sent, so a tag names only the direction and the stage that receives; which
+micro-batch a message belongs to follows from its place in the stream.
 
-    activations   rank r     -> r + 1
-    gradients     rank r     -> r - 1
+    activations   rank r     -> r + 1    with several chunks also from the last rank to rank 0
+    gradients     rank r     -> r - 1    likewise
     labels        rank 0     -> P - 1    the one hop that closes the ring
     control       rank r     -> r + 1    tokens, test results and the order to stop; the last rank's go to rank 0
 """
@@ -14,19 +14,26 @@ follows from its place in the stream.
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ringtmp.nn.layer import Array, aligned
+from ringtmp.run.trace import clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest, Request
 
-TAG_ACTIVATION, TAG_GRADIENT, TAG_LABELS, TAG_CONTROL, TAG_CLOCK = range(1, 6)
+TAG_LABELS, TAG_CONTROL, TAG_CLOCK, _TAG_STAGES = range(1, 5)
 
 CONTROL_FIELDS = 10  # float64 numbers of a control message
 _CONTROL_SLOTS = 8
+
+
+def tag_of(what: str, stage: int = 0) -> int:
+    """The tag of `labels`, or of the `activations` or `gradients` that cross the boundary before `stage`."""
+    return TAG_LABELS if what == "labels" else _TAG_STAGES + 2 * stage + (what == "gradients")
 
 
 class Inbox:
@@ -61,24 +68,57 @@ class Inbox:
             request.Free()
 
 
-class Outbox:
-    """Sends of one kind to one neighbour, a persistent request per (slot, rows), made on first use."""
+class LabelBox(Inbox):
+    """Labels from rank 0, in buffers of their own: they come long before the activations that they belong to.
 
-    def __init__(self, comm: "Intracomm", dest: int, tag: int, synchronous: bool) -> None:
-        self.comm, self.dest, self.tag = comm, dest, tag
+    Parameters
+    ----------
+    comm, source
+    like : array
+        A buffer for the labels of one micro-batch.
+    count : int
+        Micro-batches whose labels may be here at once.
+    """
+
+    def __init__(self, comm: "Intracomm", source: int, like: Array, count: int) -> None:
+        self.buffers = [aligned(like.size, like.dtype) for _ in range(count)]
+        super().__init__(comm, source, TAG_LABELS, self.buffers)
+        self._next = 0
+        for slot in range(count):
+            self.post(slot)
+
+    def take(self, labels: Array) -> None:
+        """Copy the oldest labels out, and post their buffer again."""
+        labels[...] = self.buffers[self._next][: labels.size].reshape(labels.shape)
+        self.post(self._next)
+        self._next = (self._next + 1) % len(self.buffers)
+
+
+class Outbox:
+    """Sends of one kind to one neighbour, a persistent request per (slot, rows), made on first use.
+
+    Where they are `synchronous` none completes before its receive is posted, and those that are to `wait` for that
+    block; `blocked` is called meanwhile with the time at which that began.
+    """
+
+    def __init__(
+        self, comm: "Intracomm", dest: int, tag: int, synchronous: bool, blocked: Callable[[int], None]
+    ) -> None:
+        self.comm, self.dest, self.tag, self.blocked = comm, dest, tag, blocked
         self.init = comm.Ssend_init if synchronous else comm.Send_init
-        self.blocking = synchronous
+        self.synchronous = synchronous
         self.requests: dict[Any, Any] = {}
 
-    def send(self, key: Any, buffer: Array) -> "Request":
+    def send(self, key: Any, buffer: Array, wait: bool) -> "Request":
         """Start sending `buffer`, always the same one for the same `key`; it must stay as it is until Test is true."""
         if key not in self.requests:
             self.requests[key] = self.init(buffer, self.dest, self.tag)
         request = self.requests[key]
         request.Start()
-        if self.blocking:
+        if self.synchronous and wait:
+            since = clock()
             while not request.Test():
-                os.sched_yield()
+                self.blocked(since)
         return request
 
     def close(self) -> None:

@@ -1,79 +1,211 @@
-"""What to run next: the local rule of ready mode, and the follower of a plan.
+"""Policies: who decides what a rank runs next. The local rule, the follower of a plan, and the asynchronous stream.
 
-Both look at the same few counters of their own rank, and at nothing else. Counters count micro-batches of training
-since the start: F begun, I done, W done; which micro-batch comes next follows, since each kind runs in ascending order.
+A policy sees the chunks of its own rank (`ringtmp.ring.chunk`) and nothing else. It answers with 8 x chunk + kind
+(`kernels.rule`), or -1 where nothing can run.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from kernels.rule import NONE, B, F, I, U, W, adapt, choose, first_limits, held_back
 from ringtmp.ring.plan import Plan, peak_in_flight
 
 
-class Counters(Protocol):
-    """What a policy may look at (the engine)."""
+class Chunk(Protocol):
+    """What a policy may look at."""
 
-    forwards: int  # F begun
-    inputs: int  # I done
-    weights: int  # W done
+    forwards: int  # micro-batches of training with F begun
+    inputs: int  # with I done
+    weights: int  # with W done
 
+    @property
+    def place(self) -> int: ...  # noqa: D102 - of its next F in the stream, evaluations included
     def can_forward(self) -> bool: ...  # noqa: D102 - the next F has all that it needs
     def can_backward_input(self) -> bool: ...  # noqa: D102
     def can_backward_weight(self) -> bool: ...  # noqa: D102
     def must_update(self) -> bool: ...  # noqa: D102 - all W of the step are done
     def evaluating(self) -> bool: ...  # noqa: D102 - the next F belongs to an evaluation
+    def exhausted(self) -> bool: ...  # noqa: D102 - there is no further F
+
+
+class Policy(Protocol):
+    """Chooses the next action of a rank."""
+
+    patient: bool  # whether W is run to its end, whatever arrives meanwhile
+
+    def choose(self, chunks: Sequence[Chunk]) -> int: ...  # noqa: D102
+    def window(self, chunk: int) -> int: ...  # noqa: D102 - micro-batches for which a chunk needs room now
+    def room(self, chunk: int) -> int: ...  # noqa: D102 - and ever
+    def waited(self, nanoseconds: int) -> None: ...  # noqa: D102 - nothing could run for so long
+    def stepped(self, nanoseconds: int) -> None: ...  # noqa: D102 - a step took so long
 
 
 class LocalRule:
-    """Ready mode: I if its gradient is here, else F within limits, else W.
+    """Ready mode: `kernels.rule.choose`, with limits that grow by what the rank's own waits teach (`adapt`).
 
-    The limits keep a rank from running so far ahead that its memory fills with activations whose gradients are far
-    away: at most `cap` activations held, at most `ahead` forwards ahead of its input gradients. With `slack` 2 that is
-    2 p activations, and the simulated idle share of chained steps is that of the best known plans (ZB-H2: Qi et al.
-    2023, "Zero Bubble Pipeline Parallelism"; the rule and its figures: FIELD section 1 of the project's notes).
-    W fills the time in which nothing else can run; F before I, or W before F, lose. Where one product of W takes
-    `w_group` micro-batches, as many may be held.
+    Parameters
+    ----------
+    ranks, rank, chunks, micro_batches : int
+    w_group : int
+        Most micro-batches that one product of W takes: so many must be held for it.
+    most : int, optional
+        Most micro-batches that each chunk may hold; default 4 x ranks.
+    lag : int
+        1 if weights are one update behind: then the next step's micro-batches may be held as well.
     """
 
-    def __init__(self, ranks: int, rank: int, slack: int = 2, w_group: int = 1) -> None:
-        self.cap = max(slack * ranks, w_group)
-        self.ahead = slack * (ranks - 1 - rank) + 2
-        # Activations held, and two receives posted ahead of them.
-        self.slots = self.cap + 2
+    patient = False
 
-    def choose(self, at: Counters) -> str | None:
-        """The next kind of action, or None if nothing can run."""
-        if at.must_update():
-            return "U"
-        if at.can_backward_input():
-            return "I"
-        within = at.forwards - at.weights < self.cap and at.forwards - at.inputs < self.ahead
-        if (within or at.evaluating()) and at.can_forward():
-            return "F"
-        return "W" if at.can_backward_weight() else None
+    def __init__(
+        self, ranks: int, rank: int, micro_batches: int, *, chunks: int = 1, w_group: int = 1, most: int | None = None,
+        lag: int = 0,
+    ) -> None:  # fmt: skip
+        self.ranks = ranks
+        self.most = 4 * ranks if most is None else most
+        self.most = max(1, min(self.most, (1 + lag) * micro_batches))  # more are never under way
+        self.cap, self.limit = first_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most)
+        self.cap = [min(max(cap, w_group), self.most) for cap in self.cap]
+        self.by = max(1, ranks // 4)
+        self.idle = self.back = self.forced = 0
+        self.pressed = 0
+        self._can = [[False] * chunks for _ in range(4)]
+        self._held, self._ahead, self._pack = [0] * chunks, [0] * chunks, [0] * chunks
 
-    def took(self, kind: str) -> None:
-        """Nothing to note: the rule has no memory."""
+    def window(self, chunk: int) -> int:
+        """Micro-batches held, and two receives posted ahead of them."""
+        return self.cap[chunk] + 2
+
+    def room(self, chunk: int) -> int:
+        """The window that the limits may grow to."""
+        return self.most + 2
+
+    def choose(self, chunks: Sequence[Chunk]) -> int:
+        """The next action, or -1 if nothing can run."""
+        can_f, can_i, can_w, can_u = self._can
+        held, ahead, pack = self._held, self._ahead, self._pack
+        for c, chunk in enumerate(chunks):
+            if chunk.must_update():
+                return 8 * c + U
+            can_u[c] = False
+            can_i[c] = chunk.can_backward_input()
+            can_f[c] = chunk.can_forward()
+            can_w[c] = chunk.can_backward_weight()
+            begun = chunk.forwards
+            pack[c] = chunk.place // self.ranks
+            if chunk.evaluating():  # it holds nothing that waits for a gradient
+                held[c] = ahead[c] = -(1 << 30)
+            else:
+                held[c], ahead[c] = begun - chunk.weights, begun - chunk.inputs
+        what = choose(can_f, can_i, can_w, can_u, held, ahead, self.cap, self.limit, pack)
+        if what == NONE or what % 8 == W:
+            why = held_back(can_f, held, ahead, self.cap, self.limit)
+            self.forced += why == 1
+            self.pressed = max(self.pressed, why) if what == NONE else 0
+        return what
+
+    def waited(self, nanoseconds: int) -> None:
+        """Note a wait, and whether a limit was behind it."""
+        self.idle += nanoseconds
+        self.back += nanoseconds * (self.pressed == 2)
+        self.pressed = 0
+
+    def stepped(self, nanoseconds: int) -> None:
+        """Let the limits grow if the step's waits call for it."""
+        adapt(self.cap, self.limit, self.most, self.by, nanoseconds, self.idle, self.back, self.forced)
+        self.idle = self.back = self.forced = 0
 
 
 class FollowPlan:
-    """Strict mode: the actions of a plan, in its order, step after step."""
+    """Strict mode: the actions of a plan, in its order, step after step.
 
-    def __init__(self, plan: Plan, rank: int) -> None:
-        self.kinds = [kind for action in plan.ranks[rank] for kind in ("IW" if action.kind == "B" else action.kind)]
-        self.slots = peak_in_flight(plan, rank) + 2
+    With `recompute`, W follows I at once, since what it needs is gone with the next I.
+    """
+
+    patient = True
+
+    def __init__(self, plan: Plan, rank: int, recompute: bool = False) -> None:
+        ranks = len(plan.ranks)
+        self.ranks = ranks
+        self.todo = []
+        for action in plan.ranks[rank]:
+            kind = "B" if recompute and action.kind == "I" else action.kind
+            if not (recompute and action.kind == "W"):
+                self.todo.append(8 * (action.stage // ranks) + "FIWUB".index(kind))
+        # In flight, and two receives posted ahead.
+        self._room = [peak_in_flight(plan, rank, c * ranks + rank) + 2 for c in range(plan.chunks)]
         self.place = 0
 
-    def choose(self, at: Counters) -> str | None:
-        """The plan's next kind if it can run now, else None."""
-        kind = self.kinds[self.place]
-        if kind == "F":
-            return "F" if at.can_forward() else None
-        if kind == "I":
-            return "I" if at.can_backward_input() else None
-        if kind == "W":
-            return "W" if at.can_backward_weight() else None
-        return "U" if at.must_update() else None
+    def window(self, chunk: int) -> int:
+        """Micro-batches in flight by the plan, and two receives posted ahead of them."""
+        return self._room[chunk]
 
-    def took(self, kind: str) -> None:
-        """Move on, unless the action was a forward of an evaluation (which the engine does not report)."""
-        self.place = (self.place + 1) % len(self.kinds)
+    room = window
+
+    def choose(self, chunks: Sequence[Chunk]) -> int:
+        """The plan's next action if it can run now, else -1; between steps an evaluation, if one is due."""
+        if self.place == 0:
+            due = [c for c, chunk in enumerate(chunks) if chunk.evaluating()]
+            if due:
+                return evaluate(chunks, due)
+        what = self.todo[self.place]
+        if not _can(chunks[what // 8], what % 8):
+            return NONE
+        self.place = (self.place + 1) % len(self.todo)
+        return what
+
+    def waited(self, nanoseconds: int) -> None:
+        """A plan learns nothing."""
+
+    stepped = waited
+
+
+class Stream:
+    """PipeDream's order (Narayanan et al. 2019): 1F1B without a flush, a stream of micro-batches from test to test.
+
+    Rank r keeps p - r micro-batches between F and I and alternates. The order is fixed, so which weights a forward
+    sees depends on no timing, and a run repeats bit for bit. At an evaluation (and at the end) the stream runs dry.
+    """
+
+    patient = True
+
+    def __init__(self, ranks: int, rank: int) -> None:
+        self.keep = ranks - rank
+        self._room = self.keep + 2
+
+    def window(self, chunk: int) -> int:
+        """Micro-batches in flight, and two receives posted ahead of them."""
+        return self._room
+
+    room = window
+
+    def choose(self, chunks: Sequence[Chunk]) -> int:
+        """The next action of the stream if it can run now, else -1."""
+        (chunk,) = chunks
+        if chunk.weights < chunk.inputs:
+            return W
+        if chunk.must_update():
+            return U
+        if chunk.forwards - chunk.inputs < self.keep and not chunk.evaluating() and not chunk.exhausted():
+            return F if chunk.can_forward() else NONE
+        if chunk.forwards > chunk.inputs:
+            return I if chunk.can_backward_input() else NONE
+        return F if chunk.can_forward() else NONE
+
+    def waited(self, nanoseconds: int) -> None:
+        """A stream learns nothing."""
+
+    stepped = waited
+
+
+def evaluate(chunks: Sequence[Chunk], due: Sequence[int]) -> int:
+    """F of the chunk among `due` that can run and has the fewest behind it, or -1."""
+    able = [c for c in due if chunks[c].can_forward()]
+    return 8 * able[-1] + F if able else NONE
+
+
+def _can(chunk: Chunk, kind: int) -> bool:
+    if kind == F:
+        return chunk.can_forward()
+    if kind in (I, B):
+        return chunk.can_backward_input()
+    return chunk.can_backward_weight() if kind == W else chunk.must_update()

@@ -10,26 +10,25 @@ import numpy as np
 
 import kernels
 from ringtmp.errors import UserError
-from ringtmp.nn.costs import layer_costs
 from ringtmp.nn.layer import Array
-from ringtmp.nn.stage import Stage
-from ringtmp.ring.check import check
-from ringtmp.ring.engine import Engine, Policy
+from ringtmp.nn.stage import LayerState, Stage
+from ringtmp.ring.engine import Engine
+from ringtmp.ring.layout import make_layout
 from ringtmp.ring.links import TAG_CLOCK
-from ringtmp.ring.partition import parse_split, partition
-from ringtmp.ring.plan import build, forward_only
 from ringtmp.ring.result import Result
-from ringtmp.ring.rule import FollowPlan, LocalRule
 from ringtmp.run import checkpoint
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.job import Feeder, Job, open_folder, prepare
-from ringtmp.run.mpi import abort, from_rank_0, meet, warn
+from ringtmp.run.mpi import abort, meet, warn
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.timetable import Phase
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
+
+
+_BEFORE = "weights-before"  # slot of a checkpoint that holds the weights of the step before (2BW)
 
 
 def train(
@@ -125,69 +124,36 @@ class _Run:
         self.config, self.model = job.config, job.model
         self.rank, self.size = comm.rank, comm.size
         self.table = job.timetable()
-        layers = len(self.model.layers)
-        if self.config.split == "flops":
-            counts = partition([layer.flops(1) for layer in self.model.layers], self.size)
-        elif self.config.split == "measured":
-            counts = partition(from_rank_0(comm, self._measured), self.size)
-        else:
-            counts = parse_split(self.config.split, layers, self.size)
-        ends = np.cumsum(counts)
-        self.first_layer, self.last_layer = int(ends[self.rank] - counts[self.rank]), int(ends[self.rank])
-        self.w_group = self._w_group()
-        self.policy = self._policy()
+        self.layout = make_layout(comm, job)
+        self.policy = self.layout.policy(self.rank)
         self.write, self.show = write, show and self.rank == 0
         self.committed = -1  # step of the newest set that this launch has made (rank 0)
-
-    def _measured(self) -> list[float]:
-        """Seconds of a step for each layer, as timed on rank 0's machine."""
-        kernels.compile_all(self.job.dtype, self.model.families)
-        rows, m = self.table.rows, len(self.table.train_sizes)
-        return [cost.step(m) for cost in layer_costs(self.model, rows, self.job.dtype, self.job.optimizer())]
-
-    def _w_group(self) -> int:
-        """Micro-batches that one W takes: as many as fill a product, never more than a step has; a plan has its own."""
-        if self.config.effective_mode != "ready" or self.config.recompute:
-            return 1
-        asked, most = self.config.w_group, self.config.micro_batches
-        return min(asked, most) if asked else self.model.w_group(self.table.rows, most)
-
-    def _policy(self) -> Policy:
-        if self.config.effective_mode == "ready":
-            return LocalRule(self.size, self.rank, w_group=self.w_group)
-        plan = build(self.config.schedule or "1f1b", self.size, self.config.micro_batches)
-        for each in (plan, forward_only(self.size, len(self.table.test_sizes))):  # a step, and an evaluation
-            check(each)
-        return FollowPlan(plan, self.rank)
 
     def run(self) -> Result:
         """The whole launch."""
         job, config = self.job, self.config
-        self.stage = Stage(
-            self.model,
-            self.first_layer,
-            self.last_layer,
-            job.dtype,
-            job.optimizer(),
-            self.table.rows,
-            self.policy.slots,
-            config.threads,
-            config.recompute,
-        )
+        self.stages = [
+            Stage(self.model, first, last, job.dtype, job.optimizer(), self.table.rows, self.policy.room(c),
+                  config.threads, config.recompute)
+            for c, (first, last) in enumerate(self.layout.layers(self.rank))
+        ]  # fmt: skip
         open_folder(self.comm, job, self.write)  # its lock comes first: another job would discard sets that are read
         self.reporter = self._reporter()
         self._say_first()
         kernels.compile_all(job.dtype, self.model.families, log=self.reporter.say if self.reporter else None)
-        self._start_values()  # with kernels: never before one rank of this machine has compiled them
-        self.stage.warm_up(self.table.sizes)
+        if config.pace:
+            kernels.compile_all(np.float64, {"clock"})
+        stashed = self._start_values()  # with kernels: never before one rank of this machine has compiled them
+        for c, stage in enumerate(self.stages):
+            stage.warm_up(self.table.sizes, self.policy.window(c))
         self.feeder = Feeder(job) if self.rank == 0 else None
         self.recorder = self._recorder()
         crowded = self._ranks_on_node() > len(os.sched_getaffinity(0))
-        engine = Engine(
-            self.ring, self.stage, self.table, self.policy, self, self.recorder, start=job.start,
-            w_group=self.w_group, seed=config.seed, crowded=crowded,
+        self.engine = engine = Engine(
+            self.ring, self.stages, self.table, self.policy, self, self.recorder, start=job.start,
+            w_group=self.layout.w_group, seed=config.seed, crowded=crowded,
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
-            stop_request=self.stop_request,
+            lag=self.layout.lag, stashed=stashed, paces=self.layout.paces(self.rank), stop_request=self.stop_request,
         )  # fmt: skip
         meet(self.comm)
         clocks = compare_clocks(self.ring, TAG_CLOCK)
@@ -209,18 +175,34 @@ class _Run:
 
     # ---- start --------------------------------------------------------------------------------------------------
 
-    def _start_values(self) -> None:
+    def _start_values(self) -> bool:
+        """Weights and slots to begin with; whether those of the step before came with them (2BW) and are stashed."""
         if self.job.marker is None:
-            self.stage.initialise(self.config.seed)
-            return
+            for stage in self.stages:
+                stage.initialise(self.config.seed)
+            return False
         assert self.job.resume
-        names = [self.model.layer_name(state.index) for state in self.stage.states]
+        names = [self.model.layer_name(state.index) for state in self._states()]
         stored = checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names)
-        for state, record in zip(self.stage.states, stored, strict=True):
-            state.layer.store(state.flat, record.parameters)
-            for slot, flat in state.slots.items():
-                state.layer.store(flat, record.slots.get(slot, {}))
-        self.stage.derive()
+        records = dict(zip(names, stored, strict=True))
+        stash = self.layout.lag == 1 and all(_BEFORE in record.slots for record in stored)
+        for stage in self.stages:
+            mine = [(state, records[self.model.layer_name(state.index)]) for state in stage.states]
+            if stash:
+                for state, record in mine:
+                    state.layer.store(state.flat, record.slots[_BEFORE])
+                stage.derive()
+                stage.stash(0)
+            for state, record in mine:
+                state.layer.store(state.flat, record.parameters)
+                for slot, flat in state.slots.items():
+                    state.layer.store(flat, record.slots.get(slot, {}))
+            stage.derive()
+        return stash
+
+    def _states(self) -> list[LayerState]:
+        """Every layer of this rank, in the order of the chain."""
+        return [state for stage in self.stages for state in stage.states]
 
     def _reporter(self) -> Reporter | None:
         if self.rank:
@@ -239,14 +221,13 @@ class _Run:
         job = self.job
         for note in job.notes:
             self.reporter.say(f"warning: {note}")
-        mode = self.config.effective_mode
-        how = "ready" if mode == "ready" else f"strict {self.config.schedule or '1f1b'}"
         self.reporter.say(
             f"{job.info.name}: {job.info.n_train:,} training and {job.info.n_test:,} test samples; "
             f"{len(self.model.layers)} layers, {self.model.parameters:,} parameters over {self.size} "
-            f"rank{'s' * (self.size > 1)}; batch {self.config.batch_size} in {self.config.micro_batches}; {how}"
+            f"rank{'s' * (self.size > 1)}; batch {self.config.batch_size} in {self.config.micro_batches}; "
+            f"{self.layout.describe()}"
         )
-        if mode == "ready" and self.config.schedule:
+        if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
             self.reporter.say(
                 f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"
             )
@@ -258,8 +239,10 @@ class _Run:
         job = self.job
         path = job.folder.trace(job.launch, self.rank) if job.folder and self.config.trace else None
         return Recorder(path, {
-            "rank": self.rank, "ranks": self.size, "first_layer": self.first_layer, "last_layer": self.last_layer,
-            "start_step": job.start, "mode": self.config.effective_mode, "config": job.config.stored(),
+            "rank": self.rank, "ranks": self.size, "chunks": self.layout.chunks,
+            "layers": self.layout.layers(self.rank), "start_step": job.start, "mode": self.layout.mode,
+            "schedule": self.layout.schedule if self.layout.mode == "strict" or self.layout.lag else "",
+            "config": job.config.stored(),
             "environment": environment(), "simd": kernels.simd(),
         })  # fmt: skip
 
@@ -293,18 +276,24 @@ class _Run:
         assert self.job.folder
         with self.recorder.timed("checkpoint", step):
             try:
-                records = [
-                    checkpoint.LayerRecord(
-                        self.model.layer_name(state.index), state.layer.to_dict(), state.layer.natural(state.flat),
-                        {slot: state.layer.natural(flat) for slot, flat in state.slots.items()},
-                    )
-                    for state in self.stage.states
-                ]  # fmt: skip
-                checkpoint.write_part(self.job.folder.checkpoints, step, self.rank, records)
+                checkpoint.write_part(self.job.folder.checkpoints, step, self.rank, self._records())
                 return True
             except OSError as error:
                 warn(f"could not write its checkpoint of step {step}: {error}; the one before it is kept")
                 return False
+
+    def _records(self) -> list[checkpoint.LayerRecord]:
+        """This rank's layers as a checkpoint stores them; where weights lag by one update, those before it as well."""
+        records = []
+        for chunk in self.engine.chunks:
+            before = chunk.versions.stashed_before() if self.layout.lag == 1 else None
+            for n, state in enumerate(chunk.stage.states):
+                slots = state.slots | ({_BEFORE: before[n]} if before else {})
+                records.append(checkpoint.LayerRecord(
+                    self.model.layer_name(state.index), state.layer.to_dict(), state.layer.natural(state.flat),
+                    {slot: state.layer.natural(flat) for slot, flat in slots.items()},
+                ))  # fmt: skip
+        return records
 
     def trained(self, step: int, loss: float, correct: float, idle: float, saved: bool) -> None:
         """A step is done on every rank (rank 0)."""
@@ -349,19 +338,21 @@ class _Run:
         self.recorder.ended = clock()
         late = compare_clocks(self.ring, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
-        digests = [_digest(state.layer.natural(state.flat)) for state in self.stage.states]
+        digests = {state.index: _digest(state.layer.natural(state.flat)) for state in self._states()}
         mine = {
-            "rank": self.rank, "layers": (self.first_layer, self.last_layer),
-            "parameters": sum(state.flat.size for state in self.stage.states), "parts": self.recorder.parts(),
+            "rank": self.rank, "layers": self.layout.layers(self.rank),
+            "parameters": sum(state.flat.size for state in self._states()), "parts": self.recorder.parts(),
             "memory": peak_memory(), "digests": digests,
+            "late": sum(pace.late for pace in engine.paces) / max(1, sum(pace.total for pace in engine.paces)),
         }  # fmt: skip
         ranks = self.comm.allgather(mine)
-        sha256 = hashlib.sha256("".join(d for row in ranks for d in row["digests"]).encode()).hexdigest()
+        every = dict(sorted(pair for row in ranks for pair in row["digests"].items()))
+        sha256 = hashlib.sha256("".join(every.values()).encode()).hexdigest()
         state = "finished" if step == self.table.total else "stopped"
-        stop = self.comm.bcast(engine.stop_signal) if state == "stopped" else 0
+        stop = self.comm.bcast(engine.tokens.stop_signal) if state == "stopped" else 0
         if self.reporter:
             self._tell(ranks, state, stop, step, sha256, saved)
-        layers = {self.model.layer_name(s.index): s.layer.natural(s.flat) for s in self.stage.states}
+        layers = {self.model.layer_name(s.index): s.layer.natural(s.flat) for s in self._states()}
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
         everyone = ranks if self.rank == 0 else []
@@ -381,6 +372,11 @@ class _Run:
         seconds = wall / len(ranks) / 1e9
         score = f"accuracy {reporter.test_score:.2%}" if reporter.classes else f"R2 {reporter.test_score:.4f}"
         summary(ranks, f"{state} at step {step} after {seconds:.1f} s: test {score}, idle {waited / max(wall, 1):.1%}")
+        late = max(row["late"] for row in ranks)
+        if late > 0.02:
+            reporter.say(
+                f"warning: actions took up to {late:.0%} longer than --pace says: this machine is too slow for it"
+            )
         reporter.say(f"weights sha256 {sha256}")
         if state == "stopped" and saved and job.folder:
             reporter.say(f"go on with: --resume {job.folder.path}")

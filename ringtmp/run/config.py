@@ -88,8 +88,27 @@ class RunConfig(BaseModel):
         "Default: strict if a schedule is named, else ready",
         None,
     )
-    schedule: Literal["naive", "gpipe", "1f1b"] | None = _field(
-        "Ring", "the plan that strict mode follows; default 1f1b", None
+    schedule: (
+        Literal["auto", "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb", "pipedream", "2bw"]
+        | None
+    ) = _field(
+        "Ring",
+        "the plan that strict mode follows, default 1f1b; auto: what python -m ringtmp.plan would recommend. pipedream "
+        "and 2bw do not wait for updates: weights are up to as many updates old as there are ranks, or one update old",
+        None,
+    )
+    chunks: Count | None = _field(
+        "Ring",
+        "stages of each rank: activations go round the ring so many times. Default 1; 2 for interleaved schedules",
+        None,
+    )
+    in_flight: Count | None = _field(
+        "Ring",
+        "most micro-batches that each chunk of a rank may hold between F and W in ready mode. Default 3 x ranks",
+        None,
+    )
+    activation_memory: str | None = _field(
+        "Ring", "bound of the bytes that micro-batches in flight take on each rank, as in 512MiB or 2GB", None
     )
     split: str = _field(
         "Ring",
@@ -128,7 +147,19 @@ class RunConfig(BaseModel):
     checkpoint_every: int = _field("Run folder", "steps between checkpoints; 0: only at the end", 200, ge=0)
     trace: bool = _field("Run folder", "on|off: record every action of every rank", True)
     sends: Literal["standard", "synchronous"] = _field(
-        "Proving", "synchronous: every send blocks until it is received (MPI_Ssend)", "standard"
+        "Proving",
+        "synchronous: every send blocks until it is received (MPI_Ssend); with several chunks only those of a plan, "
+        "since without one they could wait for each other all round the ring",
+        "standard",
+    )
+    pace: str | None = _field(
+        "Proving",
+        "emulated nodes: stretch every action by sleeping to what it takes at so many GFLOP/s, for all ranks or one "
+        "for each, as in 2,2,0.5",
+        None,
+    )
+    jitter: float = _field(
+        "Proving", "on emulated nodes: vary every action's duration by a factor uniform in 1 +- this", 0.0, ge=0, lt=1
     )
     delay: float = _field("Proving", "largest random delay before each action, in seconds", 0.0, ge=0, le=10)
 
@@ -148,7 +179,20 @@ class RunConfig(BaseModel):
             )
         if self.steps is not None and "epochs" in self.model_fields_set:
             raise ValueError("epochs and steps: expected one of them, got both")
+        if self.jitter and not self.pace:
+            raise ValueError("jitter: only emulated nodes have it; give --pace as well")
+        self._check_asynchronous()
         return self
+
+    def _check_asynchronous(self) -> None:
+        if self.schedule == "pipedream" and self.mode == "ready":
+            raise ValueError("mode: schedule pipedream has an order of its own; leave --mode out, or say strict")
+        if self.schedule == "2bw" and self.mode == "strict":
+            raise ValueError("mode: schedule 2bw follows no plan; leave --mode out, or say ready")
+        if self.schedule == "pipedream" and self.clip_norm:
+            raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
+        if self.schedule in ("pipedream", "2bw") and self.effective_chunks > 1:
+            raise ValueError(f"chunks: schedule {self.schedule} takes 1, got {self.chunks}")
 
     def stored(self) -> dict[str, Any]:
         """What run folders, traces and checkpoints say of it: every value, in a form that can be read back."""
@@ -157,7 +201,13 @@ class RunConfig(BaseModel):
     @property
     def effective_mode(self) -> str:
         """`ready` or `strict`, with the default resolved."""
-        return self.mode or ("strict" if self.schedule else "ready")
+        return self.mode or ("strict" if self.schedule not in (None, "auto", "2bw") else "ready")
+
+    @property
+    def effective_chunks(self) -> int:
+        """Stages of a rank, with the default resolved."""
+        interleaved = self.effective_mode == "strict" and self.schedule in ("interleaved", "interleaved-zb")
+        return self.chunks or (2 if interleaved else 1)
 
     @property
     def effective_weight_decay(self) -> float:

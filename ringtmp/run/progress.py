@@ -192,8 +192,7 @@ def summary(rows: list[dict[str, Any]], title: str) -> None:
     for row in rows:
         wall = max(sum(row["parts"].values()), 1)
         shares = [f"{part / wall:.1%}" for part in row["parts"].values()]
-        first, last = row["layers"]
-        layers = f"{first}" if last == first + 1 else f"{first}-{last - 1}"
+        layers = " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in row["layers"])
         table.add_row(str(row["rank"]), layers, f"{row['parameters']:,}", *shares, f"{row['memory'] / 2**20:,.0f} MiB")
     columns = launcher_terminal()
     with suppress(OSError):  # standard output may go to a disk that is full

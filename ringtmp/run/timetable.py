@@ -84,10 +84,10 @@ class Timetable:
 class Cursor:
     """A place in the stream of micro-batches."""
 
-    __slots__ = ("index", "number", "phase", "slots", "table", "training_only")
+    __slots__ = ("index", "number", "phase", "table", "training_only")
 
-    def __init__(self, table: Timetable, index: int, slots: int, training_only: bool) -> None:
-        self.table, self.slots, self.training_only = table, slots, training_only
+    def __init__(self, table: Timetable, index: int, training_only: bool) -> None:
+        self.table, self.training_only = table, training_only
         self._go(index)
 
     def _go(self, index: int) -> None:
@@ -100,11 +100,6 @@ class Cursor:
     def place(self) -> int:
         """Place in the stream."""
         return self.phase.start + self.number
-
-    @property
-    def slot(self) -> int:
-        """The slot in which this micro-batch lives."""
-        return (self.phase.start + self.number) % self.slots
 
     @property
     def rows(self) -> int:

@@ -1,9 +1,12 @@
 """Under mpirun a rank that fails must end the others: they would wait for it in the next collective call."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from mpi4py import MPI
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # naive.py
 
 
 @pytest.hookimpl(wrapper=True)

@@ -45,6 +45,8 @@ def test_every_action_once(comm, run):
         mine = events[events["rank"] == rank]
         for kind in "FIW":
             got = list(mine[mine["kind"] == kind][["step", "micro_batch"]].itertuples(index=False, name=None))
+            if kind == "W":  # it goes layer by layer, and what is more urgent may come in between
+                got = list(dict.fromkeys(got))
             assert got == [(step, number) for step in range(12) for number in range(5)]
         assert list(mine[mine["kind"] == "U"]["step"]) == list(range(12))
 

@@ -22,9 +22,9 @@ def test_what_goes_in_comes_out(tmp_path, monkeypatch):
     want = []
     for n in range(500):
         start, kind = int(rng.integers(0, 2**62)), kinds[n % len(kinds)]
-        event = (start, start + int(rng.integers(0, 10**9)), n, n % 7, n % 5, 2**40 + n)
+        event = (start, start + int(rng.integers(0, 10**9)), n, n % 7, n % 5, 2**40 + n, n % 3, n % 4)
         recorder.record(kind, event[0], event[1], *event[2:])
-        want.append((event[0], event[1], event[5], event[2], event[3], event[4], 3, n % len(kinds)))
+        want.append((event[0], event[1], event[5], event[2], event[3], event[4], event[7], event[6], n % len(kinds)))
     recorder.flush({"ended": 9})
     with h5py.File(path) as file:
         got = list(zip(*(file["events"][name][:].tolist() for name in EVENT.names), strict=True))
@@ -32,7 +32,7 @@ def test_what_goes_in_comes_out(tmp_path, monkeypatch):
         assert file.attrs["rank"] == 3
         assert file.attrs["config"] == '{"lr": 0.5}'
     for kind in kinds:
-        assert recorder.totals[kind] == sum(w[1] - w[0] for w in want if kinds[w[7]] == kind)
+        assert recorder.totals[kind] == sum(w[1] - w[0] for w in want if kinds[w[8]] == kind)
 
 
 def test_a_killed_job_leaves_a_readable_trace(tmp_path, monkeypatch):

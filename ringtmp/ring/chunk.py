@@ -1,0 +1,262 @@
+"""A chunk: one stage of this rank and everything that is under way in it.
+
+Micro-batches enter in the order of the timetable, each into a slot of its own from the posting of its receives to the
+completion of its last send. Of the free slots the one used last is taken first: it is still in the cache.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ringtmp.nn.layer import Array, Moment
+from ringtmp.nn.stage import Stage, Work
+from ringtmp.ring.links import Inbox, LabelBox
+from ringtmp.run.timetable import Cursor, Phase, Timetable
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Request
+
+
+class Versions:
+    """Which weights a micro-batch meets, where updates do not wait for it (PipeDream, 2BW).
+
+    Version k is the weights after k updates. The live ones are always the newest; before an update those that a
+    micro-batch still needs for its I, or a later one for its F, are copied aside.
+
+    Parameters
+    ----------
+    stage : Stage
+    lag : int or None
+        0: F of step k takes version k (synchronous). 1: version k - 1 (PipeDream-2BW, Narayanan et al. 2021).
+        None: whatever is newest (PipeDream).
+    start : int
+        Updates made before.
+    stashed : bool
+        Whether the stage's first stash already holds version `start` - 1.
+    """
+
+    def __init__(self, stage: Stage, lag: int | None, start: int, stashed: bool = False) -> None:
+        self.stage, self.lag, self.live = stage, lag, start
+        self.first = start - stashed  # the oldest there is
+        self.rooms = {start - 1: 0} if stashed else {}
+        self.users: Counter[int] = Counter()  # micro-batches between F and I, by version
+
+    def wanted(self, phase: Phase) -> int | None:
+        """The version that F of `phase` takes, or None if it is not there yet."""
+        if self.lag is None and phase.training:
+            return self.live
+        lag = self.lag if self.lag and phase.training else 0
+        version = max(phase.step - lag, self.first)
+        return version if version == self.live or version in self.rooms else None
+
+    def weights(self, version: int) -> Any:
+        """The weights of a version, as `Stage.forward` takes them (None: the live ones)."""
+        return None if version == self.live else self.stage.stashed(self.rooms[version])
+
+    def stashed_before(self) -> list[Array] | None:
+        """The flat parameters of each layer before the newest update, if they are kept."""
+        room = self.rooms.get(self.live - 1)
+        return None if room is None else self.stage.stash_flat(room)
+
+    def updating(self) -> None:
+        """An update follows: keep the live version if it is still needed, forget those that are not."""
+        if self.lag == 0:
+            self.live += 1
+            return
+        needed = {version for version, users in self.users.items() if users}
+        if self.lag:
+            needed.add(self.live)
+        self.rooms = {version: room for version, room in self.rooms.items() if version in needed}
+        if self.live in needed:
+            taken = set(self.rooms.values())
+            room = next(room for room in range(len(taken) + 1) if room not in taken)
+            self.stage.stash(room)
+            self.rooms[self.live] = room
+        self.live += 1
+
+
+class Chunk:
+    """Cursors, slots and receives of one stage, and what of it can run.
+
+    Parameters
+    ----------
+    stage : Stage
+    number : int
+        Of the stage along the chain.
+    table : Timetable
+    start : int
+        Updates made before.
+    versions : Versions
+    window : callable
+        Gives the number of micro-batches for which there is to be room now; never more than the stage has slots.
+    """
+
+    def __init__(
+        self, stage: Stage, number: int, table: Timetable, start: int, versions: Versions, window: Callable[[], int]
+    ) -> None:
+        self.stage, self.number, self.table, self.window, self.versions = stage, number, table, window, versions
+        self.first, self.last = stage.is_first, stage.is_last
+        index = table.index_of(start)
+        self.end = table.end  # phases from here on are not run
+        self.f = Cursor(table, index, training_only=False)
+        self.i = Cursor(table, index, training_only=True)
+        self.w = Cursor(table, index, training_only=True)
+        self.forwards = self.inputs = self.weights = 0
+        self.start = self.updates = start
+        self.steps = len(table.train_sizes)
+        self.origin = self.acquired = self.retired = self.done = self.f.place
+        self.free = list(reversed(range(stage.slots)))
+        self.home = [0] * stage.slots  # slot of a place, by place modulo the slots
+        self.version: dict[int, int] = {}  # of the weights that a place's F took
+        self.pending: list[list[Request]] = [[] for _ in range(stage.slots)]
+        self.activations: Inbox | None = None
+        self.gradients: Inbox | None = None
+        self.labels: LabelBox | None = None
+        self.norm_known: Callable[[], bool] = lambda: True
+        self.group: tuple[list[Work], int, int, int, int] | None = None  # of W: works, step, number, count, end
+        self.piece = 0
+
+    # ---- what can run -------------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> int:
+        """Place of the next F in the stream."""
+        return self.f.phase.start + self.f.number
+
+    def can_forward(self) -> bool:
+        """The next F has its slot, its input, its labels, and the weights of its step."""
+        f = self.f
+        if f.index >= self.end or self.versions.wanted(f.phase) is None:
+            return False
+        place = f.phase.start + f.number
+        if place >= self.acquired:
+            return False
+        arrived = place - self.origin
+        if self.activations is not None and self.activations.arrived <= arrived:
+            return False
+        return self.labels is None or self.labels.arrived > arrived
+
+    def can_backward_input(self) -> bool:
+        """The gradient of the oldest micro-batch without I is here."""
+        return self.inputs < (self.forwards if self.gradients is None else self.gradients.arrived)
+
+    def can_backward_weight(self) -> bool:
+        """A micro-batch of the step has had I and not W."""
+        return self.weights < self.inputs and self.weights < (self.updates - self.start + 1) * self.steps
+
+    def must_update(self) -> bool:
+        """Every W of the step is done, and the norm of all gradients is known if it bounds them."""
+        return self.weights_done() and self.norm_known()
+
+    def weights_done(self) -> bool:
+        """Every W of the step is done."""
+        return self.weights == (self.updates - self.start + 1) * self.steps
+
+    def evaluating(self) -> bool:
+        """The next F belongs to an evaluation."""
+        return self.f.index < self.end and not self.f.phase.training
+
+    def exhausted(self) -> bool:
+        """There is no further F."""
+        return self.f.index >= self.end
+
+    def finished(self) -> bool:
+        """All phases run, all sends complete."""
+        return self.f.index >= self.end and self.retired >= self.f.place
+
+    # ---- slots --------------------------------------------------------------------------------------------------
+
+    def slot(self, place: int) -> int:
+        """The slot in which the micro-batch at `place` lives."""
+        return self.home[place % len(self.home)]
+
+    def poll(self) -> tuple[bool, bool]:
+        """Note what has arrived; give slots back and take new ones. Whether an activation, a gradient came."""
+        came = self.activations is not None and self.activations.poll()
+        back = self.gradients is not None and self.gradients.poll()
+        if self.labels is not None:
+            self.labels.poll()
+        home = self.home
+        while self.retired < self.done:
+            slot = home[self.retired % len(home)]
+            sends = self.pending[slot]
+            while sends and sends[-1].Test():
+                sends.pop()
+            if sends:
+                break
+            self.free.append(slot)
+            self.retired += 1
+        room = self.retired + self.window()
+        while self.acquired < room:
+            slot = self.free.pop()
+            home[self.acquired % len(home)] = slot
+            if self.activations is not None:
+                self.activations.post(slot)
+            self.acquired += 1
+        return came, back
+
+    def close(self) -> None:
+        """Give back all receives."""
+        for inbox in (self.activations, self.gradients, self.labels):
+            if inbox is not None:
+                inbox.close()
+
+    # ---- the arithmetic of actions -------------------------------------------------------------------------------
+
+    def forward(self, moment: Moment) -> Work:
+        """F of the next micro-batch, whose input is in place."""
+        place = self.place
+        work = self.stage.work(self.slot(place), self.f.rows)
+        version = self.versions.wanted(self.f.phase)
+        assert version is not None
+        if self.f.phase.training:
+            self.version[place] = version
+            self.versions.users[version] += 1
+        self.stage.forward(work, moment, self.versions.weights(version))
+        return work
+
+    def backward_input(self, moment: Moment) -> tuple[Work, int]:
+        """I of the oldest micro-batch without one, with the weights of its F; and its slot."""
+        place = self.i.place
+        slot = self.slot(place)
+        work = self.stage.work(slot, self.i.rows)
+        if self.stage.recompute:  # it writes the output again, which has arrived long ago: complete its send
+            for request in self.pending[slot]:
+                request.Wait()
+        version = self.version.pop(place)
+        self.stage.backward_input(work, moment, self.versions.weights(version))
+        self.versions.users[version] -= 1
+        self.inputs += 1
+        self.i.advance()
+        return work, slot
+
+    def begin_weights(self, most: int) -> None:
+        """Gather the oldest micro-batches that wait for W, up to `most` of one step, into one product."""
+        w, number = self.w, self.w.number
+        count = min(most, self.inputs - self.weights, len(w.phase.sizes) - number)
+        step, works, until = w.phase.step, [], w.place + count
+        for _ in range(count):
+            works.append(self.stage.work(self.slot(w.place), w.rows))
+            w.advance()
+        self.group, self.piece = (works, step, number, count, until), 0
+
+    def weights_piece(self) -> bool:
+        """W of one layer for the group under way; True if that was its last."""
+        assert self.group
+        works, _, number, count, until = self.group
+        pieces = self.stage.pieces
+        if pieces:
+            self.stage.backward_weight(works, number == 0, pieces[self.piece])
+        self.piece += 1
+        if self.piece < len(pieces):
+            return False
+        self.weights += count
+        self.done = until
+        self.group = None
+        return True
+
+    def update(self, rate: float, norm: float) -> None:
+        """U."""
+        self.versions.updating()
+        self.stage.update(rate, self.updates + 1, norm)
+        self.updates += 1
