@@ -15,16 +15,14 @@ import kernels
 from kernels.machine import bandwidth, peak_flops
 from ringtmp.errors import UserError
 from ringtmp.nn.costs import layer_costs
-from ringtmp.nn.forms import gpt_options, tables_of
+from ringtmp.nn.forms import sample_of
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 
 
 def _table(spec: str, rows: list[int], dtype: str) -> None:
-    places = gpt_options(spec)["context"] if spec.startswith("gpt:") else 1
-    classes = 65 if places > 1 else 2
-    shape = (places,) if places > 1 else tables_of(spec, classes)[1] or ()
-    model = build_model(spec, "auto", shape, "classes", classes, places, places > 1)
+    shape, classes, is_text = sample_of(spec)
+    model = build_model(spec, "auto", shape, "classes", classes, shape[0] if is_text else 1, is_text)
     kernels.compile_all(dtype, model.families)
     flops, bytes_per_s = peak_flops(dtype), bandwidth()
     simd = kernels.simd()

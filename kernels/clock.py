@@ -9,10 +9,10 @@ second on one core.
 import numpy as np
 
 from kernels._jit import jit
-from kernels.rule import NONE, B, F, I, U, W, adapt, choose, held_back
+from kernels.rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
 
 NEVER = np.inf
-_choose, _held_back, _adapt = jit(choose), jit(held_back), jit(adapt)
+_urgent, _fill, _held_back, _adapt = jit(urgent), jit(fill), jit(held_back), jit(adapt)
 
 
 @jit
@@ -161,7 +161,9 @@ def run(ranks, chunks, sizes, steps, seconds, shares, share_ends, overhead, late
                 else:
                     code = NONE
             else:
-                what = _choose(can[F], can[I], can[W], can[U], held, ahead, cap[r], limit[r], pack)
+                what = _urgent(can[U], can[I])
+                if what == NONE:
+                    what = _fill(can[F], can[W], held, ahead, cap[r], limit[r], pack)
                 if what != NONE:
                     code = 8 * (what // 8 * ranks + r) + what % 8
                 if group[r] and (what == NONE or what % 8 == W):

@@ -140,7 +140,7 @@ def _clock(dtype: np.dtype) -> None:
 def _shares(dtype: np.dtype) -> None:
     """The simulator of data-parallel training: one layer, one worker, one server."""
     one, number, layer = np.ones(1), np.ones(1, np.int64), np.ones((1, 4))
-    shares.serve(1, 1, 1, 1, layer, one, number, one, one, one, number - 1, 0.0, 0, True, 0.0, 0)
+    shares.serve(1, 1, 1, 1, layer, one, np.arange(2), one, one, one, number - 1, 0.0, 0, True, 0.0, 0)
     shares.colocate(1, 1, 1, layer, one, one, 0.0, True, 0.0, 0)
     shares.all_reduce(1, 1, 1, layer, one, one, 0.0, 0.0, 0)
 

@@ -11,17 +11,33 @@ NONE = -1
 IDLE = 0.02  # share of a step that may be lost before a limit grows
 
 
-def choose(can_f, can_i, can_w, can_u, held, ahead, cap, limit, pack):  # noqa: ANN001, ANN201
-    """U if one is due, else I if its gradient is here, else F within limits, else W.
-
-    W waits for nobody, so it fills the time in which nothing else can run; F before I, or W before F, lose. The limits
-    keep a rank from running so far ahead that activations whose gradients are far away fill its memory and delay
-    everybody's gradients.
+def urgent(can_u, can_i):  # noqa: ANN001, ANN201
+    """U if one is due, else I if its gradient is here: 8 x chunk + kind, or -1 if neither.
 
     Parameters
     ----------
-    can_f, can_i, can_w, can_u : sequences of bool
-        Whether the next F, I, W, U of each chunk has all that it needs.
+    can_u, can_i : sequences of bool
+        Whether the next U, I of each chunk has all that it needs.
+    """
+    for c in range(len(can_u)):
+        if can_u[c]:
+            return 8 * c + U
+    for c in range(len(can_i) - 1, -1, -1):
+        if can_i[c]:
+            return 8 * c + I
+    return NONE
+
+
+def fill(can_f, can_w, held, ahead, cap, limit, pack):  # noqa: ANN001, ANN201
+    """With nothing urgent: F within limits, else W. 8 x chunk + kind, or -1 if nothing can run.
+
+    W waits for nobody, so it fills the time in which nothing else can run; F before I, or W before F, lose, and so does
+    keeping W back for the gap at the end of a step. The limits keep a rank from running so far ahead that activations
+    whose gradients are far away fill its memory and delay everybody's gradients.
+
+    Parameters
+    ----------
+    can_f, can_w : sequences of bool
     held, ahead : sequences of int
         Micro-batches with F begun and W not done; with F begun and I not done.
     cap, limit : sequences of int
@@ -29,26 +45,14 @@ def choose(can_f, can_i, can_w, can_u, held, ahead, cap, limit, pack):  # noqa: 
     pack : sequence of int
         Which pack of micro-batches the next F belongs to: they go round in packs, so that a chunk is not fed long
         before its successors.
-
-    Returns
-    -------
-    int
-        8 x chunk + kind, or -1 if nothing can run.
     """
-    chunks = len(can_f)
-    for c in range(chunks):
-        if can_u[c]:
-            return 8 * c + U
-    for c in range(chunks - 1, -1, -1):
-        if can_i[c]:
-            return 8 * c + I
     best = NONE
-    for c in range(chunks):
+    for c in range(len(can_f)):
         if can_f[c] and held[c] < cap[c] and ahead[c] < limit[c] and (best == NONE or pack[c] < pack[best]):
             best = c
     if best != NONE:
         return 8 * best + F
-    for c in range(chunks - 1, -1, -1):  # the first chunk's W last: its backlog is the longest-lived filler
+    for c in range(len(can_w) - 1, -1, -1):  # the first chunk's W last: its backlog is the longest-lived filler
         if can_w[c]:
             return 8 * c + W
     return NONE

@@ -30,22 +30,22 @@ def _work(worker, step, micro, seconds, slower, jitter, seed, now, here, exists)
     """
     layers, busy = len(seconds), 0.0
     for number in range(step * micro, (step + 1) * micro):
-        for l in range(layers):
-            lasts = slower * seconds[l, F] * stretch(jitter, seed, worker * layers + l, F, number)
-            now = (max(now, here[l]) if number == step * micro else now) + lasts
+        for layer in range(layers):
+            lasts = slower * seconds[layer, F] * stretch(jitter, seed, worker * layers + layer, F, number)
+            now = (max(now, here[layer]) if number == step * micro else now) + lasts
             busy += lasts
-        for l in range(layers - 1, -1, -1):
-            lasts = slower * seconds[l, I] * stretch(jitter, seed, worker * layers + l, I, number)
-            lasts += slower * seconds[l, W] * stretch(jitter, seed, worker * layers + l, W, number)
+        for layer in range(layers - 1, -1, -1):
+            lasts = slower * seconds[layer, I] * stretch(jitter, seed, worker * layers + layer, I, number)
+            lasts += slower * seconds[layer, W] * stretch(jitter, seed, worker * layers + layer, W, number)
             now += lasts
             busy += lasts
-            exists[l] = now
+            exists[layer] = now
     return now, busy
 
 
 @jit
-def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, taken, updates, owner, latency,  # noqa: ANN001, ANN201, E501
-          bound, forward_first, jitter, seed):  # fmt: skip
+def serve(workers, servers, steps, micro, seconds, slower, bounds, sizes, taken, updates, owner, latency,  # noqa: ANN001, ANN201, E501
+          bound, forward_first, jitter, seed):  # noqa: ANN001 # fmt: skip
     """Train with one or several parameter servers.
 
     A server answers a worker's gradient of a chunk with new weights as soon as it may, and updates the chunk when
@@ -59,8 +59,8 @@ def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, ta
         Of F, I and W of a micro-batch; the last column is not read.
     slower : float64[workers]
         What a worker's durations are multiplied by.
-    chunk_ends : int64[layers]
-        Where each layer's chunks end; they are numbered in the order of the forward.
+    bounds : int64[layers + 1]
+        Where each layer's chunks begin and end; they are numbered in the order of the forward.
     sizes, taken, updates : float64[chunks]
         Bytes, seconds of a link, and seconds of a server's update.
     owner : int64[chunks]
@@ -87,13 +87,17 @@ def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, ta
     below, chunk = np.zeros((workers, layers), np.int64), np.zeros((workers, layers), np.int64)
     # What waits for a server's link: a heap of batches (chunk and number of answers), and of each chunk whom to answer.
     most, layer_of = np.zeros(servers, np.int64), np.zeros(chunks, np.int64)
-    for l in range(layers):
-        for c in range(chunk_ends[l - 1] if l else 0, chunk_ends[l]):
+    for layer in range(layers):
+        for c in range(bounds[layer], bounds[layer + 1]):
             most[owner[c]] += 1
-            layer_of[c] = l
+            layer_of[c] = layer
     batches = most.max() * (1 if bound == 0 else workers) + 1
     keys, queue = np.empty((servers, batches)), np.empty((servers, batches), np.int64)
     waiting, releases = np.zeros(servers, np.int64), 0
+    # Batches whose update is not over yet, in the order of their ends: only each server's first is an event, so that
+    # the heap of events stays small.
+    over, next_batch = np.empty((servers, batches)), np.empty((servers, batches), np.int64)
+    made_first, made_last = np.zeros(servers, np.int64), np.zeros(servers, np.int64)
     line = np.empty((chunks, workers), np.int32)
     head, end_of_line = np.zeros(chunks, np.int64), np.zeros(chunks, np.int64)
     owed, arrived = np.zeros((chunks, workers), np.bool_), np.zeros((chunks, steps), np.int64)
@@ -102,10 +106,10 @@ def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, ta
     sent, received = np.zeros(nodes), np.zeros(nodes)
     busy, serving, processor = np.zeros(workers), np.zeros(servers), np.zeros(servers)
     finished, ends = np.zeros(workers), np.zeros(steps)
-    room = 2 * nodes + chunks * (1 if bound == 0 else workers) + 2
+    room = 2 * nodes + 2
     times, who, events = np.empty(room), np.empty(room, np.int64), 0
     last = layers - 1
-    while chunk_ends[last] == (chunk_ends[last - 1] if last else 0):
+    while bounds[last] == bounds[last + 1]:
         last -= 1
     for w in range(workers):
         free_at[w], worked = _work(w, 0, micro, seconds, slower[w], jitter, seed, 0.0, here[w], exists[w])
@@ -117,27 +121,31 @@ def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, ta
         events = _pop(times, who, events)
         node = value
         if what == READY:
-            w, l = value, cursor[value]
-            chunk[w, l] = chunk_ends[l - 1] if l else 0
-            below[w, l] = NONE
+            w, layer = value, cursor[value]
+            chunk[w, layer] = bounds[layer]
+            below[w, layer] = NONE
             if top[w] == NONE:
-                top[w] = tail[w] = l
+                top[w] = tail[w] = layer
             elif forward_first:
-                below[w, l], top[w] = top[w], l
+                below[w, layer], top[w] = top[w], layer
             else:
-                below[w, tail[w]], tail[w] = l, l
-            l -= 1
-            while l >= 0 and chunk_ends[l] == (chunk_ends[l - 1] if l else 0):
-                l -= 1  # a layer without parameters
-            cursor[w] = l
-            if l >= 0:
-                events = _push(times, who, events, exists[w, l], 4 * w + READY)
+                below[w, tail[w]], tail[w] = layer, layer
+            layer -= 1
+            while layer >= 0 and bounds[layer] == bounds[layer + 1]:
+                layer -= 1  # a layer without parameters
+            cursor[w] = layer
+            if layer >= 0:
+                events = _push(times, who, events, exists[w, layer], 4 * w + READY)
         elif what == RELEASE:
-            c = value // (workers + 1)
-            s = owner[c]
+            s, first = value, made_first[value] % batches
+            batch = next_batch[s, first]
             releases += 1
-            key = np.float64(c if forward_first else releases)
-            waiting[s] = _push(keys[s], queue[s], waiting[s], key, value)
+            key = np.float64(batch // (workers + 1) if forward_first else releases)
+            waiting[s] = _push(keys[s], queue[s], waiting[s], key, batch)
+            made_first[s] += 1
+            if made_first[s] < made_last[s]:
+                first = made_first[s] % batches
+                events = _push(times, who, events, over[s, first], 4 * s + RELEASE)
             node = workers + s
         else:
             sending[node] = False
@@ -145,13 +153,13 @@ def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, ta
             continue
 
         if node < workers:
-            w, l = node, top[node]
-            if l == NONE:
+            w, layer = node, top[node]
+            if layer == NONE:
                 continue
-            c = chunk[w, l]
-            chunk[w, l] += 1
-            if chunk[w, l] == chunk_ends[l]:
-                top[w] = below[w, l]
+            c = chunk[w, layer]
+            chunk[w, layer] += 1
+            if chunk[w, layer] == bounds[layer + 1]:
+                top[w] = below[w, layer]
             s = owner[c]
             target = workers + s
         else:
@@ -191,7 +199,11 @@ def serve(workers, servers, steps, micro, seconds, slower, chunk_ends, sizes, ta
                 made[c] += 1
                 processor[s] = max(end, processor[s]) + lasts
                 serving[s] += lasts
-                events = _push(times, who, events, processor[s], 4 * (c * (workers + 1) + many) + RELEASE)
+                if made_first[s] == made_last[s]:
+                    events = _push(times, who, events, processor[s], 4 * s + RELEASE)
+                over[s, made_last[s] % batches] = processor[s]
+                next_batch[s, made_last[s] % batches] = c * (workers + 1) + many
+                made_last[s] += 1
         else:  # weights come to a worker; its link is a queue, so the last to be sent is the last to be there
             here[w, layer_of[c]] = end
             left[w] -= 1
@@ -241,9 +253,9 @@ def colocate(workers, steps, micro, seconds, slower, taken, latency, forward_fir
     if workers == 1:
         latency = 0.0
     last = 0
-    for l in range(layers):
-        if taken[l] >= 0:
-            last, held = l, held + 1
+    for layer in range(layers):
+        if taken[layer] >= 0:
+            last, held = layer, held + 1
     step, complete, now, numbers = 0, held, 0.0, 0
     while True:
         if complete == held:  # all weights are on their way: the next step
@@ -274,34 +286,34 @@ def colocate(workers, steps, micro, seconds, slower, taken, latency, forward_fir
             sending[w] = False
         else:
             if what == READY:
-                w, l, way = value, cursor[value], 0
+                w, layer, way = value, cursor[value], 0
             else:
-                w, l, way = value // layers, value % layers, 1
+                w, layer, way = value // layers, value % layers, 1
             numbers += 1
-            key = np.float64(step * layers + l if forward_first else numbers)
-            waiting[w] = _push(keys[w], queue[w], waiting[w], key, 2 * l + way)
+            key = np.float64(step * layers + layer if forward_first else numbers)
+            waiting[w] = _push(keys[w], queue[w], waiting[w], key, 2 * layer + way)
             if way == 0:
-                l -= 1
-                while l >= 0 and taken[l] < 0:
-                    l -= 1
-                cursor[w] = l
-                if l >= 0:
-                    events = _push(times, who, events, max(exists[w, l], now), 4 * w + READY)
+                layer -= 1
+                while layer >= 0 and taken[layer] < 0:
+                    layer -= 1
+                cursor[w] = layer
+                if layer >= 0:
+                    events = _push(times, who, events, max(exists[w, layer], now), 4 * w + READY)
         if sending[w] or waiting[w] == 0:
             continue
-        l, way = queue[w, 0] // 2, queue[w, 0] % 2
+        layer, way = queue[w, 0] // 2, queue[w, 0] % 2
         waiting[w] = _pop(keys[w], queue[w], waiting[w])
         sending[w] = True
-        end = now + taken[l]
+        end = now + taken[layer]
         events = _push(times, who, events, end, 4 * w + FREE)
-        latest[l, way] = max(latest[l, way], end + latency)
-        count[l, way] += 1
-        if count[l, way] == workers:
+        latest[layer, way] = max(latest[layer, way], end + latency)
+        count[layer, way] += 1
+        if count[layer, way] == workers:
             if way == 0:
-                events = _push(times, who, events, latest[l, 0], 4 * l + SUMMED)
+                events = _push(times, who, events, latest[layer, 0], 4 * layer + SUMMED)
             else:
-                here[l] = latest[l, 1]
-                ends[step] = max(ends[step], here[l])
+                here[layer] = latest[layer, 1]
+                ends[step] = max(ends[step], here[layer])
                 complete += 1
                 step += complete == held
     return busy, ends, serving
@@ -345,11 +357,11 @@ def all_reduce(workers, steps, micro, seconds, slower, taken, latency, jitter, s
             )  # fmt: skip
             busy[w] += worked
             updated[w] = free_at[w]
-        for l in range(layers - 1, -1, -1):
-            if taken[l] < 0:
+        for layer in range(layers - 1, -1, -1):
+            if taken[layer] < 0:
                 continue
             for w in range(workers):
-                link[w] = max(exists[w, l], link[w])
+                link[w] = max(exists[w, layer], link[w])
             if workers > 1:
                 hops = 2 * (workers - 1)
                 # begin[w]: of its last send; the maximum is over senders w - (hops - 1) ... on a whole circle.
@@ -361,11 +373,11 @@ def all_reduce(workers, steps, micro, seconds, slower, taken, latency, jitter, s
                 for w in range(workers):
                     far = (w - (hops - 1)) % workers
                     start = max(after[far], before[far] - workers * latency)
-                    begin[w] = start + (hops - 1 + far) * latency + (hops - 1) * taken[l]
+                    begin[w] = start + (hops - 1 + far) * latency + (hops - 1) * taken[layer]
                 for w in range(workers):
-                    link[w] = taken[l] + max(begin[w], begin[w - 1 if w else workers - 1] + latency)
+                    link[w] = taken[layer] + max(begin[w], begin[w - 1 if w else workers - 1] + latency)
             for w in range(workers):
-                lasts = slower[w] * seconds[l, U] * stretch(jitter, seed, w * layers + l, U, step)
+                lasts = slower[w] * seconds[layer, U] * stretch(jitter, seed, w * layers + layer, U, step)
                 updated[w] = max(updated[w], link[w]) + lasts
                 busy[w] += lasts
         ends[step] = updated.max()

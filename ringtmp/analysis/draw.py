@@ -1,7 +1,8 @@
-"""Pictures of events with Matplotlib."""
+"""Pictures of events with Matplotlib: plans, simulations and traces as the same Gantt chart."""
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from ringtmp.errors import UserError
@@ -9,14 +10,22 @@ from ringtmp.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe-Ito: told apart by colour-blind readers and in print.
+RGB = tuple[float, float, float]
+Shades = dict[tuple[str, int], RGB]  # by kind and chunk
+
+# Okabe-Ito: told apart by colour-blind readers and in print. B, which is I and W in one, lies between these two.
 COLOURS = {
-    "F": "#0072B2", "I": "#009E73", "W": "#E69F00", "U": "#CC79A7", "E": "#56B4E9", "send": "#000000",
-    "receive": "#555555", "wait": "#EEEEEE", "checkpoint": "#D55E00", "data": "#F0E442",
+    "F": "#0072B2", "B": "#7A9A2E", "I": "#009E73", "W": "#E69F00", "U": "#CC79A7", "E": "#56B4E9", "send": "#000000",
+    "receive": "#777777", "wait": "#EEEEEE", "data": "#F0E442", "checkpoint": "#D55E00", "trace": "#A0522D",
 }  # fmt: skip
 _NAMES = {
-    "F": "F forward", "I": "I input gradient", "W": "W weight gradient", "U": "U update", "E": "E evaluation",
+    "F": "F forward", "B": "B input and weight gradient", "I": "I input gradient", "W": "W weight gradient",
+    "U": "U update", "E": "E evaluation",
 }  # fmt: skip
+_NUMBERED = "FBIW"  # these carry their micro-batch, and a shade for each chunk
+_HEIGHT = 0.8  # of a bar; rows are 1 apart
+_FONT, _SMALLEST = 6.0, 4.0  # points, of micro-batch numbers
+_EDGE = 0.3  # points
 
 
 def draw_gantt(
@@ -24,10 +33,12 @@ def draw_gantt(
 ) -> "Axes":
     """Draw what each rank did, one row a rank.
 
+    Where ranks have several chunks, the later ones are drawn in lighter shades.
+
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` gives it.
+        As `Run.events` or `Outcome.events` give it.
     ax : Axes, optional
         Where to draw; by default a new figure.
     steps : (int, int), optional
@@ -38,52 +49,135 @@ def draw_gantt(
     Raises
     ------
     UserError
-        The trace holds none of these steps.
+        There are no events, or none of these steps.
 
     Returns
     -------
     Axes
         Time in milliseconds to the right, ranks downwards.
     """
-    import matplotlib.pyplot as plt
-
+    if events.empty:
+        raise UserError("there are no events to draw")
+    events = events.assign(chunk=_chunks(events))
+    chunks = int(events["chunk"].max()) + 1
     if steps:
         first, last = events["step"].min(), events["step"].max()
         events = events[events["step"].between(*steps)]
         if events.empty:
             raise UserError(f"steps {steps[0]} to {steps[1]}: the trace holds steps {first} to {last}")
     ranks = sorted(events["rank"].unique())
-    if ax is None:
-        _, ax = plt.subplots(figsize=(12, 0.6 + 0.5 * len(ranks)), layout="constrained")
     zero = events["start"].min()
-    span = max(events["end"].max() - zero, 1)
-    for kind, colour in COLOURS.items():
-        some = events[events["kind"] == kind]
-        if some.empty:
-            continue
-        for rank in ranks:
-            mine = some[some["rank"] == rank]
-            bars = list(zip((mine["start"] - zero) / 1e6, (mine["end"] - mine["start"]) / 1e6, strict=True))
-            style: dict[str, Any] = {"facecolors": colour, "edgecolor": "white" if kind in "FIW" else "none"}
-            ax.broken_barh(
-                bars,
-                (rank - 0.4, 0.8),
-                linewidth=0.3,
-                label=_NAMES.get(kind, kind) if rank == ranks[0] else None,
-                **style,
-            )
-            if numbers and kind in "FIW":
-                _write_numbers(ax, mine, zero, span, rank)
-    ax.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
-    ax.set_xlim(0, span / 1e6)
-    ax.invert_yaxis()
-    ax.set_xlabel("milliseconds")
-    ax.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=8)
+    bars = events.assign(left=(events["start"] - zero) / 1e6, right=(events["end"] - zero) / 1e6)
+    span = max(bars["right"].max(), 1e-6)
+    ax = _prepared(ax, ranks, span)
+    points = ax.bbox.width / ax.figure.dpi * 72 / span  # a millisecond on paper
+    shades = {
+        (kind, chunk): _shade(colour, chunk, chunks) for kind, colour in COLOURS.items() for chunk in range(chunks)
+    }  # fmt: skip
+    _add_bars(ax, bars, points, shades)
+    if numbers:
+        _write_numbers(ax, bars, points, shades)
+    _add_legend(ax, chunks)
     return ax
 
 
-def _write_numbers(ax: "Axes", bars: pd.DataFrame, zero: int, span: int, rank: int) -> None:
-    for bar in bars[(bars["end"] - bars["start"]) > 0.008 * span].itertuples():
-        middle = (bar.start + bar.end) / 2 - zero
-        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6, "color": "white", "clip_on": True}
-        ax.text(middle / 1e6, rank, str(bar.micro_batch), **style)
+def _chunks(events: pd.DataFrame) -> pd.Series:
+    """Which of its rank's stages each numbered event belongs to, the first in the chain being 0; 0 for all others."""
+    numbered = events[events["kind"].isin(list(_NUMBERED))]
+    chunk = numbered.groupby("rank")["stage"].rank("dense").astype(int) - 1
+    return chunk.reindex(events.index, fill_value=0)
+
+
+def _prepared(ax: "Axes | None", ranks: list[int], span: float) -> "Axes":
+    """Axes with a row for each rank; a new figure's are laid out, so that it is known what room bars will have."""
+    import matplotlib.pyplot as plt
+
+    figure = None
+    if ax is None:
+        height = 0.5 if len(ranks) <= 16 else 0.25
+        figure, ax = plt.subplots(figsize=(12, 1.0 + height * len(ranks)), layout="constrained")
+    ax.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set_xlim(0, 1.002 * span)  # an update at the very end is a line
+    ax.set_ylim(max(ranks) + 0.5, min(ranks) - 0.5)
+    ax.set_xlabel("milliseconds")
+    if figure is not None:
+        figure.draw_without_rendering()
+    return ax
+
+
+def _add_bars(ax: "Axes", bars: pd.DataFrame, points: float, shades: Shades) -> None:
+    """One collection for each kind and chunk: 20,000 bars take a second to draw, as patches of their own a minute."""
+    from matplotlib.collections import PolyCollection
+
+    for kind, colour in COLOURS.items():
+        some = bars[bars["kind"] == kind]
+        for number, (chunk, mine) in enumerate(some.groupby("chunk")):
+            width = (mine["right"] - mine["left"]).to_numpy() * points
+            # An edge would be all there is to see of a narrow bar; an update is to be seen however short it is.
+            edged = width > 8 * _EDGE if kind in _NUMBERED else (width < 1) & (kind == "U")
+            rectangles = PolyCollection(
+                _rectangles(mine),
+                facecolors=shades[kind, chunk],
+                edgecolors="white" if kind in _NUMBERED else colour,
+                linewidths=np.where(edged, _EDGE if kind in _NUMBERED else 1.0, 0.0),
+                label=_NAMES.get(kind, kind) if number == 0 else "_",
+            )
+            ax.add_collection(rectangles, autolim=False)
+
+
+def _rectangles(bars: pd.DataFrame) -> Any:
+    """Corners [bars, 4, 2]."""
+    left, right = bars["left"].to_numpy(), bars["right"].to_numpy()
+    top, bottom = bars["rank"].to_numpy() - _HEIGHT / 2, bars["rank"].to_numpy() + _HEIGHT / 2
+    return np.stack([np.stack([left, left, right, right], 1), np.stack([top, bottom, bottom, top], 1)], 2)
+
+
+def _write_numbers(ax: "Axes", bars: pd.DataFrame, points: float, shades: Shades) -> None:
+    """The micro-batch on each bar that has room; pieces of a W that follow each other have one number together."""
+    bars = bars[bars["kind"].isin(list(_NUMBERED))].sort_values(["rank", "left"])
+    same = ["rank", "kind", "stage", "step", "micro_batch"]
+    apart = (bars[same] != bars[same].shift()).any(axis=1) | (bars["left"] - bars["right"].shift() > 0.5 / points)
+    runs = bars.groupby(apart.cumsum()).agg(
+        {"rank": "first", "kind": "first", "chunk": "first", "micro_batch": "first", "left": "first", "right": "last"}
+    )
+    digits = runs["micro_batch"].astype(str).str.len()
+    runs["font"] = (((runs["right"] - runs["left"]) * points - 0.6) / (0.64 * digits)).clip(upper=_FONT)
+    for run in runs[runs["font"] >= _SMALLEST].itertuples():
+        style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": run.font, "clip_on": True}
+        middle = (run.left + run.right) / 2
+        ax.text(middle, run.rank, str(run.micro_batch), color=_ink(shades[run.kind, run.chunk]), **style)
+
+
+def _shade(colour: str, chunk: int, chunks: int) -> RGB:
+    """The colour of a kind on a chunk: the later the nearer to white."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (1 - (1 - part) * (1 - 0.9 * chunk / chunks) for part in to_rgb(colour))
+    return red, green, blue
+
+
+def _ink(background: RGB) -> str:
+    """Black or white, whichever is read more easily (relative luminance)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.35 else "white"
+
+
+def _add_legend(ax: "Axes", chunks: int) -> None:
+    """A patch for each kind, and one that shows the shades of the chunks."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    colours = {_NAMES.get(kind, kind): colour for kind, colour in COLOURS.items()}
+    labels = ax.get_legend_handles_labels()[1]
+    handles: list[Any] = [Patch(facecolor=colours[label]) for label in labels]
+    if chunks > 1:
+        handles.append(tuple(Patch(facecolor=_shade("#555555", chunk, chunks)) for chunk in range(chunks)))
+        labels.append(f"chunks 0 to {chunks - 1}")
+    inches = ax.bbox.width / ax.figure.dpi
+    ax.legend(
+        handles, labels, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)}, fontsize=8, frameon=False,
+        ncols=max(1, min(len(labels), int(inches / 1.3))), loc="lower center", bbox_to_anchor=(0.5, 1.0),
+    )  # fmt: skip

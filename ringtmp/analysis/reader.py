@@ -156,8 +156,8 @@ def staleness(events: pd.DataFrame) -> pd.DataFrame:
     if "version" not in events or (len(events) and (events["version"] < 0).all()):
         raise UserError("staleness: the events hold no weight versions (a trace of format 1, or a simulation)")
     known = events[events["version"] >= 0]
-    least = known[known["kind"] == "F"].groupby(["stage", "step"])["version"].min().rename("used")
-    updates = known[known["kind"] == "U"].merge(least, left_on=["stage", "step"], right_index=True)
+    forwards = known[known["kind"] == "F"].groupby(["stage", "step"], as_index=False)
+    updates = known[known["kind"] == "U"].merge(forwards.agg(used=("version", "min")), on=["stage", "step"])
     updates["staleness"] = updates["version"] - 1 - updates["used"]
     columns = ["rank", "stage", "step", "staleness"]
     return updates[columns].astype("int64").sort_values(columns[:3], ignore_index=True)

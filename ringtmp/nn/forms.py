@@ -45,6 +45,13 @@ def tables_of(text: str, outputs: int) -> tuple[list[dict[str, Any]], tuple[int,
     return _mlp(body, text, activation) if family == "mlp" else _cnn(body, text, activation)
 
 
+def sample_of(text: str) -> tuple[tuple[int, ...], int, bool]:
+    """Shape of a sample, classes, and whether it is text, of some data that a short form fits."""
+    if text.startswith("gpt:"):
+        return (gpt_options(text)["context"],), 65, True
+    return tables_of(text, 2)[1] or (), 2, False
+
+
 def _mlp(body: str, text: str, activation: str) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
     widths: list[int] = []
     for part in body.split("-"):

@@ -5,6 +5,7 @@ input, every layer's output, and the gradients at both ends. All slots are made 
 again once its micro-batch is gone.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import kernels
 from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, aligned, pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer, make_slots
+
+LOOK = 100e-6  # seconds; a look at the inbox takes a twentieth of it
 
 
 @dataclass
@@ -86,6 +89,7 @@ class Stage:
         self.rows, self.slots = rows, slots
         self.is_first, self.is_last = first == 0, last == len(model.layers)
         self.states = [self._state(index) for index in range(first, last)]
+        self._own = [state.parameters for state in self.states]
         layers = [state.layer for state in self.states]
         scratch = max(layer.scratch_numbers(rows) for layer in layers)
         self._scratch = [aligned(scratch, self.dtype) for _ in range(threads)]
@@ -99,9 +103,9 @@ class Stage:
         self._rooms += [self._room() for _ in range(slots - 1)]
         self._works: dict[tuple[int, int], Work] = {}
         self._stashes: list[list[tuple[Array, Array]]] = []
-        # W in pieces between which a rank may look at its inbox: layer by layer, or all at once where threads share it.
-        held = [n for n, state in enumerate(self.states) if state.flat.size]
-        self.pieces = [(n,) for n in held] if threads == 1 else [tuple(held)] * bool(held)
+        self._held = [n for n, state in enumerate(self.states) if state.flat.size]
+        # Layers of W between which a rank may look at its inbox; `cut` makes more of them.
+        self.pieces = [tuple(self._held)] * bool(self._held)
 
     def _state(self, index: int) -> LayerState:
         layer = self.model.layers[index]
@@ -232,14 +236,11 @@ class Stage:
         """The flat parameters of each layer in a stash."""
         return [flat for flat, _ in self._stashes[room]]
 
-    def _weights(self, weights: list[Parameters] | None) -> list[Parameters]:
-        return [state.parameters for state in self.states] if weights is None else weights
-
     def forward(
         self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None  # noqa: B008 - immutable
     ) -> None:  # fmt: skip
         """F of all layers of the stage, with its own weights unless others are given."""
-        used = self._weights(weights)
+        used = weights or self._own
 
         def run(part: Part) -> None:
             here = moment._replace(sample=moment.sample + part.start)
@@ -268,7 +269,7 @@ class Stage:
         """I of all layers, last to first, with the weights of their F; with `recompute` after another F."""
         if self.recompute:
             self.forward(work, moment, weights)
-        used = self._weights(weights)
+        used = weights or self._own
 
         def run(part: Part) -> None:
             here = moment._replace(sample=moment.sample + part.start)
@@ -279,7 +280,7 @@ class Stage:
 
         self._pool.each(run, work.parts)
 
-    def backward_weight(self, works: Sequence[Work], first: bool, only: Sequence[int] | None = None) -> None:
+    def backward_weight(self, works: Sequence[Work], first: bool, only: Sequence[int] = ()) -> None:
         """W for some micro-batches, in their order; the `first` of a step overwrite the gradients.
 
         How many go together changes no bit: every gradient is one sum over samples in ascending order. Layers may go
@@ -288,7 +289,7 @@ class Stage:
 
         def run(thread: int) -> None:
             for n, state in self._dealt[thread]:
-                if only is not None and n not in only:
+                if only and n not in only:
                     continue
                 places = [part.places[n] for work in works for part in work.parts]
                 state.layer.backward_weight(state.gradients, places, first, self._scratch[thread])
@@ -312,6 +313,28 @@ class Stage:
                 state.layer.derive(state.parameters)
 
         self._pool.each(run, range(len(self._dealt)))
+
+    def cut(self, seconds: Sequence[float]) -> None:
+        """W in pieces that last at least `LOOK`, given the seconds of each layer's W; threads share a whole one."""
+        if len(self._scratch) > 1:
+            return
+        self.pieces, gone = [], LOOK
+        for n in self._held:
+            if gone < LOOK:
+                self.pieces[-1] += (n,)
+            else:
+                self.pieces.append((n,))
+                gone = 0.0
+            gone += seconds[n]
+
+    def weight_seconds(self) -> list[float]:
+        """How long each layer's W takes now, for the largest micro-batch; after `warm_up`."""
+        work, seconds = self.work(0, self.rows), [0.0] * len(self.states)
+        for n in self._held:
+            began = time.perf_counter()
+            self.backward_weight([work], True, (n,))
+            seconds[n] = time.perf_counter() - began
+        return seconds
 
     def warm_up(self, sizes: Sequence[int], slots: int | None = None) -> None:
         """Touch every buffer (of so many slots) and run F, I and W once for each size, so that no step pays for it."""

@@ -39,18 +39,43 @@ class Versions:
         self.stage, self.lag, self.live = stage, lag, start
         self.first = start - stashed  # the oldest there is
         self.rooms = {start - 1: 0} if stashed else {}
-        self.users: Counter[int] = Counter()  # micro-batches between F and I, by version
+        self.met: dict[int, int] = {}  # version, by place, of micro-batches between F and I
+        self.users: Counter[int] = Counter()  # how many of them, by version
 
     def wanted(self, phase: Phase) -> int | None:
         """The version that F of `phase` takes, or None if it is not there yet."""
+        if self.lag == 0:
+            return self.live if phase.step == self.live else None
         if self.lag is None and phase.training:
             return self.live
         lag = self.lag if self.lag and phase.training else 0
         version = max(phase.step - lag, self.first)
         return version if version == self.live or version in self.rooms else None
 
-    def weights(self, version: int) -> Any:
-        """The weights of a version, as `Stage.forward` takes them (None: the live ones)."""
+    def of(self, place: int, phase: Phase) -> int:
+        """The version that the micro-batch at `place` has met in its F."""
+        return self.met.get(place, phase.step)
+
+    def take(self, place: int, phase: Phase) -> Any:
+        """The weights for the F of the micro-batch at `place`, as `Stage.forward` takes them (None: the live ones)."""
+        if self.lag == 0:
+            return None
+        version = self.wanted(phase)
+        assert version is not None
+        if phase.training:
+            self.met[place] = version
+            self.users[version] += 1
+        return self._weights(version)
+
+    def leave(self, place: int) -> Any:
+        """The weights for the I of the same micro-batch, which then needs them no more."""
+        if self.lag == 0:
+            return None
+        version = self.met.pop(place)
+        self.users[version] -= 1
+        return self._weights(version)
+
+    def _weights(self, version: int) -> Any:
         return None if version == self.live else self.stage.stashed(self.rooms[version])
 
     def stashed_before(self) -> list[Array] | None:
@@ -107,7 +132,6 @@ class Chunk:
         self.origin = self.acquired = self.retired = self.done = self.f.place
         self.free = list(reversed(range(stage.slots)))
         self.home = [0] * stage.slots  # slot of a place, by place modulo the slots
-        self.version: dict[int, int] = {}  # of the weights that a place's F took
         self.pending: list[list[Request]] = [[] for _ in range(stage.slots)]
         self.activations: Inbox | None = None
         self.gradients: Inbox | None = None
@@ -207,12 +231,7 @@ class Chunk:
         """F of the next micro-batch, whose input is in place."""
         place = self.place
         work = self.stage.work(self.slot(place), self.f.rows)
-        version = self.versions.wanted(self.f.phase)
-        assert version is not None
-        if self.f.phase.training:
-            self.version[place] = version
-            self.versions.users[version] += 1
-        self.stage.forward(work, moment, self.versions.weights(version))
+        self.stage.forward(work, moment, self.versions.take(place, self.f.phase))
         return work
 
     def backward_input(self, moment: Moment) -> tuple[Work, int]:
@@ -223,9 +242,7 @@ class Chunk:
         if self.stage.recompute:  # it writes the output again, which has arrived long ago: complete its send
             for request in self.pending[slot]:
                 request.Wait()
-        version = self.version.pop(place)
-        self.stage.backward_input(work, moment, self.versions.weights(version))
-        self.versions.users[version] -= 1
+        self.stage.backward_input(work, moment, self.versions.leave(place))
         self.inputs += 1
         self.i.advance()
         return work, slot

@@ -253,7 +253,7 @@ class Engine:
         out = self.right_out[c]
         if out is not None:  # before all bookkeeping: the neighbour waits for it
             self._send(out, chunk, slot, work.y, end, phase.step, number)
-        version = chunk.version.get(place, phase.step)
+        version = chunk.versions.of(place, phase)
         self._record("F" if phase.training else "E", begin, end, chunk, number, step=phase.step, version=version)
         if phase.training:
             chunk.forwards += 1
@@ -277,7 +277,7 @@ class Engine:
     def _gradient(self, chunk: Chunk) -> tuple[Work, int, int, int]:
         i = chunk.i
         step, number = i.phase.step, i.number
-        version = chunk.version[i.place]
+        version = chunk.versions.of(i.place, i.phase)
         begin = clock()
         work, slot = chunk.backward_input(self._moment(i.phase, number))
         if self.paces:

@@ -4,27 +4,25 @@ The same on every rank, from the configuration alone; what has to be measured fo
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kernels
 from ringtmp.errors import UserError
-from ringtmp.nn.costs import Cost, layer_costs
 from ringtmp.nn.stage import slot_bytes
 from ringtmp.ring.check import check
-from ringtmp.ring.pace import Pace, nominal, parse_pace
+from ringtmp.ring.pace import Pace, parse_pace
 from ringtmp.ring.partition import parse_split, partition
-from ringtmp.ring.plan import Plan, build, forward_only
-from ringtmp.ring.rule import FollowPlan, LocalRule, Policy, Stream
+from ringtmp.ring.plan import SCHEDULES, Plan, build, forward_only
+from ringtmp.ring.planner import RULE, Problem, costs_on, costs_paced, explore, recommend
+from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream
+from ringtmp.run.clocks import measure_link
 from ringtmp.run.job import Job
 from ringtmp.run.mpi import from_rank_0
-from ringtmp.run.units import parse_bytes, show_bytes
+from ringtmp.run.units import parse_bytes, show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
-
-POSTED = 2  # receives of activations that are posted ahead of the micro-batches in flight
 
 
 @dataclass(frozen=True)
@@ -106,19 +104,14 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     config, ranks, m = job.config, comm.size, job.config.micro_batches
     speeds = tuple(parse_pace(config.pace, ranks)) if config.pace else ()
     mode, schedule, chunks = config.effective_mode, config.schedule or "1f1b", config.effective_chunks
-    w_group = 0
-    if schedule == "auto":
-        from ringtmp.ring.planner import pick
-
-        mode, schedule, chunks, w_group = pick(comm, job, speeds)
     ends = np.cumsum(split(comm, job, ranks * chunks))
     plan = None
     if mode == "strict" and schedule != "pipedream":
         plan = build(schedule, ranks, m, chunks)
         for each in (plan, forward_only(ranks, len(job.timetable().test_sizes), chunks)):  # a step, and an evaluation
             check(each)
-    most = most_in_flight(job, ranks, chunks, tuple(ends)) if mode == "ready" else 0
-    group = _w_group(job, w_group, bool(speeds)) if mode == "ready" else 1
+    group = _w_group(job, bool(speeds)) if mode == "ready" else 1
+    most = most_in_flight(job, ranks, chunks, tuple(ends), group) if mode == "ready" else 0
     return Layout(job, ranks, chunks, tuple(map(int, ends)), mode, schedule, plan, group, most, speeds)
 
 
@@ -128,41 +121,65 @@ def split(comm: "Intracomm", job: Job, stages: int) -> list[int]:
     if how == "flops":
         return partition([layer.flops(1) for layer in model.layers], stages)
     if how == "measured":
-        costs = from_rank_0(comm, lambda: measured_costs(job))
+        table = costs_on(model, job.dtype, job.optimizer())
+        costs = from_rank_0(comm, lambda: table(job.timetable().rows, 1))
         return partition([cost.step(job.config.micro_batches) for cost in costs], stages)
     return parse_split(how, len(model.layers), stages)
 
 
-def measured_costs(job: Job) -> list[Cost]:
-    """Seconds of each layer's actions, timed on this machine (or known from before)."""
-    kernels.compile_all(job.dtype, job.model.families)
-    return layer_costs(job.model, job.timetable().rows, job.dtype, job.optimizer())
+def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Problem:
+    """A job as the planner sees it, on this machine or, with `pace`, on emulated nodes."""
+    config = job.config
+    speeds = tuple(parse_pace(config.pace, ranks)) if config.pace else ()
+    costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
+    memory = parse_bytes(config.activation_memory, "activation_memory") if config.activation_memory else 0
+    return Problem(job.model, config.batch_size, job.dtype, job.optimizer(), ranks, costs, latency, bandwidth,
+                   speeds, config.jitter, config.seed, activations=memory, in_flight=config.in_flight or 0,
+                   whole=bool(speeds))  # fmt: skip
 
 
-def paced_costs(job: Job) -> list[Cost]:
-    """Seconds of each layer's actions on an emulated node of 1 GFLOP/s."""
-    rows, layers = job.timetable().rows, job.model.layers
-    costs = []
-    for index, layer in enumerate(layers):
-        one, update = nominal(job.model, index, rows, 1.0)
-        costs.append(Cost(one, one, one, update, layer.flops(rows), 0))
-    return costs
+def resolve_auto(comm: "Intracomm", job: Job) -> str:
+    """Replace `schedule` auto by what the planner recommends; says what that is. Collective over `comm`."""
+    config = job.config
+    if config.schedule != "auto":
+        return ""
+    latency, bandwidth = measure_link(comm)
+
+    def choose() -> dict[str, Any]:
+        problem = problem_of(job, comm.size, latency, bandwidth)
+        choices = explore(
+            problem,
+            schedules={"ready": [RULE], "strict": list(SCHEDULES), None: []}[config.mode],
+            micro_batches=[config.micro_batches] if "micro_batches" in job.given else [],
+            chunks=[config.chunks] if config.chunks else [],
+            w_groups=[config.w_group] if config.w_group else [],
+        )
+        best = recommend(problem, choices)
+        said = (
+            f"auto: {best.schedule}, {best.micro_batches} micro-batches, {best.chunks} chunk{'s' * (best.chunks > 1)} "
+            f"a rank; predicted {show_seconds(best.seconds)} a step, {best.idle:.1%} idle ({len(choices)} ways tried)"
+        )
+        return {"settings": best.settings(), "said": said}
+
+    found = from_rank_0(comm, choose)
+    job.config = config.model_copy(update=found["settings"])
+    return found["said"]
 
 
-def _w_group(job: Job, picked: int, paced: bool) -> int:
+def _w_group(job: Job, paced: bool) -> int:
     """Micro-batches that one W takes: as many as fill a product, never more than a step has."""
     if job.config.recompute:
         return 1
-    asked, most = job.config.w_group or picked, job.config.micro_batches
+    asked, most = job.config.w_group, job.config.micro_batches
     if not asked and paced:  # there a larger product is not faster
         return 1
     return min(asked, most) if asked else job.model.w_group(job.timetable().rows, most)
 
 
-def most_in_flight(job: Job, ranks: int, chunks: int, ends: tuple[int, ...]) -> int:
+def most_in_flight(job: Job, ranks: int, chunks: int, ends: tuple[int, ...], w_group: int) -> int:
     """Most micro-batches that each chunk of every rank may hold: by number, and by the bytes that they take."""
     config, starts = job.config, (0, *ends)
-    most = config.in_flight or 3 * ranks
+    most = config.in_flight or max(3 * ranks, w_group)
     if config.activation_memory is None:
         return most
     limit = parse_bytes(config.activation_memory, "activation_memory")

@@ -121,11 +121,12 @@ def zb_h1(p: int, m: int, v: int = 1) -> Plan:
 
 
 def zb_h2(p: int, m: int, v: int = 1) -> Plan:
-    """Zero bubble with twice that memory, 2 p - 1 activations (ibid.): no bubble at all once steps chain.
+    """Zero bubble with twice that memory, 2 p - 1 activations (ibid.): no bubble once steps chain and m >= 2 p - 1.
 
-    With fewer than 2 p - 1 micro-batches it has no edge over ZB-H1, and is that.
+    With more micro-batches than ranks but fewer than that it is still the best there is for chained steps
+    (`jobs/experiments/optimum.py`), although a single step takes longer; with no more than ranks it is ZB-H1.
     """
-    if m < 2 * p - 1:
+    if m <= p:
         return Plan("zb-h2", m, p, zb_h1(p, m).ranks)
     return _plan("zb-h2", p, m, 1, lambda rank: _put_off(m, 2 * (p - 1 - rank) + 1, 2 * rank))
 

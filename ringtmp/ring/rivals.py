@@ -39,7 +39,8 @@ class Exchange:
     overhead : float
         Seconds that each message takes a link beside its bytes.
     chunk : float
-        Most bytes of a message of kind "server"; larger layers are cut into equal chunks.
+        Most bytes of a message of kind "server"; larger layers are cut into equal chunks, and if servers are many, so
+        small that every server gets one.
     gather : float
         Neighbouring layers go together until they have so many bytes (buckets, as all-reduces know them).
     staleness : int
@@ -156,7 +157,7 @@ def simulate_data_parallel(
         layer, size, owner = cut(held, exchange)
         finished, busy, ends, serving, sent, received = shares.serve(
             workers, exchange.servers, steps, micro, times, factors,
-            np.searchsorted(layer, np.arange(len(held)), "right"), size, _taken(size, 1, exchange),
+            np.searchsorted(layer, np.arange(len(held) + 1)), size, _taken(size, 1, exchange),
             times[layer, 3] * size / held[layer], owner, late, exchange.staleness, exchange.forward_first, *draws,
         )  # fmt: skip
         sent, received = sent / steps, received / steps
@@ -189,9 +190,10 @@ def gathered(seconds: Array, sizes: Array, least: float) -> tuple[Array, Array]:
 def cut(sizes: Array, exchange: Exchange) -> tuple[Array, Array, Array]:
     """The chunks of layers of so many bytes, in the order of the forward: their layers, bytes and servers.
 
-    Each goes to the server with the fewest bytes so far.
+    Each goes to the server with the fewest bytes so far; none is larger than a server's part of all bytes.
     """
-    counts = np.ceil(sizes / exchange.chunk).astype(np.int64)
+    most = min(exchange.chunk, sizes.sum() / exchange.servers)
+    counts = np.ceil(sizes / most - 1e-9).astype(np.int64)
     layer = np.repeat(np.arange(len(sizes)), counts)
     size, loads = sizes[layer] / counts[layer], np.zeros(exchange.servers)
     owner = np.zeros(len(layer), np.int64)

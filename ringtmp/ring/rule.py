@@ -7,8 +7,10 @@ A policy sees the chunks of its own rank (`ringtmp.ring.chunk`) and nothing else
 from collections.abc import Sequence
 from typing import Protocol
 
-from kernels.rule import NONE, B, F, I, U, W, adapt, choose, first_limits, held_back
+from kernels.rule import NONE, B, F, I, U, W, adapt, fill, first_limits, held_back, urgent
 from ringtmp.ring.plan import Plan, peak_in_flight
+
+POSTED = 2  # receives of activations that are posted ahead of the micro-batches in flight
 
 
 class Chunk(Protocol):
@@ -41,7 +43,7 @@ class Policy(Protocol):
 
 
 class LocalRule:
-    """Ready mode: `kernels.rule.choose`, with limits that grow by what the rank's own waits teach (`adapt`).
+    """Ready mode: `kernels.rule`, with limits that grow by what the rank's own waits teach (`adapt`).
 
     Parameters
     ----------
@@ -73,30 +75,29 @@ class LocalRule:
 
     def window(self, chunk: int) -> int:
         """Micro-batches held, and two receives posted ahead of them."""
-        return self.cap[chunk] + 2
+        return self.cap[chunk] + POSTED
 
     def room(self, chunk: int) -> int:
         """The window that the limits may grow to."""
-        return self.most + 2
+        return self.most + POSTED
 
     def choose(self, chunks: Sequence[Chunk]) -> int:
         """The next action, or -1 if nothing can run."""
         can_f, can_i, can_w, can_u = self._can
+        for c, chunk in enumerate(chunks):
+            can_u[c], can_i[c] = chunk.must_update(), chunk.can_backward_input()
+        what = urgent(can_u, can_i)
+        if what != NONE:
+            return what
         held, ahead, pack = self._held, self._ahead, self._pack
         for c, chunk in enumerate(chunks):
-            if chunk.must_update():
-                return 8 * c + U
-            can_u[c] = False
-            can_i[c] = chunk.can_backward_input()
-            can_f[c] = chunk.can_forward()
-            can_w[c] = chunk.can_backward_weight()
-            begun = chunk.forwards
+            can_f[c], can_w[c] = chunk.can_forward(), chunk.can_backward_weight()
             pack[c] = chunk.place // self.ranks
             if chunk.evaluating():  # it holds nothing that waits for a gradient
                 held[c] = ahead[c] = -(1 << 30)
             else:
-                held[c], ahead[c] = begun - chunk.weights, begun - chunk.inputs
-        what = choose(can_f, can_i, can_w, can_u, held, ahead, self.cap, self.limit, pack)
+                held[c], ahead[c] = chunk.forwards - chunk.weights, chunk.forwards - chunk.inputs
+        what = fill(can_f, can_w, held, ahead, self.cap, self.limit, pack)
         if what == NONE or what % 8 == W:
             why = held_back(can_f, held, ahead, self.cap, self.limit)
             self.forced += why == 1
@@ -132,7 +133,7 @@ class FollowPlan:
             if not (recompute and action.kind == "W"):
                 self.todo.append(8 * (action.stage // ranks) + "FIWUB".index(kind))
         # In flight, and two receives posted ahead.
-        self._room = [peak_in_flight(plan, rank, c * ranks + rank) + 2 for c in range(plan.chunks)]
+        self._room = [peak_in_flight(plan, rank, c * ranks + rank) + POSTED for c in range(plan.chunks)]
         self.place = 0
 
     def window(self, chunk: int) -> int:
@@ -170,7 +171,7 @@ class Stream:
 
     def __init__(self, ranks: int, rank: int) -> None:
         self.keep = ranks - rank
-        self._room = self.keep + 2
+        self._room = self.keep + POSTED
 
     def window(self, chunk: int) -> int:
         """Micro-batches in flight, and two receives posted ahead of them."""

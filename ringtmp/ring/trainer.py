@@ -13,7 +13,7 @@ from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.ring.engine import Engine
-from ringtmp.ring.layout import make_layout
+from ringtmp.ring.layout import make_layout, resolve_auto
 from ringtmp.ring.links import TAG_CLOCK
 from ringtmp.ring.result import Result
 from ringtmp.run import checkpoint
@@ -121,9 +121,10 @@ class _Run:
         stop_request: Callable[[], int],
     ) -> None:  # fmt: skip
         self.parent, self.comm, self.ring, self.job, self.stop_request = parent, comm, ring, job, stop_request
-        self.config, self.model = job.config, job.model
         self.rank, self.size = comm.rank, comm.size
+        self.chosen = resolve_auto(comm, job)
         self.table = job.timetable()
+        self.config, self.model = job.config, job.model
         self.layout = make_layout(comm, job)
         self.policy = self.layout.policy(self.rank)
         self.write, self.show = write, show and self.rank == 0
@@ -146,6 +147,9 @@ class _Run:
         stashed = self._start_values()  # with kernels: never before one rank of this machine has compiled them
         for c, stage in enumerate(self.stages):
             stage.warm_up(self.table.sizes, self.policy.window(c))
+            if self.size > 1:  # alone there is no inbox to look at
+                paces = self.layout.paces(self.rank)
+                stage.cut([ns * self.table.rows / 1e9 for ns in paces[c].layers] if paces else stage.weight_seconds())
         self.feeder = Feeder(job) if self.rank == 0 else None
         self.recorder = self._recorder()
         crowded = self._ranks_on_node() > len(os.sched_getaffinity(0))
@@ -227,6 +231,8 @@ class _Run:
             f"rank{'s' * (self.size > 1)}; batch {self.config.batch_size} in {self.config.micro_batches}; "
             f"{self.layout.describe()}"
         )
+        if self.chosen:
+            self.reporter.say(self.chosen)
         if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
             self.reporter.say(
                 f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"

@@ -1,13 +1,16 @@
-"""Offsets between the clocks of the ranks, by ping-pong between ring neighbours."""
+"""Ping-pong between ring neighbours: offsets between their clocks, and what a link does."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ringtmp.run.mpi import meet
 from ringtmp.run.trace import clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
+
+_TAG = 0  # on the communicator of start and end, where nothing else is sent
 
 
 def compare_clocks(comm: "Intracomm", tag: int, rounds: int = 20) -> dict[str, float]:
@@ -52,3 +55,28 @@ def compare_clocks(comm: "Intracomm", tag: int, rounds: int = 20) -> dict[str, f
             here["offset"], here["uncertainty"] = ask()
             answer()
     return here | {"at": float(clock())}
+
+
+def measure_link(comm: "Intracomm", size: int = 1 << 20) -> tuple[float, float]:
+    """Seconds that a small message is under way, and bytes a second of a large one. Collective over `comm`.
+
+    Measured between ranks 0 and 1 while the others sleep, each the fastest of some round trips; alone: 0 and infinity.
+    """
+    if comm.size == 1:
+        return 0.0, float("inf")
+    best = []
+    for count, rounds in ((8, 200), (size, 20)):
+        buffer, fastest = np.zeros(count, np.uint8), float("inf")
+        for _ in range(rounds if comm.rank < 2 else 0):
+            began = clock()
+            if comm.rank == 0:
+                comm.Send(buffer, 1, _TAG)
+                comm.Recv(buffer, 1, _TAG)
+            else:
+                comm.Recv(buffer, 0, _TAG)
+                comm.Send(buffer, 0, _TAG)
+            fastest = min(fastest, (clock() - began) / 2e9)
+        best.append(fastest)
+    meet(comm)
+    latency, whole = comm.bcast(best)
+    return latency, size / max(whole - latency, 1e-12)

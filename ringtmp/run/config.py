@@ -104,7 +104,8 @@ class RunConfig(BaseModel):
     )
     in_flight: Count | None = _field(
         "Ring",
-        "most micro-batches that each chunk of a rank may hold between F and W in ready mode. Default 3 x ranks",
+        "most micro-batches that each chunk of a rank may hold between F and W in ready mode. Default 3 x ranks, "
+        "or as many as one W takes together",
         None,
     )
     activation_memory: str | None = _field(

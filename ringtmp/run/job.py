@@ -42,6 +42,7 @@ class Job:
     marker: dict[str, Any] | None = None
     lock: Any = None
     notes: list[str] = field(default_factory=list)
+    given: tuple[str, ...] = ()  # keys that were set, in a file, by a flag or by the run that is resumed
 
     @property
     def dtype(self) -> np.dtype:
@@ -142,7 +143,7 @@ def prepare(
                 f"batch_size: {config.batch_size} exceeds the {data.info.n_train} training samples of {config.data}"
             )
         return {"config": config.model_dump(), "info": data.info.to_json(), "resume": resume, "marker": marker,
-                "notes": notes}  # fmt: skip
+                "notes": notes, "given": tuple(merge(stored, values))}  # fmt: skip
 
     common = from_rank_0(comm, on_rank_0)
     config = RunConfig.model_construct(**common["config"])
@@ -150,7 +151,8 @@ def prepare(
     model = build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
                         bool(info.alphabet))  # fmt: skip
     resume = RunFolder(Path(common["resume"])) if common["resume"] else None
-    job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"])
+    job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"],
+              given=common["given"])  # fmt: skip
     if job.marker:
         job.start = job.marker["step"]
         _check_model(job)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels.rule import NONE, B, F, I, U, W, adapt, choose, first_limits, held_back
+from kernels.rule import NONE, B, F, I, U, W, adapt, fill, first_limits, held_back, urgent
 from ringtmp.ring.plan import SCHEDULES, build
 from ringtmp.ring.rule import FollowPlan, LocalRule, Stream
 
@@ -100,7 +100,10 @@ def test_limits_fit_any_ring():
 def test_nothing_is_chosen_that_cannot_run():
     for can in range(16):
         flags = [[bool(can >> n & 1)] for n in range(4)]
-        what = choose(*flags, [0], [0], [1], [1], [0])
+        f, i, w, u = flags
+        what = urgent(u, i)
+        if what == NONE:
+            what = fill(f, w, [0], [0], [1], [1], [0])
         assert what == NONE if not can else flags[what][0]
 
 

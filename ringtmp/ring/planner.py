@@ -1,0 +1,284 @@
+"""Which schedule, how many micro-batches and chunks: every candidate under the clock, with this network's own costs.
+
+Only synchronous ways are compared: they give the same numbers, so the fastest that fits is simply the best.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+import kernels
+from ringtmp.errors import UserError
+from ringtmp.nn.costs import Cost, layer_costs
+from ringtmp.nn.layer import pieces
+from ringtmp.nn.model import Model
+from ringtmp.nn.optimizers import Optimizer
+from ringtmp.nn.stage import LOOK, slot_bytes
+from ringtmp.ring.pace import nominal
+from ringtmp.ring.partition import partition
+from ringtmp.ring.plan import SCHEDULES, Plan, build, peak_in_flight
+from ringtmp.ring.rule import POSTED
+from ringtmp.ring.simulate import Outcome, Scene, simulate
+from ringtmp.run.units import show_bytes
+
+ENGINE = 8e-6  # seconds the engine takes beside each action (`make bench` measures it)
+RULE = "ready"
+
+# Seconds of each layer's actions for a micro-batch of so many rows, W as part of a product of so many micro-batches.
+CostTable = Callable[[int, int], list[Cost]]
+
+
+def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
+    """Costs as timed on this machine, when first asked for (or known from before)."""
+
+    @cache
+    def table(rows: int, w_group: int) -> list[Cost]:
+        kernels.compile_all(dtype, model.families)
+        costs = layer_costs(model, rows, dtype, optimizer)
+        if w_group == 1:
+            return costs
+        together = layer_costs(model, rows * w_group, dtype, optimizer)
+        return [replace(c, backward_weight=t.backward_weight / w_group) for c, t in zip(costs, together, strict=True)]
+
+    return table
+
+
+def costs_paced(model: Model) -> CostTable:
+    """Costs on an emulated node of 1 GFLOP/s."""
+
+    @cache
+    def table(rows: int, w_group: int) -> list[Cost]:
+        costs = []
+        for index, layer in enumerate(model.layers):
+            one, update = nominal(model, index, rows, 1.0)
+            costs.append(Cost(one, one, one, update, layer.flops(rows), 0))
+        return costs
+
+    return table
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network to be trained on a ring.
+
+    Attributes
+    ----------
+    model : Model
+    batch : int
+        Samples of a step.
+    dtype : numpy dtype
+    optimizer : Optimizer
+    ranks : int
+    costs : callable
+        (rows, w_group) -> cost of each layer, on a rank of speed 1.
+    latency, bandwidth : float
+        Of a link: seconds, bytes a second.
+    speeds : tuple of float
+        How many times as fast each rank is; empty: all alike.
+    jitter, seed : float, int
+        As in `Scene`.
+    memory, activations : int
+        Bytes that a rank may take for weights, slots of the optimizer and activations, and for the last alone; 0: no
+        bound.
+    in_flight : int
+        Most micro-batches that the rule may hold in a chunk; 0: 3 x ranks.
+    whole : bool
+        Emulated nodes: every layer's W is a piece of its own.
+    """
+
+    model: Model
+    batch: int
+    dtype: np.dtype
+    optimizer: Optimizer
+    ranks: int
+    costs: CostTable
+    latency: float = 0.0
+    bandwidth: float = float("inf")
+    speeds: tuple[float, ...] = ()
+    jitter: float = 0.0
+    seed: int = 0
+    memory: int = 0
+    activations: int = 0
+    in_flight: int = 0
+    whole: bool = False
+
+    def ends(self, chunks: int) -> list[int]:
+        """Where the layers of each stage end, as `--split flops` deals them."""
+        counts = partition([layer.flops(1) for layer in self.model.layers], self.ranks * chunks)
+        return [int(end) for end in np.cumsum(counts)]
+
+    def scene(self, micro_batches: int, chunks: int = 1, w_group: int = 1, ends: Sequence[int] = ()) -> Scene:
+        """What the clock needs to know."""
+        ends = list(ends) or self.ends(chunks)
+        sizes = pieces(self.batch, micro_batches)
+        costs, layers, item = self.costs(sizes[0], w_group), self.model.layers, np.dtype(self.dtype).itemsize
+        seconds, shares, transfer = [], [], []
+        for stage, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
+            speed = self.speeds[stage % self.ranks] if self.speeds else 1.0
+            mine = costs[first:last]
+            weights = [c.backward_weight for c in mine]
+            row = [sum(c.forward for c in mine), sum(c.backward_input for c in mine), sum(weights)]
+            seconds.append([each / speed for each in [*row, sum(c.update for c in mine)]])
+            held = [w * w_group / speed for w, layer in zip(weights, layers[first:last], strict=True) if layer.count]
+            shares.append(_shares(held, 0.0 if self.whole else LOOK))
+            ends_at = sizes[0] * item / self.bandwidth
+            transfer.append([ends_at * layers[last - 1].outputs, ends_at * layers[first].inputs])
+        return Scene(
+            self.ranks, chunks, np.array(sizes) / sizes[0], np.array(seconds), tuple(shares), ENGINE, self.latency,
+            np.array(transfer), self.jitter, self.seed,
+        )  # fmt: skip
+
+    def most(self, micro_batches: int, w_group: int) -> int:
+        """Most micro-batches that the rule may hold in each chunk."""
+        return max(1, min(self.in_flight or max(3 * self.ranks, w_group), micro_batches))
+
+    def bytes(self, chunks: int, micro_batches: int, held: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Bytes of the fullest rank (weights, gradients, optimizer, activations), and of activations on theirs.
+
+        held : [ranks][chunks], micro-batches that each stage has room for.
+        """
+        ends = self.ends(chunks)
+        starts, item, rows = [0, *ends], np.dtype(self.dtype).itemsize, pieces(self.batch, micro_batches)[0]
+        most = most_active = 0
+        for rank in range(self.ranks):
+            total = active = 0
+            for c in range(chunks):
+                first, last = starts[c * self.ranks + rank], ends[c * self.ranks + rank]
+                for layer in self.model.layers[first:last]:
+                    total += item * (layer.count * (2 + len(self.optimizer.slots)) + layer.derived_numbers())
+                active += held[rank][c] * slot_bytes(self.model, first, last, rows, self.dtype)
+            most, most_active = max(most, total + active), max(most_active, active)
+        return most, most_active
+
+
+def _shares(seconds: list[float], least: float) -> tuple[float, ...]:
+    """Pieces of W as shares of it: layers joined until each piece lasts at least `least`, as `Stage.cut` does."""
+    parts: list[float] = []
+    for each in seconds:
+        if parts and parts[-1] < least:
+            parts[-1] += each
+        else:
+            parts.append(each)
+    total = sum(parts)
+    return tuple(part / total for part in parts) if total > 0 else (1.0,)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to train, and what the clock says of it.
+
+    Attributes
+    ----------
+    schedule : str
+        Name of a plan, or `ready`: no plan, the local rule.
+    micro_batches, chunks, w_group : int
+    seconds : float
+        Of a step, once steps chain.
+    idle : float
+        Share of the ranks' time without work.
+    bytes, activations : int
+        Of the fullest rank: all, and those of activations.
+    held : int
+        Most micro-batches in flight on a rank.
+    """
+
+    schedule: str
+    micro_batches: int
+    chunks: int
+    w_group: int
+    seconds: float
+    idle: float
+    bytes: int
+    activations: int
+    held: int
+
+    def settings(self) -> dict[str, str | int | None]:
+        """As `RunConfig` takes them."""
+        ready = self.schedule == RULE
+        return {"mode": "ready" if ready else "strict", "schedule": None if ready else self.schedule,
+                "micro_batches": self.micro_batches, "chunks": self.chunks,
+                "w_group": self.w_group if ready else None}  # fmt: skip
+
+
+def run(
+    problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1, *, steps: int = 12,
+    log: bool = False,
+) -> tuple[Outcome, Plan | None]:  # fmt: skip
+    """One way under the clock. Raises `UserError` if the schedule does not take it."""
+    scene = problem.scene(micro_batches, chunks, w_group)
+    plan = None if schedule == RULE else build(schedule, problem.ranks, micro_batches, chunks)
+    outcome = simulate(scene, plan, steps=steps, most=problem.most(micro_batches, w_group), w_group=w_group, log=log)
+    return outcome, plan
+
+
+def measure(problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1) -> Choice:
+    """What the clock says of one way."""
+    outcome, plan = run(problem, schedule, micro_batches, chunks, w_group)
+    ranks = range(problem.ranks)
+    if plan:
+        held = [[peak_in_flight(plan, r, c * problem.ranks + r) + POSTED for c in range(chunks)] for r in ranks]
+    else:
+        held = [[problem.most(micro_batches, w_group) + POSTED] * chunks for _ in ranks]
+    return Choice(schedule, micro_batches, chunks, w_group, outcome.step_seconds, outcome.steady_idle,
+                  *problem.bytes(chunks, micro_batches, held), int(outcome.held.max()))  # fmt: skip
+
+
+def explore(
+    problem: Problem, *, schedules: Iterable[str] = (), micro_batches: Iterable[int] = (), chunks: Iterable[int] = (),
+    w_groups: Iterable[int] = (),
+) -> list[Choice]:  # fmt: skip
+    """Every combination that is possible, the fastest first. What is left empty is filled with what is worth a try."""
+    ms = list(micro_batches) or reasonable_micro_batches(problem.batch, problem.ranks)
+    found = []
+    for schedule in list(schedules) or [RULE, *SCHEDULES]:
+        takes_chunks = schedule == RULE or SCHEDULES[schedule][1]
+        for v in list(chunks) or (1, 2, 3):
+            if (v > 1 and not takes_chunks) or problem.ranks * v > len(problem.model.layers):
+                continue
+            if schedule in ("interleaved", "interleaved-zb") and v == 1 and not list(chunks):
+                continue
+            for m in ms:
+                full = problem.model.w_group(pieces(problem.batch, m)[0], m)
+                groups = (list(w_groups) or sorted({1, full})) if schedule == RULE else [1]
+                found += [measure(problem, schedule, m, v, group) for group in groups]
+    if not found:
+        raise UserError(f"chunks: {problem.ranks} ranks with these chunks need more layers than the model has")
+    return sorted(found, key=lambda choice: choice.seconds)
+
+
+def reasonable_micro_batches(batch: int, ranks: int) -> list[int]:
+    """Powers of two up to 8 for each rank, and no more than samples."""
+    return [m for m in (2**n for n in range(12)) if m <= min(batch, 8 * ranks) and (m >= ranks or m == 1)] or [batch]
+
+
+def fits(problem: Problem, choice: Choice) -> bool:
+    """Whether no rank takes more memory than it may."""
+    return (not problem.memory or choice.bytes <= problem.memory) and (
+        not problem.activations or choice.activations <= problem.activations
+    )
+
+
+def recommend(problem: Problem, choices: list[Choice]) -> Choice:
+    """The fastest that fits; of those within 1 % of it the one that takes the least memory. Raises `UserError`."""
+    fitting = [choice for choice in choices if fits(problem, choice)]
+    if not fitting:
+        key = "activation_memory" if problem.activations else "memory"
+        least = min(choices, key=lambda choice: choice.bytes)
+        raise UserError(
+            f"{key}: the leanest way, {least.schedule} with {least.micro_batches} micro-batches, takes "
+            f"{show_bytes(least.bytes)} on its fullest rank, {show_bytes(least.activations)} of it for activations; "
+            "take more ranks or smaller micro-batches"
+        )
+    best = fitting[0].seconds
+    return min((c for c in fitting if c.seconds <= 1.01 * best), key=lambda c: (c.bytes, c.seconds))
+
+
+def without(scene: Scene, what: str) -> Scene:
+    """The scene as it would be without `latency`, `jitter`, or with equal `stages` (the work of all dealt evenly)."""
+    if what == "latency":
+        return replace(scene, latency=0.0, transfer=np.zeros((0, 2)))
+    if what == "jitter":
+        return replace(scene, jitter=0.0)
+    return replace(scene, seconds=np.tile(scene.seconds.mean(0), (len(scene.seconds), 1)))
