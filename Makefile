@@ -32,10 +32,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test lint format bench bench-torch bench-kernels clean
+.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-torch, make bench-kernels"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link"
 
 setup: $(READY)
 
@@ -63,6 +63,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m jobs.bench.ours $(ARGS)
 
+# Idle time: planned, simulated and measured side by side; a quarter of an hour.
+bench-idle: $(READY)
+	$(BIN)/python -m jobs.bench.idle $(ARGS)
+
 # Beside PyTorch (CPU build), which is installed for this alone.
 bench-torch: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
@@ -71,6 +75,14 @@ bench-torch: $(READY)
 bench-kernels: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m jobs.bench.kernels_peer $(ARGS)
+
+bench-pipelines: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m jobs.bench.pipelines $(ARGS)
+
+# Our links beside bare MPI; needs nothing further.
+bench-link: $(READY)
+	$(MPIRUN) -n 2 $(BIN)/python -m jobs.bench.link $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs

@@ -130,6 +130,8 @@ def run(ranks, chunks, sizes, steps, seconds, shares, share_ends, overhead, late
     held, ahead, pack = np.zeros(chunks, np.int64), np.zeros(chunks, np.int64), np.zeros(chunks, np.int64)
     now, count, rows = 0.0, 0, 0
     while True:
+        if events + 2 * ranks > len(times):  # until the next look here each rank adds two at most
+            times, who = np.concatenate((times, np.zeros_like(times))), np.concatenate((who, np.zeros_like(who)))
         same = now * (1.0 + 1e-12) + 1e-15  # nearer than this is one moment
         for b in range(waiting):
             r = batch[b]

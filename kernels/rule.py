@@ -95,17 +95,27 @@ def adapt(cap, limit, most, by, gone, idle, back, forced):  # noqa: ANN001, ANN2
             cap[c] = min(cap[c] + by, most)
 
 
-def first_limits(ranks, chunks, rank, micro_batches, most):  # noqa: ANN001, ANN201
-    """Limits that a rank starts with: (cap, limit) of each chunk, `most` at most.
+def first_limits(ranks, chunks, rank, micro_batches, most, w_group=1):  # noqa: ANN001, ANN201
+    """Limits that a rank starts with: (cap, limit) of each chunk, `most` and `micro_batches` at most.
 
     Twice the stages to the right: an activation goes there and its gradient comes back, at one F a hop. The sweep in
-    `jobs/experiments/limits.py` shows what other limits give.
+    `jobs/experiments/limits.py` shows what other limits give. A W that takes `w_group` micro-batches needs them held.
     """
     stages, enough = ranks * chunks, micro_batches >= 2 * ranks
     cap, limit = [], []
     for c in range(chunks):
         right = stages - 1 - (c * ranks + rank)
         reach = 2 * right + 1 + enough if chunks == 1 else -(-3 * right // chunks) + 2
-        cap.append(max(1, min(2 * ranks, micro_batches, most)))
-        limit.append(max(1, min(reach, most)))
+        cap.append(max(1, min(max(2 * ranks, w_group), micro_batches, most)))
+        limit.append(max(1, min(reach, micro_batches, most)))
+    return cap, limit
+
+
+def fixed_limits(ranks, chunks, rank, micro_batches, most, ahead):  # noqa: ANN001, ANN201
+    """Limits that stay: hold `most`, and run `ahead` forwards, and one, ahead for each stage to the right."""
+    cap, limit = [], []
+    for c in range(chunks):
+        right = ranks * chunks - 1 - (c * ranks + rank)
+        cap.append(max(1, min(micro_batches, most)))
+        limit.append(max(1, min(int(ahead * right / chunks) + 1, micro_batches, most)))
     return cap, limit

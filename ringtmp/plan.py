@@ -76,22 +76,38 @@ def _plan(options: argparse.Namespace) -> None:
     best = planner.recommend(problem, choices)
     table = Table(title=f"{options.model} over {problem.ranks} ranks, {problem.batch} samples a step; simulated",
                   title_justify="left")  # fmt: skip
-    for name in ("schedule", "micro-batches", "chunks", "W group", "step", "samples/s", "idle", "in flight", "bytes"):
+    for name in (
+        "schedule",
+        "micro-batches",
+        "chunks",
+        "W group",
+        "ahead",
+        "step",
+        "samples/s",
+        "idle",
+        "in flight",
+        "bytes",
+    ):
         table.add_column(name, justify="left" if name == "schedule" else "right")
     firsts = {choice.schedule: choice for choice in reversed(choices)}.values()  # the fastest of each schedule
     shown = [c for n, c in enumerate(choices) if n < options.top or any(c is first for first in firsts) or c is best]
     for choice in shown:
-        misfit = "" if planner.fits(problem, choice) else " too much"
+        misfit = "" if planner.fits(problem, choice) else " !"
+        numbers = (choice.micro_batches, choice.chunks, choice.w_group)
         table.add_row(
-            choice.schedule + " <--" * (choice is best), str(choice.micro_batches), str(choice.chunks),
-            str(choice.w_group), show_seconds(choice.seconds), f"{problem.batch / choice.seconds:,.0f}",
-            f"{choice.idle:.1%}", str(choice.held), show_bytes(choice.bytes) + misfit,
-            style="bold" if choice is best else None,
+            choice.schedule + " <--" * (choice is best), *map(str, numbers), f"{choice.ahead:g}" * (choice.ahead > 0),
+            show_seconds(choice.seconds), f"{problem.batch / choice.seconds:,.0f}", f"{choice.idle:.1%}",
+            str(choice.held), show_bytes(choice.bytes) + misfit, style="bold" if choice is best else None,
         )  # fmt: skip
-    console = Console(width=110)
+    console = Console(width=120)
     console.print(table)
+    if any(not planner.fits(problem, choice) for choice in shown):
+        console.print("!: more than --memory")
     how = "--mode ready" if best.schedule == planner.RULE else f"--schedule {best.schedule}"
     group = f" --w-group {best.w_group}" if best.schedule == planner.RULE else ""
+    if best.schedule == planner.RULE and problem.memory:
+        group += f" --in-flight {best.in_flight}"
+    group += f" --ahead {best.ahead:g}" if best.ahead else ""
     console.print(
         f"recommended of {len(choices)}: {how} --micro-batches {best.micro_batches} --chunks {best.chunks}{group}",
         highlight=False,
@@ -100,7 +116,7 @@ def _plan(options: argparse.Namespace) -> None:
         from ringtmp.draw import write
 
         outcome, _ = planner.run(
-            problem, best.schedule, best.micro_batches, best.chunks, best.w_group, steps=3, log=True
+            problem, best.schedule, best.micro_batches, best.chunks, best.w_group, best.ahead, steps=3, log=True
         )
         write(outcome.events(), options.out)
 

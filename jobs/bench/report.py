@@ -68,18 +68,23 @@ def measured(case: str, values: list[float], unit: str, aim: float | None, less_
             "high": float(high), "aim": aim}  # fmt: skip
 
 
-def publish(name: str, title: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Print the table and write results/NAME.json."""
+def provenance(**facts: Any) -> dict[str, Any]:
+    """When, where and from which commit a file of numbers comes."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    provenance = {
+    return {
         "date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit, **environment(), "load": os.getloadavg()[0], **facts,
     }  # fmt: skip
+
+
+def publish(name: str, title: str, rows: list[dict[str, Any]], **facts: Any) -> None:
+    """Print the table and write results/NAME.json."""
+    origin = provenance(**facts)
     path = ROOT / "jobs" / "bench" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=1) + "\n")
-    table = Table(title=f"{title} ({provenance['cpu']}, {provenance['cores']} cores)", title_justify="left")
+    path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
+    table = Table(title=f"{title} ({origin['cpu']}, {origin['cores']} cores)", title_justify="left")
     for column in ("case", "ours", "peer", "unit", "ratio", "quartiles", "aim"):
         table.add_column(column, justify="left" if column in ("case", "unit") else "right", no_wrap=column != "case")
     for row in rows:

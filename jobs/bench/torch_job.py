@@ -1,7 +1,12 @@
-"""The same training run in PyTorch (eager, one thread a process): prints samples/s as JSON.
+"""The same training run in PyTorch (eager, one thread a process): prints samples/s and the losses as JSON.
 
 Usage: python -m jobs.bench.torch_job '{"widths": [...], "batch_size": 256, "micro_batches": 8, "steps": 40, "skip": 5,
-"optimizer": "momentum", "ranks": 1}'. With `ranks` 2 or more: `torch.distributed.pipelining`, Schedule1F1B over Gloo.
+"optimizer": "momentum", "ranks": 1}'. Instead of `widths`: `"net": {"spec": "gpt:...", "shape": [128], "outputs": 65,
+"labels": 128}`, as `ringtmp.nn.model.build_model` takes it. With `ranks` 2 or more `way` names how they work together
+over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of the batch.
+
+Every run proves that it trains: the loss of the first step is that of one process with the same weights and batch, the
+loss of the last pass over the samples is below that of the first, and every parameter has changed.
 """
 
 import json
@@ -10,111 +15,245 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch import Tensor, nn
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.bench.torch_nets import Twin
+from ringtmp.nn.layer import aligned
+from ringtmp.nn.model import Model, build_model
+from ringtmp.ring.partition import partition
+
+SCHEDULES: dict[str, tuple[Any, int]] = {  # and the stages of each rank
+    "gpipe": (ScheduleGPipe, 1),
+    "1f1b": (Schedule1F1B, 1),
+    "interleaved-1f1b": (ScheduleInterleaved1F1B, 2),
+    "interleaved-zb": (ScheduleInterleavedZeroBubble, 2),
+    "zbv": (ScheduleZBVZeroBubble, 2),
+}
+BATCHES = 8  # in memory; a pass over the samples
+TOLERANCE = 1e-4
+
+Step = Callable[[Tensor, Tensor], list[Tensor]]  # trains on a batch up to the update; the losses this rank has
 
 
-def network(widths: list[int], first: int, last: int) -> nn.Sequential:
-    """Layers `first` ... `last` - 1: dense with ReLU, the last of all without."""
-    layers: list[nn.Module] = []
-    for index in range(first, last):
-        layers.append(nn.Linear(widths[index], widths[index + 1]))
-        if index < len(widths) - 2:
-            layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+@dataclass
+class Settings:
+    """What a run is told."""
+
+    batch_size: int
+    micro_batches: int
+    steps: int
+    skip: int
+    optimizer: str
+    ranks: int = 1
+    way: str = "1f1b"
+    widths: list[int] | None = None
+    net: dict[str, Any] | None = None
+
+    def model(self) -> Model:
+        """Our model, of which PyTorch trains the twin."""
+        if self.net:
+            spec, shape, outputs, labels = (self.net[key] for key in ("spec", "shape", "outputs", "labels"))
+            return build_model(spec, "auto", tuple(shape), "classes", outputs, labels, labels > 1)
+        assert self.widths
+        spec = "mlp:" + "-".join(map(str, self.widths))
+        return build_model(spec, "auto", self.widths[0], "classes", self.widths[-1])
 
 
-def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
+def network(model: Model) -> list[list[nn.Module]]:
+    """The twin's modules, layer by layer, from the start values that our own runs have."""
+    parameters = []
+    for index, layer in enumerate(model.layers):
+        flat = aligned(layer.count, np.dtype(np.float32))
+        layer.initialise(flat, 0, index)
+        parameters.append(layer.natural(flat))
+    twin = Twin(model, parameters, "momentum", 0.0)
+    # Flat, as one would write it: a Sequential within a Sequential costs a call.
+    return [list(part) if isinstance(part, nn.Sequential) else [part] for part in twin.net]
+
+
+def chain(layers: list[list[nn.Module]]) -> nn.Sequential:
+    """Layers one after the other."""
+    return nn.Sequential(*[module for layer in layers for module in layer])
+
+
+def criterion(out: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss over all predictions."""
+    return functional.cross_entropy(out.flatten(0, -2), labels.flatten())
+
+
+def optimizer_of(parameters: Iterator[nn.Parameter], name: str) -> torch.optim.Optimizer:
     """PyTorch's fused CPU kernels: its fastest."""
     if name == "momentum":
-        return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.3, fused=True)
+        return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, fused=True)
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.3, fused=True)
 
 
-def samples(widths: list[int], batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def samples(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, labels and an order, in memory."""
     torch.manual_seed(0)
-    n = 8 * batch
-    return torch.randn(n, widths[0]), torch.randint(0, widths[-1], (n,)), torch.randperm(n)
+    n, outputs = BATCHES * batch, model.layers[-1].out_shape[-1]
+    if model.takes_tokens:
+        x = torch.randint(0, outputs, (n, model.labels))
+        return x, torch.randint(0, outputs, (n, model.labels)), torch.randperm(n)
+    return torch.randn(n, model.layers[0].inputs), torch.randint(0, outputs, (n,)), torch.randperm(n)
 
 
-def alone(settings: dict[str, Any]) -> float:
-    """One process; several micro-batches accumulate their gradients."""
-    widths, batch, m = settings["widths"], settings["batch_size"], settings["micro_batches"]
-    model = network(widths, 0, len(widths) - 1)
-    optimizer = optimizer_of(model, settings["optimizer"])
-    x, y, order = samples(widths, batch)
-    criterion = nn.CrossEntropyLoss(reduction="sum")
-    began, total = 0.0, 0.0
-    for step in range(settings["steps"]):
-        if step == settings["skip"]:
-            began = time.perf_counter()
-        rows = order[step % 8 * batch : (step % 8 + 1) * batch]
-        for part in rows.chunk(m):
-            loss = criterion(model(x[part]), y[part]) / batch
-            loss.backward()
-            total += float(loss.detach())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return (settings["steps"] - settings["skip"]) * batch / (time.perf_counter() - began)
+# ---- ways to train: the modules of this rank, and a step ------------------------------------------------------------
 
 
-def pipeline(rank: int, settings: dict[str, Any], port: int, out: str) -> None:
-    """One rank of a 1F1B pipeline over Gloo."""
+def accumulating(net: nn.Module, pieces: int, quiet: Callable[[], Any] = nullcontext) -> Step:
+    """One net; several micro-batches add up their gradients, all but the last of them `quiet`."""
+
+    def step(x: Tensor, y: Tensor) -> list[Tensor]:
+        losses = []
+        for n, (part, labels) in enumerate(zip(x.chunk(pieces), y.chunk(pieces), strict=True)):
+            with quiet() if n < pieces - 1 else nullcontext():
+                loss = criterion(net(part), labels)
+                (loss / pieces).backward()
+            losses.append(loss.detach())
+        return losses
+
+    return step
+
+
+def data_parallel(net: nn.Sequential, rank: int, settings: Settings) -> Step:
+    """A whole net on each rank, micro-batches dealt evenly; gradients are exchanged with the last one."""
+    ranks = settings.ranks
+    parallel = DistributedDataParallel(net, gradient_as_bucket_view=True)
+    step = accumulating(parallel, max(1, settings.micro_batches // ranks), parallel.no_sync)
+    return lambda x, y: step(x.chunk(ranks)[rank], y.chunk(ranks)[rank])
+
+
+def pipeline(
+    layers: list[list[nn.Module]], model: Model, rank: int, settings: Settings
+) -> tuple[list[nn.Module], Step]:
+    """Stages of whole layers, cut as our own runs cut them: by floating-point operations."""
+    ranks, m = settings.ranks, settings.micro_batches
+    make, chunks = SCHEDULES[settings.way]
+    count = ranks * chunks
+    ends = [0, *accumulate(partition([layer.flops(settings.batch_size // m) for layer in model.layers], count))]
+    mine = [rank + ranks * c for c in range(chunks)]
+    if settings.way == "zbv":  # the second half of the chain runs back to rank 0
+        mine = [rank, count - 1 - rank]
+    nets: list[nn.Module] = [chain(layers[ends[s] : ends[s + 1]]) for s in mine]
+    stages = [PipelineStage(net, s, count, torch.device("cpu")) for net, s in zip(nets, mine, strict=True)]
+    schedule = make(stages[0] if chunks == 1 else stages, n_microbatches=m, loss_fn=criterion)
+    takes, ends_here = 0 in mine, count - 1 in mine
+
+    def step(x: Tensor, y: Tensor) -> list[Tensor]:
+        losses: list[Tensor] = []
+        inputs = (x,) if takes else ()
+        target: dict[str, Any] = {"target": y, "losses": losses} if ends_here else {}
+        schedule.step(*inputs, **target, return_outputs=False)
+        return [loss.detach() for loss in losses]
+
+    return nets, step
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def train(rank: int, settings: Settings) -> dict[str, float]:
+    """Train, check, and measure on one rank; samples/s and the losses of the first and the last step."""
     torch.set_num_threads(1)
-    widths, batch, ranks = settings["widths"], settings["batch_size"], settings["ranks"]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
-    layers = len(widths) - 1
-    first, last = rank * layers // ranks, (rank + 1) * layers // ranks
-    model = network(widths, first, last)
-    optimizer = optimizer_of(model, settings["optimizer"])
-    x, y, order = samples(widths, batch)
-    criterion = nn.CrossEntropyLoss()
-    stage = PipelineStage(model, rank, ranks, torch.device("cpu"))
-    schedule = Schedule1F1B(stage, n_microbatches=settings["micro_batches"], loss_fn=criterion)
-    began = 0.0
-    for step in range(settings["steps"]):
-        if step == settings["skip"]:
-            dist.barrier()
+    model, batch = settings.model(), settings.batch_size
+    layers = network(model)
+    whole = chain(layers)
+    x, y, order = samples(model, batch)
+
+    def rows(step: int) -> Tensor:
+        return order[step % BATCHES * batch : (step % BATCHES + 1) * batch]
+
+    with torch.no_grad():
+        expected = float(criterion(whole(x[rows(0)]), y[rows(0)]))
+    nets: list[nn.Module] = [whole]
+    if settings.ranks == 1:
+        train_on = accumulating(whole, settings.micro_batches)
+    elif settings.way == "ddp":
+        train_on = data_parallel(whole, rank, settings)
+    else:
+        nets, train_on = pipeline(layers, model, rank, settings)
+    parameters = [parameter for net in nets for parameter in net.parameters()]
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer = optimizer_of(iter(parameters), settings.optimizer)
+    meet: Callable[[], Any] = dist.barrier if settings.ranks > 1 else lambda: None
+    began, losses = 0.0, []
+    for step in range(settings.steps):
+        if step == settings.skip:
+            meet()
             began = time.perf_counter()
-        rows = order[step % 8 * batch : (step % 8 + 1) * batch]
-        if rank == 0:
-            schedule.step(x[rows])
-        elif rank == ranks - 1:
-            losses: list[torch.Tensor] = []
-            schedule.step(target=y[rows], losses=losses)
-        else:
-            schedule.step()
+        here = rows(step)
+        losses.append(train_on(x[here], y[here]))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    dist.barrier()
+    meet()
+    rate = (settings.steps - settings.skip) * batch / (time.perf_counter() - began)
+    same = [n for n, (new, old) in enumerate(zip(parameters, before, strict=True)) if torch.equal(new, old)]
+    if same:
+        raise SystemExit(f"{settings.way}: rank {rank} did not train its parameters {same}")
+    return {"samples_per_s": rate} | checked(losses, expected, settings)
+
+
+def checked(losses: list[list[Tensor]], expected: float, settings: Settings) -> dict[str, float]:
+    """The first and the last loss, after a look at them: that of one process at first, and lower in the end."""
+    sums = torch.tensor([[float(sum(parts)), len(parts)] for parts in losses], dtype=torch.float64)
+    if settings.ranks > 1:
+        dist.all_reduce(sums)  # only the last stage has losses; with ddp every rank has its own
+    means = (sums[:, 0] / sums[:, 1]).tolist()
+    if not abs(means[0] - expected) < TOLERANCE:
+        raise SystemExit(f"{settings.way}: first loss {means[0]}, but one process has {expected}")
+    first, last = (sum(part) / BATCHES for part in (means[:BATCHES], means[-BATCHES:]))
+    if settings.steps >= 2 * BATCHES and not last < first:
+        raise SystemExit(f"{settings.way}: loss {first} of the first pass, {last} of the last: it does not train")
+    return {"first_loss": means[0], "last_loss": means[-1], "one_process_loss": expected}
+
+
+def process(rank: int, settings: Settings, port: int, out: str) -> None:
+    """One of several ranks."""
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=settings.ranks)
+    found = train(rank, settings)
     if rank == 0:
         with open(out, "w") as file:
-            file.write(str((settings["steps"] - settings["skip"]) * batch / (time.perf_counter() - began)))
+            json.dump(found, file)
     dist.destroy_process_group()
 
 
-def main(settings: dict[str, Any]) -> None:
+def main(settings: Settings) -> None:
     """Train and print."""
-    torch.set_num_threads(1)
-    if settings["ranks"] == 1:
-        rate = alone(settings)
+    if settings.ranks == 1:
+        found = train(0, settings)
     else:
         with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
             free.close()
-            out = os.path.join(folder, "rate")
-            mp.spawn(pipeline, (settings, port, out), nprocs=settings["ranks"])  # type: ignore[no-untyped-call]
+            out = os.path.join(folder, "found")
+            mp.spawn(process, (settings, port, out), nprocs=settings.ranks)  # type: ignore[no-untyped-call]
             with open(out) as file:
-                rate = float(file.read())
-    print(json.dumps({"samples_per_s": rate, "torch": torch.__version__}))
+                found = json.load(file)
+    print(json.dumps(found | {"torch": torch.__version__}))
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(Settings(**json.loads(sys.argv[1])))

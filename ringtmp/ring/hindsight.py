@@ -53,9 +53,9 @@ def _sizes(batch: int, m: int) -> np.ndarray:
 
 def _latency(events: pd.DataFrame) -> float:
     """Least seconds from the end of F to the start of the next stage's F, over links between ranks."""
-    f = events[events["kind"] == "F"].set_index(["step", "micro_batch", "stage"])
-    following = f.rename(index=lambda stage: stage - 1, level="stage")
-    both = f.join(following, rsuffix="_next", how="inner")
+    f = events[events["kind"] == "F"].set_index(["step", "micro_batch", "stage"])[["rank", "start", "end"]]
+    following = f.rename(index=lambda stage: stage - 1, level="stage").add_suffix("_next")
+    both = f.join(following, how="inner")
     both = both[both["rank"] != both["rank_next"]]
     gaps = (both["start_next"] - both["end"]).clip(lower=0)
     return float(gaps.quantile(0.05)) / 1e9 if len(gaps) else 0.0
@@ -67,6 +67,7 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
     if first["schedule"] in ("2bw", "pipedream"):
         raise UserError(f"trace: {run.path} was trained with {first['schedule']}: other schedules give other numbers")
     name = first["schedule"] or RULE
+    measured = steady(run.events())
     scene = scene_of(run)
     most = int(run.config.get("in_flight") or 3 * scene.ranks)
 
@@ -84,7 +85,7 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
     found.append(Case("if the work were dealt evenly", under(even, name)))
     found.append(Case("if messages took no time", under(replace(scene, latency=0.0), name)))
     found.append(Case("if actions always took as long", under(replace(scene, jitter=0.0), name)))
-    return steady(run.events()), found
+    return measured, found
 
 
 def explain(path: str, out: str | None = None) -> list[Case]:

@@ -75,7 +75,7 @@ class Layout:
         if self.schedule == "pipedream":
             return Stream(self.ranks, rank)
         return LocalRule(self.ranks, rank, self.job.config.micro_batches, chunks=self.chunks, w_group=self.w_group,
-                         most=self.most, lag=self.lag or 0)  # fmt: skip
+                         most=self.most, lag=self.lag or 0, ahead=self.job.config.ahead or 0.0)  # fmt: skip
 
     def paces(self, rank: int) -> list[Pace]:
         """The emulated node that a rank is; empty where it is none."""
@@ -133,9 +133,13 @@ def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Proble
     speeds = tuple(parse_pace(config.pace, ranks)) if config.pace else ()
     costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
     memory = parse_bytes(config.activation_memory, "activation_memory") if config.activation_memory else 0
+    settled: list[int] = []
+    if config.split not in ("flops", "measured"):
+        chunks = config.chunks or max(1, len(config.split.split(",")) // ranks)
+        settled = parse_split(config.split, len(job.model.layers), ranks * chunks)
     return Problem(job.model, config.batch_size, job.dtype, job.optimizer(), ranks, costs, latency, bandwidth,
                    speeds, config.jitter, config.seed, activations=memory, in_flight=config.in_flight or 0,
-                   whole=bool(speeds))  # fmt: skip
+                   whole=bool(speeds), split=tuple(settled))  # fmt: skip
 
 
 def resolve_auto(comm: "Intracomm", job: Job) -> str:
@@ -147,11 +151,12 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
 
     def choose() -> dict[str, Any]:
         problem = problem_of(job, comm.size, latency, bandwidth)
+        chunks = config.chunks or len(problem.split) // comm.size
         choices = explore(
             problem,
             schedules={"ready": [RULE], "strict": list(SCHEDULES), None: []}[config.mode],
             micro_batches=[config.micro_batches] if "micro_batches" in job.given else [],
-            chunks=[config.chunks] if config.chunks else [],
+            chunks=[chunks] if chunks else [],
             w_groups=[config.w_group] if config.w_group else [],
         )
         best = recommend(problem, choices)

@@ -45,8 +45,9 @@ class Pace:
     ) -> None:
         self.stage, self.jitter, self.seed = stage, jitter, seed
         costs = [nominal(model, layer, 1, gflops) for layer in range(first, last)]
-        self.weights = sum(costs[n][0] for n in range(last - first) if model.layers[first + n].count) * 1e9 or 1.0
         self.layers = [cost[0] * 1e9 for cost in costs]  # nanoseconds of one sample
+        held = [ns for ns, layer in zip(self.layers, model.layers[first:last], strict=True) if layer.count]
+        self.weights = sum(held or self.layers) or 1.0  # of what the pieces of W are shares of
         self.row, self.update = sum(self.layers), sum(cost[1] for cost in costs) * 1e9
         self.late = self.total = 0
 

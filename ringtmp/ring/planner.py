@@ -25,6 +25,7 @@ from ringtmp.run.units import show_bytes
 
 ENGINE = 8e-6  # seconds the engine takes beside each action (`make bench` measures it)
 RULE = "ready"
+AHEAD = (0.0, 1.0, 1.5, 2.0, 3.0)  # limits of the rule that are tried; the sweep finds no setting where more help
 
 # Seconds of each layer's actions for a micro-batch of so many rows, W as part of a product of so many micro-batches.
 CostTable = Callable[[int, int], list[Cost]]
@@ -86,6 +87,8 @@ class Problem:
         Most micro-batches that the rule may hold in a chunk; 0: 3 x ranks.
     whole : bool
         Emulated nodes: every layer's W is a piece of its own.
+    split : tuple of int
+        Layers of each stage where that is settled; else they are dealt evenly by operations.
     """
 
     model: Model
@@ -103,10 +106,12 @@ class Problem:
     activations: int = 0
     in_flight: int = 0
     whole: bool = False
+    split: tuple[int, ...] = ()
 
     def ends(self, chunks: int) -> list[int]:
-        """Where the layers of each stage end, as `--split flops` deals them."""
-        counts = partition([layer.flops(1) for layer in self.model.layers], self.ranks * chunks)
+        """Where the layers of each stage end, by `split` or as `--split flops` deals them."""
+        settled = len(self.split) == self.ranks * chunks
+        counts = self.split if settled else partition([la.flops(1) for la in self.model.layers], self.ranks * chunks)
         return [int(end) for end in np.cumsum(counts)]
 
     def scene(self, micro_batches: int, chunks: int = 1, w_group: int = 1, ends: Sequence[int] = ()) -> Scene:
@@ -130,9 +135,20 @@ class Problem:
             np.array(transfer), self.jitter, self.seed,
         )  # fmt: skip
 
-    def most(self, micro_batches: int, w_group: int) -> int:
-        """Most micro-batches that the rule may hold in each chunk."""
-        return max(1, min(self.in_flight or max(3 * self.ranks, w_group), micro_batches))
+    def most(self, micro_batches: int, chunks: int, w_group: int) -> int:
+        """Most micro-batches that the rule may hold in each chunk, as far as memory allows."""
+        most = max(1, min(self.in_flight or max(3 * self.ranks, w_group), micro_batches))
+        while most > 1 and not self.allows(*self.bytes(chunks, micro_batches, self.room(most, chunks))):
+            most -= 1
+        return most
+
+    def room(self, most: int, chunks: int) -> list[list[int]]:
+        """Micro-batches for which each stage of each rank has room where the rule may hold `most`."""
+        return [[most + POSTED] * chunks] * self.ranks
+
+    def allows(self, total: int, activations: int) -> bool:
+        """Whether a rank may take so many bytes in all, and for activations."""
+        return (not self.memory or total <= self.memory) and (not self.activations or activations <= self.activations)
 
     def bytes(self, chunks: int, micro_batches: int, held: Sequence[Sequence[int]]) -> tuple[int, int]:
         """Bytes of the fullest rank (weights, gradients, optimizer, activations), and of activations on theirs.
@@ -174,6 +190,8 @@ class Choice:
     schedule : str
         Name of a plan, or `ready`: no plan, the local rule.
     micro_batches, chunks, w_group : int
+    ahead : float
+        Limit of the rule; 0: as it learns.
     seconds : float
         Of a step, once steps chain.
     idle : float
@@ -182,47 +200,58 @@ class Choice:
         Of the fullest rank: all, and those of activations.
     held : int
         Most micro-batches in flight on a rank.
+    in_flight : int
+        Most that each chunk has room for.
     """
 
     schedule: str
     micro_batches: int
     chunks: int
     w_group: int
+    ahead: float
     seconds: float
     idle: float
     bytes: int
     activations: int
     held: int
+    in_flight: int
 
-    def settings(self) -> dict[str, str | int | None]:
+    def settings(self) -> dict[str, str | float | None]:
         """As `RunConfig` takes them."""
         ready = self.schedule == RULE
-        return {"mode": "ready" if ready else "strict", "schedule": None if ready else self.schedule,
-                "micro_batches": self.micro_batches, "chunks": self.chunks,
-                "w_group": self.w_group if ready else None}  # fmt: skip
+        given: dict[str, str | float | None] = {
+            "mode": "ready" if ready else "strict", "schedule": None if ready else self.schedule,
+            "micro_batches": self.micro_batches, "chunks": self.chunks,
+        }  # fmt: skip
+        if ready:
+            given |= {"w_group": self.w_group, "in_flight": self.in_flight, "ahead": self.ahead or None}
+        return given
 
 
 def run(
-    problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1, *, steps: int = 12,
-    log: bool = False,
+    problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1, ahead: float = 0.0, *,
+    steps: int = 12, log: bool = False,
 ) -> tuple[Outcome, Plan | None]:  # fmt: skip
     """One way under the clock. Raises `UserError` if the schedule does not take it."""
     scene = problem.scene(micro_batches, chunks, w_group)
     plan = None if schedule == RULE else build(schedule, problem.ranks, micro_batches, chunks)
-    outcome = simulate(scene, plan, steps=steps, most=problem.most(micro_batches, w_group), w_group=w_group, log=log)
+    outcome = simulate(scene, plan, steps=steps, most=problem.most(micro_batches, chunks, w_group), ahead=ahead,
+                       w_group=w_group, log=log)  # fmt: skip
     return outcome, plan
 
 
-def measure(problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1) -> Choice:
+def measure(
+    problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1, ahead: float = 0.0
+) -> Choice:
     """What the clock says of one way."""
-    outcome, plan = run(problem, schedule, micro_batches, chunks, w_group)
+    outcome, plan = run(problem, schedule, micro_batches, chunks, w_group, ahead)
     ranks = range(problem.ranks)
     if plan:
         held = [[peak_in_flight(plan, r, c * problem.ranks + r) + POSTED for c in range(chunks)] for r in ranks]
     else:
-        held = [[problem.most(micro_batches, w_group) + POSTED] * chunks for _ in ranks]
-    return Choice(schedule, micro_batches, chunks, w_group, outcome.step_seconds, outcome.steady_idle,
-                  *problem.bytes(chunks, micro_batches, held), int(outcome.held.max()))  # fmt: skip
+        held = problem.room(problem.most(micro_batches, chunks, w_group), chunks)
+    return Choice(schedule, micro_batches, chunks, w_group, ahead, outcome.step_seconds, outcome.steady_idle,
+                  *problem.bytes(chunks, micro_batches, held), int(outcome.held.max()), max(map(max, held)) - POSTED)  # fmt: skip
 
 
 def explore(
@@ -231,6 +260,9 @@ def explore(
 ) -> list[Choice]:  # fmt: skip
     """Every combination that is possible, the fastest first. What is left empty is filled with what is worth a try."""
     ms = list(micro_batches) or reasonable_micro_batches(problem.batch, problem.ranks)
+    if max(ms) > problem.batch:
+        raise UserError(f"micro_batches: {max(ms)} need a sample each, batch_size is {problem.batch}")
+    problem.ends(1)  # a layer for each rank, or an error that says so
     found = []
     for schedule in list(schedules) or [RULE, *SCHEDULES]:
         takes_chunks = schedule == RULE or SCHEDULES[schedule][1]
@@ -242,9 +274,16 @@ def explore(
             for m in ms:
                 full = problem.model.w_group(pieces(problem.batch, m)[0], m)
                 groups = (list(w_groups) or sorted({1, full})) if schedule == RULE else [1]
-                found += [measure(problem, schedule, m, v, group) for group in groups]
+                found += [
+                    measure(problem, schedule, m, v, group, ahead)
+                    for group in groups for ahead in (AHEAD if schedule == RULE else (0.0,))
+                ]  # fmt: skip
     if not found:
-        raise UserError(f"chunks: {problem.ranks} ranks with these chunks need more layers than the model has")
+        several = ", ".join([RULE, *(name for name, (_, chunked) in SCHEDULES.items() if chunked)])
+        raise UserError(
+            f"chunks: several a rank need {problem.ranks} layers each (the model has {len(problem.model.layers)}) and "
+            f"a schedule that takes them: {several}"
+        )
     return sorted(found, key=lambda choice: choice.seconds)
 
 
@@ -255,9 +294,7 @@ def reasonable_micro_batches(batch: int, ranks: int) -> list[int]:
 
 def fits(problem: Problem, choice: Choice) -> bool:
     """Whether no rank takes more memory than it may."""
-    return (not problem.memory or choice.bytes <= problem.memory) and (
-        not problem.activations or choice.activations <= problem.activations
-    )
+    return problem.allows(choice.bytes, choice.activations)
 
 
 def recommend(problem: Problem, choices: list[Choice]) -> Choice:

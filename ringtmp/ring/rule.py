@@ -7,7 +7,7 @@ A policy sees the chunks of its own rank (`ringtmp.ring.chunk`) and nothing else
 from collections.abc import Sequence
 from typing import Protocol
 
-from kernels.rule import NONE, B, F, I, U, W, adapt, fill, first_limits, held_back, urgent
+from kernels.rule import NONE, B, F, I, U, W, adapt, fill, first_limits, fixed_limits, held_back, urgent
 from ringtmp.ring.plan import Plan, peak_in_flight
 
 POSTED = 2  # receives of activations that are posted ahead of the micro-batches in flight
@@ -54,20 +54,24 @@ class LocalRule:
         Most micro-batches that each chunk may hold; default 4 x ranks.
     lag : int
         1 if weights are one update behind: then the next step's micro-batches may be held as well.
+    ahead : float
+        Fixed limits instead (`kernels.rule.fixed_limits`), if above 0.
     """
 
     patient = False
 
     def __init__(
         self, ranks: int, rank: int, micro_batches: int, *, chunks: int = 1, w_group: int = 1, most: int | None = None,
-        lag: int = 0,
+        lag: int = 0, ahead: float = 0.0,
     ) -> None:  # fmt: skip
         self.ranks = ranks
         self.most = 4 * ranks if most is None else most
         self.most = max(1, min(self.most, (1 + lag) * micro_batches))  # more are never under way
-        self.cap, self.limit = first_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most)
-        self.cap = [min(max(cap, w_group), self.most) for cap in self.cap]
+        self.cap, self.limit = first_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, w_group)
         self.by = max(1, ranks // 4)
+        if ahead:
+            self.by = 0
+            self.cap, self.limit = fixed_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, ahead)
         self.idle = self.back = self.forced = 0
         self.pressed = 0
         self._can = [[False] * chunks for _ in range(4)]
@@ -112,7 +116,8 @@ class LocalRule:
 
     def stepped(self, nanoseconds: int) -> None:
         """Let the limits grow if the step's waits call for it."""
-        adapt(self.cap, self.limit, self.most, self.by, nanoseconds, self.idle, self.back, self.forced)
+        if self.by:
+            adapt(self.cap, self.limit, self.most, self.by, nanoseconds, self.idle, self.back, self.forced)
         self.idle = self.back = self.forced = 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import kernels
 from kernels import clock
-from kernels.rule import KINDS, first_limits
+from kernels.rule import KINDS, first_limits, fixed_limits
 from ringtmp.nn.layer import Array
 from ringtmp.ring.plan import Action, Plan
 
@@ -168,7 +168,7 @@ class StuckError(Exception):
 
 def simulate(
     scene: Scene, plan: Plan | None = None, *, steps: int = 20, most: int | None = None, adaptive: bool = True,
-    limits: tuple[Array, Array] | None = None, w_group: int = 1, lag: int = 0, log: bool = False,
+    limits: tuple[Array, Array] | None = None, ahead: float = 0.0, w_group: int = 1, lag: int = 0, log: bool = False,
 ) -> Outcome:  # fmt: skip
     """Run `steps` chained steps of a plan, or of the local rule.
 
@@ -184,6 +184,8 @@ def simulate(
         Whether the rule's limits grow by what ranks learn.
     limits : (cap, limit) of arrays [ranks, chunks], optional
         What the rule starts with; default `kernels.rule.first_limits`.
+    ahead : float
+        Fixed limits instead (`kernels.rule.fixed_limits`), if above 0.
     w_group : int
         Most micro-batches that one W of the rule takes together.
     lag : int
@@ -199,8 +201,13 @@ def simulate(
     ranks, chunks, stages = scene.ranks, scene.chunks, scene.ranks * scene.chunks
     kernels.compile_all(np.float64, {"clock"})
     most = 4 * ranks if most is None else most
+    under_way = (1 + lag) * scene.micro_batches  # as `ringtmp.ring.rule.LocalRule` counts
+    if ahead:
+        adaptive = False
+        first = [fixed_limits(ranks, chunks, rank, under_way, most, ahead) for rank in range(ranks)]
+    elif limits is None:
+        first = [first_limits(ranks, chunks, rank, under_way, most, w_group) for rank in range(ranks)]
     if limits is None:
-        first = [first_limits(ranks, chunks, rank, scene.micro_batches, most) for rank in range(ranks)]
         limits = np.array([each[0] for each in first]), np.array([each[1] for each in first])
     cap, limit = (np.array(each, np.int64).reshape(ranks, chunks) for each in limits)
     codes, ends = plan_codes(plan) if plan else (np.zeros(0, np.int64), np.zeros(ranks, np.int64))

@@ -108,6 +108,14 @@ class RunConfig(BaseModel):
         "or as many as one W takes together",
         None,
     )
+    ahead: float | None = _field(
+        "Ring",
+        "how many forwards a rank may run ahead of its input gradients in ready mode, for each rank to its right. "
+        "Default: it learns from its own waits; --schedule auto finds out under a clock",
+        None,
+        gt=0,
+        le=100,
+    )
     activation_memory: str | None = _field(
         "Ring", "bound of the bytes that micro-batches in flight take on each rank, as in 512MiB or 2GB", None
     )

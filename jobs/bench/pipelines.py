@@ -1,0 +1,121 @@
+"""Two ranks beside every way in which PyTorch shares a training run between two processes: pipelines and DDP over Gloo.
+
+Usage: make bench-pipelines [ARGS="--rounds 7 --only GPT"]. All train the same network in float32 from the same start
+values on batches of the same size, one thread a process, PyTorch in eager mode with fused optimizers; its pipelines are
+cut where ours are. A round runs each once, in processes of its own, the first steps left out; every other round goes
+backwards. The last rows are beside the best of PyTorch's ways, whichever that was.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jobs.bench.report import ROOT, compared, publish, run_json
+from ringtmp.run.data import open_data
+
+AIM = 3.0  # beside the best
+OURS: dict[str, dict[str, str]] = {"ready": {}, "zb-h2": {"schedule": "zb-h2"}, "1f1b": {"schedule": "1f1b"}}
+NAMES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved-zb": "interleaved zero-bubble", "zbv": "ZBV", "ddp": "DDP"}
+TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
+
+
+@dataclass
+class Case:
+    """A network, its batch, what is counted, and PyTorch's ways with the pieces of a batch that each takes.
+
+    DDP is at its best with one piece on each rank, and pipelines with larger pieces than ours: both may have them.
+    """
+
+    net: dict[str, Any]  # as `jobs.bench.torch_job` takes it
+    data: str
+    batch: int
+    pieces: int  # ours
+    optimizer: str
+    ways: list[tuple[str, int]]
+    unit: str = "samples/s"
+
+
+def cases() -> dict[str, Case]:
+    """The networks."""
+    text = TEXT if TEXT.is_file() else ROOT / "README.md"
+    # As many tokens as the text has: our network follows the data, PyTorch's follows ours.
+    tokens = open_data(f"text:{text}", dtype=np.dtype(np.float32), context=128).info.outputs
+    mlp = {"spec": "mlp:1024-1024x8-10", "shape": [1024], "outputs": 10, "labels": 1}
+    gpt = {"spec": "gpt:layers=4,width=256,heads=8,context=128", "shape": [128], "outputs": tokens, "labels": 128}
+    return {
+        "MLP 8 x 1024, batch 512 in 8": Case(
+            mlp, "synthetic:samples=5120,features=1024,classes=10", 512, 8, "momentum",
+            [("gpipe", 8), ("1f1b", 8), ("interleaved-zb", 8), ("zbv", 8), ("zbv", 4), ("ddp", 8), ("ddp", 1)],
+        ),
+        "GPT 4 x 256, context 128, batch 8 in 4": Case(
+            gpt, f"text:{text}", 8, 4, "adamw",
+            [("gpipe", 4), ("1f1b", 4), ("interleaved-zb", 4), ("zbv", 4), ("ddp", 4), ("ddp", 1)], "tokens/s",
+        ),
+    }  # fmt: skip
+
+
+def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
+    """Each by its name, as something that runs once and returns the rate."""
+    skip, scored = steps // 8, case.net["labels"]
+
+    def rate(module: str, settings: dict[str, Any], ranks: int) -> float:
+        return run_json(module, settings, ranks)["samples_per_s"] * scored
+
+    train = {
+        "model": case.net["spec"], "data": case.data, "batch_size": case.batch, "micro_batches": case.pieces,
+        "optimizer": case.optimizer, "steps": steps, "eval_every": 0, "lr": 1e-3, "trace": "off",
+        "test_fraction": 0.01,  # a run of ours ends with a test, which is not timed and need not last
+    }  # fmt: skip
+    peer = {"net": case.net, "batch_size": case.batch, "optimizer": case.optimizer, "steps": steps, "skip": skip,
+            "ranks": 2}  # fmt: skip
+    found: dict[str, Callable[[], float]] = {}
+    for name, flags in OURS.items():
+        found[name] = partial(rate, "jobs.bench.steady", {"train": train | flags, "skip": skip}, 2)
+    for way, pieces in case.ways:
+        settings = peer | {"way": way, "micro_batches": pieces}
+        found[f"{NAMES[way]} in {pieces}"] = partial(rate, "jobs.bench.torch_job", settings, 0)
+    return found
+
+
+def measure(name: str, case: Case, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """The rows of a case."""
+    runs = contestants(case, steps)
+    rates: dict[str, list[float]] = {who: [] for who in runs}
+    for number in range(rounds):
+        for who in list(runs) if number % 2 == 0 else reversed(list(runs)):
+            rates[who].append(runs[who]())
+        print(f"{name}, round {number + 1}: " + ", ".join(f"{who} {of[-1]:,.0f}" for who, of in rates.items()),
+              flush=True)  # fmt: skip
+    peers = [who for who in runs if who not in OURS]
+    best = max(peers, key=lambda who: float(np.median(rates[who])))
+    rows = [compared(f"{name}: beside {who}", rates["ready"], rates[who], case.unit, None) for who in peers]
+    for mine in OURS:
+        how = "" if mine == "ready" else f", ours by schedule {mine}"
+        aim = AIM if mine == "ready" else None
+        rows.append(compared(f"{name}: beside the best ({best}){how}", rates[mine], rates[best], case.unit, aim))
+    return rows
+
+
+def main() -> None:
+    """Measure both cases and publish them."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=5, help="runs of each for each case [5]")
+    arguments.add_argument("--steps", type=int, default=32, help="of a run, an eighth of them left out [32]")
+    arguments.add_argument("--only", default="", help="cases whose name holds this text")
+    options = arguments.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name, case in cases().items():
+        if options.only in name:
+            rows += measure(name, case, options.rounds, options.steps)
+    publish(
+        "pipelines", "Two ranks beside PyTorch's pipelines and DDP", rows,
+        peer="torch==2.13.0 (CPU build, MKL), Gloo, eager, fused optimizers", rounds=options.rounds,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

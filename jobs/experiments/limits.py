@@ -1,0 +1,166 @@
+"""The local rule's limits, swept under the clock: what is best, and what the rule finds by itself.
+
+Usage: python -m jobs.experiments.limits [--quick]. For rings of several sizes, delays, jitters, unequal ranks and
+memories, every pair of fixed limits (how many micro-batches a rank may hold, how far ahead of its gradients it may run)
+is compared with the rule as it trains, starting from `kernels.rule.first_limits` and growing by what its own waits
+teach, and with what the planner picks for it (`--schedule auto`). Prints a table, writes
+jobs/experiments/results/limits.json and jobs/figures/limits.png. All of it is simulated.
+"""
+
+import argparse
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ringtmp.ring.plan import build
+from ringtmp.ring.planner import AHEAD
+from ringtmp.ring.simulate import Scene, simulate
+
+HERE = Path(__file__).resolve().parent
+SEEDS, STEPS, PIECES = 3, 24, 4
+SLOPES, BASES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0), (1, 2, 4)  # forwards ahead: slope x ranks to the right + base
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A ring: latency in units of an action, how much actions vary, which rank takes how many times as long, memory."""
+
+    ranks: int
+    micro_batches: int
+    latency: float
+    jitter: float
+    slow: float
+    most: int  # in units of the ranks
+
+    def scenes(self) -> list[Scene]:
+        """One for each seed."""
+        slower = {self.ranks // 2: self.slow} if self.slow != 1 else None
+        return [
+            Scene.even(self.ranks, self.micro_batches, latency=self.latency, jitter=self.jitter, seed=seed,
+                       layers=PIECES, slower=slower) for seed in range(SEEDS if self.jitter else 1)
+        ]  # fmt: skip
+
+
+def settings(quick: bool) -> list[Setting]:
+    """What is swept."""
+    rings = [(4, 8), (8, 16)] if quick else [(2, 8), (4, 8), (4, 16), (8, 8), (8, 16), (8, 32), (16, 32), (16, 64)]
+    delays, jitters = ((0.05,), (0.0, 0.3)) if quick else ((0.0, 0.05, 0.5), (0.0, 0.1, 0.3))
+    return [
+        Setting(p, m, delay, jitter, slow, most)
+        for (p, m), delay, jitter, slow, most in itertools.product(rings, delays, jitters, (1.0, 1.3), (1, 2, 3))
+    ]
+
+
+def sweep(setting: Setting) -> dict[str, Any]:
+    """Idle share of the best fixed limits, of the rule by itself, and of the best plans."""
+    p, m, scenes = setting.ranks, setting.micro_batches, setting.scenes()
+    most = min(setting.most * p, m)
+
+    def idle(**how: Any) -> float:
+        return float(np.mean([simulate(scene, steps=STEPS, **how).steady_idle for scene in scenes]))
+
+    found: dict[str, float] = {}
+    for cap in sorted({min(c, most) for c in (p, 3 * p // 2, 2 * p, 5 * p // 2, 3 * p)}):
+        for slope, base in itertools.product(SLOPES, BASES):
+            limit = np.array([[min(most, int(slope * (p - 1 - r)) + base)] for r in range(p)])
+            found[f"hold {cap}, ahead {slope:g} r + {base}"] = idle(
+                limits=(np.full((p, 1), cap), limit), adaptive=False, most=most
+            )
+    best = min(found, key=lambda name: found[name])
+    own = idle(most=most)
+    auto = min(idle(most=most, ahead=ahead) for ahead in AHEAD)  # what the planner picks for the rule
+    plans = {
+        name: float(np.mean([simulate(s, build(name, p, m), steps=STEPS).steady_idle for s in scenes]))
+        for name in ("1f1b", "zb-h1", "zb-h2")
+    }
+    floor = 1 - scenes[0].busy.mean() / scenes[0].busy.max()  # where the slowest rank never waits
+    return {
+        "ranks": p, "micro_batches": m, "latency": setting.latency, "jitter": setting.jitter, "slow": setting.slow,
+        "most": most, "best": best, "best_idle": found[best], "rule": own, "auto": auto,
+        "points": 100 * (own - found[best]), "auto_points": 100 * (auto - found[best]), "floor": float(floor), **plans,
+    }  # fmt: skip
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The rule against the best fixed limits, and against 1F1B."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for jitter, colour in ((0.0, "#0072B2"), (0.1, "#E69F00"), (0.3, "#D55E00")):
+        some = [row for row in rows if row["jitter"] == jitter]
+        best, own = [100 * r["best_idle"] for r in some], [100 * r["rule"] for r in some]
+        axes[0].scatter(best, own, s=14, alpha=0.7, color=colour, label=f"jitter {jitter:.0%}")
+        ahead = [100 * (r["rule"] - min(r["zb-h1"], r["zb-h2"])) for r in some]
+        axes[1].hist(ahead, bins=np.arange(-20, 6, 1), alpha=0.6, color=colour, label=f"jitter {jitter:.0%}")
+    top = max(100 * r["rule"] for r in rows) + 2
+    axes[0].plot([0, top], [0, top], color="black", linewidth=0.8)
+    axes[0].plot([0, top - 1], [1, top], color="black", linewidth=0.8, linestyle=":", label="1 point more")
+    axes[0].set(xlabel="best fixed limits, idle %", ylabel="the rule by itself, idle %")
+    axes[0].set_title("What the rule finds by itself (simulated)", loc="left", fontsize=10)
+    axes[1].set(xlabel="points of idle, rule minus best zero-bubble plan (less is better)", ylabel="settings")
+    axes[1].set_title("The rule beside ZB-H1 and ZB-H2 (simulated)", loc="left", fontsize=10)
+    for ax in axes:
+        ax.legend(frameon=False, fontsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Sweep, print, write."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="a few settings only; nothing is written")
+    quick = arguments.parse_args().quick
+    rows = []
+    every = settings(quick)
+    for number, setting in enumerate(every):
+        rows.append(sweep(setting))
+        if number % 36 == 35:
+            print(f"{number + 1} of {len(every)} settings", flush=True)
+    table = Table(title="Idle share, chained steps, simulated; latency in actions", title_justify="left")
+    for head in (
+        "p",
+        "m",
+        "may hold",
+        "latency",
+        "jitter",
+        "slow rank",
+        "best fixed limits",
+        "best",
+        "rule",
+        "1F1B",
+        "ZB-H2",
+    ):
+        table.add_column(head, justify="right")
+    worst = sorted(rows, key=lambda row: -row["points"])
+    for row in worst[:15] + [
+        row for row in rows if row["latency"] == 0.05 and row["slow"] == 1.0 and row not in worst[:15]
+    ]:
+        shares = [row["best_idle"], row["rule"], row["auto"], row["1f1b"], row["zb-h2"]]
+        table.add_row(
+            str(row["ranks"]), str(row["micro_batches"]), str(row["most"]), f"{row['latency']:g}",
+            f"{row['jitter']:.0%}", f"x {row['slow']:g}", row["best"], *(f"{share:.1%}" for share in shares),
+        )  # fmt: skip
+    Console(width=130).print(table)
+    for name, key in (("rule by itself", "points"), ("limits that auto picks", "auto_points")):
+        over = np.array([row[key] for row in rows])
+        print(
+            f"{name} minus best found, points: median {np.median(over):.2f}, 95 % {np.percentile(over, 95):.2f}, "
+            f"worst {max(over):.2f}; within 1 point in {np.mean(over <= 1):.1%} of {len(rows)} settings"
+        )
+    if not quick:
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / "results" / "limits.json").write_text(json.dumps(rows, indent=0) + "\n")
+        draw(rows, HERE.parent / "figures" / "limits.png")
+
+
+if __name__ == "__main__":
+    main()
