@@ -16,6 +16,7 @@ import numpy as np
 
 from jobs.bench.report import MPIRUN, alternate, compared, fair_environment, measured, publish, run_json
 from ringtmp.analysis import open_run
+from ringtmp.ring.simulate import Scene, simulate
 from ringtmp.run.trace import Recorder
 
 DEFAULT = {"batch_size": 64, "micro_batches": 8, "lr": 1e-3, "eval_every": 0, "steps": 220}
@@ -67,6 +68,19 @@ def event_cost(repeats: int) -> tuple[list[float], list[float]]:
         return alternate(lambda: cost(next(paths)), lambda: cost(None), repeats)
 
 
+def simulator(repeats: int) -> tuple[list[float], list[float]]:
+    """Millions of actions a second of the clock, and seconds for one step of 1024 ranks and 4096 micro-batches."""
+    scene = Scene.even(1024, 4096, latency=0.05)
+    simulate(Scene.even(2, 2), steps=1)  # compiles
+    rates, whole = [], []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        actions = simulate(scene, steps=1).actions
+        whole.append(time.perf_counter() - began)
+        rates.append(actions / whole[-1] / 1e6)
+    return rates, whole
+
+
 def main() -> None:
     """Measure everything and publish it."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,6 +101,9 @@ def main() -> None:
         rows.append(measured(f"engine, {ranks} ranks: own time per action", own, "us", 20, True))
         if ranks > 1:
             rows.append(measured(f"engine, {ranks} ranks: send and receive per action", transfer, "us", 20, True))
+    rates, whole = simulator(repeats)
+    rows.append(measured("simulator: million actions a second", rates, "M/s", 1, False))
+    rows.append(measured("simulator: a step of 1024 ranks, 4096 micro-batches", whole, "s", 10, True))
     on, off = event_cost(repeats)
     rows.append(compared("tracing: one event, recorded beside only summed", on, off, "ns", None, less_is_better=True))
     data = "synthetic:samples=2560,features=1024,classes=10"

@@ -20,6 +20,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "naive": {"schedule": "naive"},
     "gpipe": {"schedule": "gpipe"},
     "1f1b": {"schedule": "1f1b"},
+    "zb-h2": {"schedule": "zb-h2"},
     "ready (no plan: the local rule)": {"mode": "ready"},
 }
 TRAIN = {
@@ -54,7 +55,7 @@ def draw(runs: list[Any], path: Path) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(runs), 1, figsize=(12, 6.4), layout="constrained")
+    figure, axes = plt.subplots(len(runs), 1, figsize=(12, 8.0), layout="constrained")
     for ax, (name, run) in zip(axes, zip(WAYS, runs, strict=True), strict=True):
         events = run.events()
         ends = events[events["kind"] == "U"].groupby("step")["end"].max()

@@ -104,6 +104,11 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     config, ranks, m = job.config, comm.size, job.config.micro_batches
     speeds = tuple(parse_pace(config.pace, ranks)) if config.pace else ()
     mode, schedule, chunks = config.effective_mode, config.schedule or "1f1b", config.effective_chunks
+    if chunks > 1 and ranks * chunks > len(job.model.layers):
+        raise UserError(
+            f"chunks: {chunks} on each of {ranks} rank{'s' * (ranks > 1)} need a layer each, the model has "
+            f"{len(job.model.layers)}"
+        )
     ends = np.cumsum(split(comm, job, ranks * chunks))
     plan = None
     if mode == "strict" and schedule != "pipedream":

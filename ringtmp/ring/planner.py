@@ -111,7 +111,7 @@ class Problem:
     def ends(self, chunks: int) -> list[int]:
         """Where the layers of each stage end, by `split` or as `--split flops` deals them."""
         settled = len(self.split) == self.ranks * chunks
-        counts = self.split if settled else partition([la.flops(1) for la in self.model.layers], self.ranks * chunks)
+        counts = self.split if settled else _evenly(self.model, self.ranks * chunks)
         return [int(end) for end in np.cumsum(counts)]
 
     def scene(self, micro_batches: int, chunks: int = 1, w_group: int = 1, ends: Sequence[int] = ()) -> Scene:
@@ -167,6 +167,11 @@ class Problem:
                 active += held[rank][c] * slot_bytes(self.model, first, last, rows, self.dtype)
             most, most_active = max(most, total + active), max(most_active, active)
         return most, most_active
+
+
+@cache  # it is asked for with every candidate, and takes 50 ms for 64 layers over 32 ranks
+def _evenly(model: Model, stages: int) -> list[int]:
+    return partition([layer.flops(1) for layer in model.layers], stages)
 
 
 def _shares(seconds: list[float], least: float) -> tuple[float, ...]:
@@ -250,8 +255,9 @@ def measure(
         held = [[peak_in_flight(plan, r, c * problem.ranks + r) + POSTED for c in range(chunks)] for r in ranks]
     else:
         held = problem.room(problem.most(micro_batches, chunks, w_group), chunks)
-    return Choice(schedule, micro_batches, chunks, w_group, ahead, outcome.step_seconds, outcome.steady_idle,
-                  *problem.bytes(chunks, micro_batches, held), int(outcome.held.max()), max(map(max, held)) - POSTED)  # fmt: skip
+    total, activations = problem.bytes(chunks, micro_batches, held)
+    return Choice(schedule, micro_batches, chunks, w_group, ahead, outcome.step_seconds, outcome.steady_idle, total,
+                  activations, int(outcome.held.max()), max(map(max, held)) - POSTED)  # fmt: skip
 
 
 def explore(

@@ -49,6 +49,16 @@ CASES = {
     "no such run": (["--resume", "nowhere"], ["nowhere", "run folder"]),
     "bad split": (["--split", "a,b"], ["split", "a,b"]),
     "split does not fit": (["--split", "9"], ["split"]),
+    "chunks on a schedule that takes none": (["--schedule", "zb-h1", "--chunks", "2"], ["chunks", "zb-h1", "2"]),
+    "more stages than layers": (["--chunks", "9"], ["chunks: 9", "model has 4"]),
+    "pace is no speed": (["--pace", "fast"], ["pace", "GFLOP/s", "fast"]),
+    "pace for other ranks": (["--pace", "1,1,1,1,1"], ["pace", "5 ranks"]),
+    "jitter without pace": (["--jitter", "0.3"], ["jitter", "--pace"]),
+    "asynchronous in ready mode": (["--schedule", "pipedream", "--mode", "ready"], ["mode", "pipedream"]),
+    "2bw in strict mode": (["--schedule", "2bw", "--mode", "strict"], ["mode", "2bw"]),
+    "activation memory is no size": (["--activation-memory", "lots"], ["activation_memory", "512MiB", "lots"]),
+    "too little activation memory": (["--activation-memory", "100"], ["activation_memory", "needs"]),
+    "nothing in flight": (["--in-flight", "0"], ["in_flight", "greater than or equal to 1"]),
 }
 
 

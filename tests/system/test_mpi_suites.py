@@ -7,16 +7,16 @@ from conftest import ROOT
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8])
 def test_suite(launch, ranks, tmp_path):
     where = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base"]
     settings = ["--with-mpi", "-x", "-q", "-p", "no:cacheprovider", *where]
-    done = launch(
-        ranks, "-m", "mpi4py", "-m", "pytest", *settings, str(ROOT / "tests/mpi"), timeout=380,
-    )  # fmt: skip
+    # On 4 ranks the schedules alone: what else depends on the number is seen on the other five.
+    what = ROOT / "tests/mpi" / ("test_schedules.py" if ranks == 4 else "")
+    done = launch(ranks, "-m", "mpi4py", "-m", "pytest", *settings, str(what), timeout=380)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     passed = [int(number) for number in re.findall(r"(\d+) passed", done.stdout)]  # lines of ranks may mix
     assert len(passed) == ranks, done.stdout[-3000:]
-    assert min(passed) == max(passed) >= 40
+    assert min(passed) == max(passed) >= 120
     assert "skipped" not in done.stdout
     print(f"{passed[0]} tests passed on {ranks} ranks")

@@ -74,7 +74,8 @@ def test_make(workplace, line):
         "make train": ["mpirun -n 8", "-m ringtmp.train"], "make test": ["-m pytest"], "make setup": [],
         "make setup MPI=site": [], "make lint": ["ruff check", "ruff format --check", "mypy"],
         "make bench": ["-m jobs.bench.ours"], "make bench-torch": ["torch", "-m jobs.bench.torch_peer"],
-        "make bench-kernels": ["torch", "-m jobs.bench.kernels_peer"],
+        "make bench-kernels": ["torch", "-m jobs.bench.kernels_peer"], "make bench-idle": ["-m jobs.bench.idle"],
+        "make bench-pipelines": ["torch", "-m jobs.bench.pipelines"], "make bench-link": ["-m jobs.bench.link"],
     }  # fmt: skip
     words = ["[bench]" if word == "torch" else word for word in expected[line]]
     for word in words:
