@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     try:
         options = parser().parse_args(argv)
         if options.trace:
-            from ringtmp.ring.hindsight import explain
+            from ringtmp.hindsight import explain
 
             explain(options.trace, options.out)
         else:
