@@ -7,9 +7,9 @@ a message occupies the sender's link, its first bit comes out `latency` later, a
 receiver's link, in order of first bits. Nodes jitter as in `kernels.clock`: every layer of every worker is a stage.
 
 `serve` is an event loop with two events a message: what a message does at its receiver is worked out when it is sent,
-since first bits arrive in the order in which sends begin. `all_reduce` needs no events: its hops are a recurrence over
-maximum and plus, solved for a whole bucket at once. 5 to 10 million messages a second; 4096 workers all-reduce in
-milliseconds a bucket.
+since first bits arrive in the order in which sends begin; 3 million messages a second when asynchronous, up to 11
+million when synchronous. `colocate` takes a node's messages of one layer as one. `all_reduce` needs no events: its hops
+are a recurrence over maximum and plus, solved for a whole bucket at once.
 """
 
 import numpy as np

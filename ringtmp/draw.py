@@ -37,6 +37,7 @@ def draw(options: argparse.Namespace) -> None:
     UserError
         What is to be drawn is not there, or the file cannot be written.
     """
+    check_ending(options.out)
     simulated = options.what == "rule" or options.what.startswith("plan:")
     events, steps = _simulation(options) if simulated else _trace(options)
     write(events, options.out, steps, "time (F, I or W of a micro-batch takes a rank 1)" if simulated else "")
@@ -44,14 +45,19 @@ def draw(options: argparse.Namespace) -> None:
 
 def write(events: "DataFrame", path: str, steps: tuple[int, int] | None = None, label: str = "") -> None:
     """Write events as a picture or for Perfetto, by the ending of `path`. Raises `UserError`."""
-    if not path.endswith((*PICTURES, *perfetto.ENDINGS)):
-        endings = ", ".join((*PICTURES, *perfetto.ENDINGS))
-        raise UserError(f"out: expected a file that ends in {endings}, got {path!r}")
+    check_ending(path)
     if path.endswith(perfetto.ENDINGS):
         write_perfetto(events[events["step"].between(*steps)] if steps else events, path)
     else:
         _picture(events, steps, path, label)
     print(f"written to {path}")
+
+
+def check_ending(path: str) -> None:
+    """Raise `UserError` unless `path` ends as something that `write` makes."""
+    if not path.endswith((*PICTURES, *perfetto.ENDINGS)):
+        endings = ", ".join((*PICTURES, *perfetto.ENDINGS))
+        raise UserError(f"out: expected a file that ends in {endings}, got {path!r}")
 
 
 def _picture(events: "DataFrame", steps: tuple[int, int] | None, path: str, label: str) -> None:

@@ -69,11 +69,11 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
     name = first["schedule"] or RULE
     measured = steady(run.events())
     scene = scene_of(run)
-    most = int(run.config.get("in_flight") or 3 * scene.ranks)
+    most, ahead = int(run.config.get("in_flight") or 3 * scene.ranks), float(run.config.get("ahead") or 0.0)
 
     def under(scene: Scene, name: str) -> Outcome:
         plan = None if name == RULE else build(name, scene.ranks, scene.micro_batches, scene.chunks)
-        return simulate(scene, plan, steps=16, most=most)
+        return simulate(scene, plan, steps=16, most=most, ahead=ahead)
 
     found = [Case(f"{name}, as it was run", under(scene, name))]
     for other in [RULE, *SCHEDULES]:

@@ -68,6 +68,10 @@ def _plan(options: argparse.Namespace) -> None:
     from ringtmp.ring import planner
     from ringtmp.run.units import show_bytes, show_seconds
 
+    if options.out:
+        from ringtmp.draw import check_ending
+
+        check_ending(options.out)
     problem = _problem(options)
     choices = planner.explore(
         problem, schedules=_words(options), micro_batches=_numbers(options.micro_batches, "micro_batches"),

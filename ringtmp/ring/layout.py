@@ -117,7 +117,10 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
             check(each)
     group = _w_group(job, bool(speeds)) if mode == "ready" else 1
     most = most_in_flight(job, ranks, chunks, tuple(ends), group) if mode == "ready" else 0
-    return Layout(job, ranks, chunks, tuple(map(int, ends)), mode, schedule, plan, group, most, speeds)
+    layout = Layout(job, ranks, chunks, tuple(map(int, ends)), mode, schedule, plan, group, most, speeds)
+    if mode == "strict" and config.activation_memory:
+        _check_memory(layout)
+    return layout
 
 
 def split(comm: "Intracomm", job: Job, stages: int) -> list[int]:
@@ -163,6 +166,7 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
             micro_batches=[config.micro_batches] if "micro_batches" in job.given else [],
             chunks=[chunks] if chunks else [],
             w_groups=[config.w_group] if config.w_group else [],
+            aheads=[config.ahead] if config.ahead else [],
         )
         best = recommend(problem, choices)
         said = (
@@ -186,6 +190,24 @@ def _w_group(job: Job, paced: bool) -> int:
     return min(asked, most) if asked else job.model.w_group(job.timetable().rows, most)
 
 
+def _slot_bytes(job: Job, first: int, last: int) -> int:
+    return slot_bytes(job.model, first, last, job.timetable().rows, job.dtype, job.config.recompute)
+
+
+def _check_memory(layout: Layout) -> None:
+    """Refuse a plan that holds more than it may: it cannot wait for room."""
+    config = layout.job.config
+    limit = parse_bytes(str(config.activation_memory), "activation_memory")
+    for rank in range(layout.ranks):
+        policy = layout.policy(rank)
+        need = sum(policy.room(c) * _slot_bytes(layout.job, *ends) for c, ends in enumerate(layout.layers(rank)))
+        if need > limit:
+            raise UserError(
+                f"activation_memory: rank {rank} takes {show_bytes(need)} in schedule {layout.schedule}, got "
+                f"{config.activation_memory}; --mode ready keeps within it"
+            )
+
+
 def most_in_flight(job: Job, ranks: int, chunks: int, ends: tuple[int, ...], w_group: int) -> int:
     """Most micro-batches that each chunk of every rank may hold: by number, and by the bytes that they take."""
     config, starts = job.config, (0, *ends)
@@ -194,10 +216,7 @@ def most_in_flight(job: Job, ranks: int, chunks: int, ends: tuple[int, ...], w_g
         return most
     limit = parse_bytes(config.activation_memory, "activation_memory")
     for rank in range(ranks):
-        each = sum(
-            slot_bytes(job.model, starts[s], ends[s], job.timetable().rows, job.dtype, config.recompute)
-            for s in range(rank, len(ends), ranks)
-        )
+        each = sum(_slot_bytes(job, starts[s], ends[s]) for s in range(rank, len(ends), ranks))
         if limit < (1 + POSTED) * each:
             raise UserError(
                 f"activation_memory: rank {rank} needs {show_bytes((1 + POSTED) * each)} for one micro-batch in flight "

@@ -126,7 +126,8 @@ class Problem:
             weights = [c.backward_weight for c in mine]
             row = [sum(c.forward for c in mine), sum(c.backward_input for c in mine), sum(weights)]
             seconds.append([each / speed for each in [*row, sum(c.update for c in mine)]])
-            held = [w * w_group / speed for w, layer in zip(weights, layers[first:last], strict=True) if layer.count]
+            alone = self.costs(sizes[0], 1)[first:last]  # `Stage.cut` goes by the W of one micro-batch
+            held = [c.backward_weight / speed for c, la in zip(alone, layers[first:last], strict=True) if la.count]
             shares.append(_shares(held, 0.0 if self.whole else LOOK))
             ends_at = sizes[0] * item / self.bandwidth
             transfer.append([ends_at * layers[last - 1].outputs, ends_at * layers[first].inputs])
@@ -262,7 +263,7 @@ def measure(
 
 def explore(
     problem: Problem, *, schedules: Iterable[str] = (), micro_batches: Iterable[int] = (), chunks: Iterable[int] = (),
-    w_groups: Iterable[int] = (),
+    w_groups: Iterable[int] = (), aheads: Iterable[float] = (),
 ) -> list[Choice]:  # fmt: skip
     """Every combination that is possible, the fastest first. What is left empty is filled with what is worth a try."""
     ms = list(micro_batches) or reasonable_micro_batches(problem.batch, problem.ranks)
@@ -282,7 +283,7 @@ def explore(
                 groups = (list(w_groups) or sorted({1, full})) if schedule == RULE else [1]
                 found += [
                     measure(problem, schedule, m, v, group, ahead)
-                    for group in groups for ahead in (AHEAD if schedule == RULE else (0.0,))
+                    for group in groups for ahead in ((list(aheads) or AHEAD) if schedule == RULE else (0.0,))
                 ]  # fmt: skip
     if not found:
         several = ", ".join([RULE, *(name for name, (_, chunked) in SCHEDULES.items() if chunked)])
@@ -295,7 +296,7 @@ def explore(
 
 def reasonable_micro_batches(batch: int, ranks: int) -> list[int]:
     """Powers of two up to 8 for each rank, and no more than samples."""
-    return [m for m in (2**n for n in range(12)) if m <= min(batch, 8 * ranks) and (m >= ranks or m == 1)] or [batch]
+    return [m for m in (2**n for n in range(12)) if m <= min(batch, 8 * ranks) and (m >= ranks or m == 1)]
 
 
 def fits(problem: Problem, choice: Choice) -> bool:
@@ -316,12 +317,3 @@ def recommend(problem: Problem, choices: list[Choice]) -> Choice:
         )
     best = fitting[0].seconds
     return min((c for c in fitting if c.seconds <= 1.01 * best), key=lambda c: (c.bytes, c.seconds))
-
-
-def without(scene: Scene, what: str) -> Scene:
-    """The scene as it would be without `latency`, `jitter`, or with equal `stages` (the work of all dealt evenly)."""
-    if what == "latency":
-        return replace(scene, latency=0.0, transfer=np.zeros((0, 2)))
-    if what == "jitter":
-        return replace(scene, jitter=0.0)
-    return replace(scene, seconds=np.tile(scene.seconds.mean(0), (len(scene.seconds), 1)))

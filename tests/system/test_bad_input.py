@@ -58,6 +58,10 @@ CASES = {
     "2bw in strict mode": (["--schedule", "2bw", "--mode", "strict"], ["mode", "2bw"]),
     "activation memory is no size": (["--activation-memory", "lots"], ["activation_memory", "512MiB", "lots"]),
     "too little activation memory": (["--activation-memory", "100"], ["activation_memory", "needs"]),
+    "a plan beyond the activation memory": (
+        ["--schedule", "gpipe", "--activation-memory", "10kB"],
+        ["activation_memory", "gpipe", "10kB"],
+    ),
     "nothing in flight": (["--in-flight", "0"], ["in_flight", "greater than or equal to 1"]),
 }
 

@@ -46,6 +46,16 @@ def test_text_becomes_numbers():
         ({"epochs": 2, "steps": 3}, "epochs and steps: expected one of them"),
         ({"seed": -1}, "seed: expected greater than or equal to 0"),
         ({"model": 3}, "model: expected"),
+        ({"jitter": 0.1}, "jitter: only emulated nodes have it; give --pace as well"),
+        ({"jitter": 1.0, "pace": "2"}, "jitter: expected less than 1, got 1.0"),
+        ({"schedule": "pipedream", "mode": "ready"}, "mode: schedule pipedream has an order of its own"),
+        ({"schedule": "2bw", "mode": "strict"}, "mode: schedule 2bw follows no plan"),
+        ({"schedule": "pipedream", "clip_norm": 1.0}, "clip_norm: waits for all ranks in each step"),
+        ({"schedule": "pipedream", "chunks": 2}, "chunks: schedule pipedream takes 1, got 2"),
+        ({"schedule": "2bw", "chunks": 3}, "chunks: schedule 2bw takes 1, got 3"),
+        ({"chunks": 0}, "chunks: expected greater than or equal to 1, got 0"),
+        ({"w_group": 0}, "w_group: expected greater than or equal to 1"),
+        ({"in_flight": "few"}, "in_flight: expected a valid integer"),
     ],
 )
 def test_faults_are_named(values, words):
@@ -71,10 +81,43 @@ def test_stored_config_reads_back(tmp_path, values):
     assert tomllib.loads((folder.path / "config.toml").read_text()) == folder.config()
 
 
-def test_mode():
-    assert make_config({}).effective_mode == "ready"
-    assert make_config({"schedule": "naive"}).effective_mode == "strict"
-    assert make_config({"schedule": "naive", "mode": "ready"}).effective_mode == "ready"
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"jitter": 0.1, "pace": "2"}, {"pace": "2"}, {"schedule": "pipedream"}, {"chunks": 3},
+        {"schedule": "pipedream", "mode": "strict"}, {"schedule": "2bw", "clip_norm": 1.0},
+        {"schedule": "pipedream", "clip_value": 1.0, "chunks": 1}, {"schedule": "2bw", "mode": "ready", "chunks": 1},
+        {"schedule": "1f1b", "clip_norm": 1.0},
+        {"schedule": "auto", "mode": "strict", "chunks": 2}, {"schedule": "interleaved", "mode": "ready", "chunks": 2},
+    ],
+)  # fmt: skip
+def test_what_goes_together(values):
+    assert make_config(values).stored().items() >= values.items()
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "chunks"),
+    [
+        ({}, "ready", 1),
+        ({"mode": "strict"}, "strict", 1),
+        ({"schedule": "naive"}, "strict", 1),
+        ({"schedule": "naive", "mode": "ready"}, "ready", 1),
+        ({"schedule": "naive", "chunks": 3}, "strict", 3),
+        ({"schedule": "interleaved"}, "strict", 2),
+        ({"schedule": "interleaved-zb"}, "strict", 2),
+        ({"schedule": "interleaved", "chunks": 1}, "strict", 1),
+        ({"schedule": "interleaved", "chunks": 4}, "strict", 4),
+        ({"schedule": "interleaved", "mode": "ready"}, "ready", 1),
+        ({"chunks": 3}, "ready", 3),
+        ({"schedule": "auto"}, "ready", 1),
+        ({"schedule": "auto", "mode": "strict"}, "strict", 1),
+        ({"schedule": "2bw"}, "ready", 1),
+        ({"schedule": "pipedream"}, "strict", 1),
+    ],
+)
+def test_defaults_that_hang_together(values, mode, chunks):
+    config = make_config(values)
+    assert (config.effective_mode, config.effective_chunks) == (mode, chunks)
 
 
 def test_names_are_never_taken_twice(tmp_path):
