@@ -11,12 +11,12 @@ from conftest import ROOT
 def test_suite(launch, ranks, tmp_path):
     where = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base"]
     settings = ["--with-mpi", "-x", "-q", "-p", "no:cacheprovider", *where]
-    # On 4 ranks the schedules alone: what else depends on the number is seen on the other five.
-    what = ROOT / "tests/mpi" / ("test_schedules.py" if ranks == 4 else "")
+    # On 4 ranks the numbers of all schedules alone: what else depends on the ranks is seen on the other five.
+    what = ROOT / "tests/mpi" / ("test_schedules.py::test_same_numbers" if ranks == 4 else "")
     done = launch(ranks, "-m", "mpi4py", "-m", "pytest", *settings, str(what), timeout=380)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     passed = [int(number) for number in re.findall(r"(\d+) passed", done.stdout)]  # lines of ranks may mix
     assert len(passed) == ranks, done.stdout[-3000:]
-    assert min(passed) == max(passed) >= 120
+    assert min(passed) == max(passed) >= (72 if ranks == 4 else 180)
     assert "skipped" not in done.stdout
     print(f"{passed[0]} tests passed on {ranks} ranks")
