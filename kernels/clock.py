@@ -34,7 +34,7 @@ def stretch(jitter: float, seed: int, stage: int, kind: int, number: int) -> flo
 
 
 @jit
-def _push(times, who, count, time, rank):  # noqa: ANN001, ANN202
+def push(times, who, count, time, rank):  # noqa: ANN001, ANN201
     """Put an event on a binary heap; returns how many there are."""
     i = count
     while i > 0:
@@ -48,7 +48,7 @@ def _push(times, who, count, time, rank):  # noqa: ANN001, ANN202
 
 
 @jit
-def _pop(times, who, count):  # noqa: ANN001, ANN202
+def pop(times, who, count):  # noqa: ANN001, ANN201
     """Take the earliest event off; returns how many are left."""
     count -= 1
     time, rank = times[count], who[count]
@@ -177,7 +177,7 @@ def run(ranks, chunks, sizes, steps, seconds, shares, share_ends, overhead, late
                         pressed[r] = (since[r] >= 0 and pressed[r]) or why == 2
             if code == NONE:
                 if wake < NEVER:
-                    events = _push(times, who, events, wake, r + ranks)
+                    events = push(times, who, events, wake, r + ranks)
                 if since[r] < 0:
                     since[r] = now
                 continue
@@ -217,7 +217,7 @@ def run(ranks, chunks, sizes, steps, seconds, shares, share_ends, overhead, late
                 log[rows, 0], log[rows, 1], log[rows, 2] = s, kind, number
                 log[rows, 3], log[rows, 4], log[rows, 5] = now, now + lasts, many
                 rows += 1
-            events = _push(times, who, events, now + lasts + overhead, r)
+            events = push(times, who, events, now + lasts + overhead, r)
         if events == 0:
             break
         now = times[0]
@@ -225,7 +225,7 @@ def run(ranks, chunks, sizes, steps, seconds, shares, share_ends, overhead, late
         waiting = 0
         while events > 0 and times[0] <= same:
             r = who[0]
-            events = _pop(times, who, events)
+            events = pop(times, who, events)
             woken = r >= ranks
             r %= ranks
             if not batched[r]:
@@ -251,7 +251,7 @@ def run(ranks, chunks, sizes, steps, seconds, shares, share_ends, overhead, late
                 due[target, way, sent[target, way] % room] = arrives
                 sent[target, way] += 1
                 if doing[other] == NONE and other != r:
-                    events = _push(times, who, events, arrives, other + ranks)
+                    events = push(times, who, events, arrives, other + ranks)
             if kind == B:
                 done[s, W] += 1
                 now_held[r] -= 1

@@ -15,7 +15,7 @@ are a recurrence over maximum and plus, solved for a whole bucket at once.
 import numpy as np
 
 from kernels._jit import jit
-from kernels.clock import _pop, _push, stretch
+from kernels.clock import pop, push, stretch
 from kernels.rule import NONE, F, I, U, W
 
 READY, FREE, RELEASE, SUMMED = range(4)  # a gradient exists, a link is free, weights are made, gradients are there
@@ -115,10 +115,10 @@ def serve(workers, servers, steps, micro, seconds, slower, bounds, sizes, taken,
         free_at[w], worked = _work(w, 0, micro, seconds, slower[w], jitter, seed, 0.0, here[w], exists[w])
         busy[w] += worked
         cursor[w], left[w] = last, chunks
-        events = _push(times, who, events, exists[w, last], 4 * w + READY)
+        events = push(times, who, events, exists[w, last], 4 * w + READY)
     while events > 0:
         now, what, value = times[0], who[0] % 4, who[0] // 4
-        events = _pop(times, who, events)
+        events = pop(times, who, events)
         node = value
         if what == READY:
             w, layer = value, cursor[value]
@@ -135,17 +135,17 @@ def serve(workers, servers, steps, micro, seconds, slower, bounds, sizes, taken,
                 layer -= 1  # a layer without parameters
             cursor[w] = layer
             if layer >= 0:
-                events = _push(times, who, events, exists[w, layer], 4 * w + READY)
+                events = push(times, who, events, exists[w, layer], 4 * w + READY)
         elif what == RELEASE:
             s, first = value, made_first[value] % batches
             batch = next_batch[s, first]
             releases += 1
             key = np.float64(batch // (workers + 1) if forward_first else releases)
-            waiting[s] = _push(keys[s], queue[s], waiting[s], key, batch)
+            waiting[s] = push(keys[s], queue[s], waiting[s], key, batch)
             made_first[s] += 1
             if made_first[s] < made_last[s]:
                 first = made_first[s] % batches
-                events = _push(times, who, events, over[s, first], 4 * s + RELEASE)
+                events = push(times, who, events, over[s, first], 4 * s + RELEASE)
             node = workers + s
         else:
             sending[node] = False
@@ -169,12 +169,12 @@ def serve(workers, servers, steps, micro, seconds, slower, bounds, sizes, taken,
             c = queue[s, 0] // (workers + 1)
             queue[s, 0] -= 1
             if queue[s, 0] % (workers + 1) == 0:
-                waiting[s] = _pop(keys[s], queue[s], waiting[s])
+                waiting[s] = pop(keys[s], queue[s], waiting[s])
             w = np.int64(line[c, head[c] % workers])
             head[c] += 1
             target = w
         sending[node] = True
-        events = _push(times, who, events, now + taken[c], 4 * node + FREE)
+        events = push(times, who, events, now + taken[c], 4 * node + FREE)
         end = max(now + latency, in_free[target]) + taken[c]
         in_free[target] = end
         sent[node] += sizes[c]
@@ -200,7 +200,7 @@ def serve(workers, servers, steps, micro, seconds, slower, bounds, sizes, taken,
                 processor[s] = max(end, processor[s]) + lasts
                 serving[s] += lasts
                 if made_first[s] == made_last[s]:
-                    events = _push(times, who, events, processor[s], 4 * s + RELEASE)
+                    events = push(times, who, events, processor[s], 4 * s + RELEASE)
                 over[s, made_last[s] % batches] = processor[s]
                 next_batch[s, made_last[s] % batches] = c * (workers + 1) + many
                 made_last[s] += 1
@@ -217,7 +217,7 @@ def serve(workers, servers, steps, micro, seconds, slower, bounds, sizes, taken,
                     )
                     busy[w] += worked
                     cursor[w], left[w] = last, chunks
-                    events = _push(times, who, events, exists[w, last], 4 * w + READY)
+                    events = push(times, who, events, exists[w, last], 4 * w + READY)
     return finished, busy, ends, serving, sent, received
 
 
@@ -267,19 +267,19 @@ def colocate(workers, steps, micro, seconds, slower, taken, latency, forward_fir
                 )  # fmt: skip
                 busy[w] += worked
                 cursor[w] = last
-                events = _push(times, who, events, max(exists[w, last], now), 4 * w + READY)
+                events = push(times, who, events, max(exists[w, last], now), 4 * w + READY)
             count[:] = 0
             latest[:] = 0.0
             complete = 0
         now, what, value = times[0], who[0] % 4, who[0] // 4
-        events = _pop(times, who, events)
+        events = pop(times, who, events)
         if what == SUMMED:
             for w in range(workers):
                 lasts = slower[w] * seconds[value, U] / workers
                 lasts *= stretch(jitter, seed, w * layers + value, U, step)
                 processor[w] = max(now, processor[w]) + lasts
                 serving[w] += lasts
-                events = _push(times, who, events, processor[w], 4 * (w * layers + value) + RELEASE)
+                events = push(times, who, events, processor[w], 4 * (w * layers + value) + RELEASE)
             continue
         if what == FREE:
             w = value
@@ -291,26 +291,26 @@ def colocate(workers, steps, micro, seconds, slower, taken, latency, forward_fir
                 w, layer, way = value // layers, value % layers, 1
             numbers += 1
             key = np.float64(step * layers + layer if forward_first else numbers)
-            waiting[w] = _push(keys[w], queue[w], waiting[w], key, 2 * layer + way)
+            waiting[w] = push(keys[w], queue[w], waiting[w], key, 2 * layer + way)
             if way == 0:
                 layer -= 1
                 while layer >= 0 and taken[layer] < 0:
                     layer -= 1
                 cursor[w] = layer
                 if layer >= 0:
-                    events = _push(times, who, events, max(exists[w, layer], now), 4 * w + READY)
+                    events = push(times, who, events, max(exists[w, layer], now), 4 * w + READY)
         if sending[w] or waiting[w] == 0:
             continue
         layer, way = queue[w, 0] // 2, queue[w, 0] % 2
-        waiting[w] = _pop(keys[w], queue[w], waiting[w])
+        waiting[w] = pop(keys[w], queue[w], waiting[w])
         sending[w] = True
         end = now + taken[layer]
-        events = _push(times, who, events, end, 4 * w + FREE)
+        events = push(times, who, events, end, 4 * w + FREE)
         latest[layer, way] = max(latest[layer, way], end + latency)
         count[layer, way] += 1
         if count[layer, way] == workers:
             if way == 0:
-                events = _push(times, who, events, latest[layer, 0], 4 * layer + SUMMED)
+                events = push(times, who, events, latest[layer, 0], 4 * layer + SUMMED)
             else:
                 here[layer] = latest[layer, 1]
                 ends[step] = max(ends[step], here[layer])

@@ -8,8 +8,10 @@ import pandas as pd
 from ringtmp.analysis import Run, open_run
 from ringtmp.analysis.steady import Steady, steady
 from ringtmp.errors import UserError
+from ringtmp.nn.layer import pieces
 from ringtmp.ring.plan import SCHEDULES, build
 from ringtmp.ring.planner import ENGINE, RULE
+from ringtmp.ring.rule import default_most
 from ringtmp.ring.simulate import Outcome, Scene, simulate
 from ringtmp.run.units import show_seconds
 
@@ -37,18 +39,14 @@ def scene_of(run: Run) -> Scene:
     span = (training["end"] - training["start"]) / 1e9
     # W of a micro-batch goes in pieces: their sum counts.
     each = span.groupby([training["stage"], training["kind"], training["step"], training["micro_batch"]]).sum()
-    sizes = _sizes(int(config["batch_size"]), m)
+    sizes = np.array(pieces(int(config["batch_size"]), m), float)
+    sizes /= sizes[0]
     whole = each[each.index.get_level_values("micro_batch") < (sizes == 1.0).sum()]  # of the largest micro-batches
     table = whole.groupby(level=["stage", "kind"]).median().unstack("kind").reindex(columns=list("FIWU")).fillna(0.0)
     spread = whole.xs("F", level="kind").groupby(level="stage").agg(lambda x: x.std() / x.mean())
     jitter = float(min(0.95, np.sqrt(3) * np.nan_to_num(spread.median())))
     return Scene(ranks, chunks, sizes, table.to_numpy(), ((1.0,),) * (ranks * chunks), ENGINE,
                  _latency(events), jitter=jitter)  # fmt: skip
-
-
-def _sizes(batch: int, m: int) -> np.ndarray:
-    rows = np.array([batch // m + (n < batch % m) for n in range(m)], float)
-    return rows / rows[0]
 
 
 def _latency(events: pd.DataFrame) -> float:
@@ -69,7 +67,7 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
     name = first["schedule"] or RULE
     measured = steady(run.events())
     scene = scene_of(run)
-    most, ahead = int(run.config.get("in_flight") or 3 * scene.ranks), float(run.config.get("ahead") or 0.0)
+    most, ahead = int(run.config.get("in_flight") or default_most(scene.ranks)), float(run.config.get("ahead") or 0.0)
 
     def under(scene: Scene, name: str) -> Outcome:
         plan = None if name == RULE else build(name, scene.ranks, scene.micro_batches, scene.chunks)

@@ -115,16 +115,10 @@ class Stage:
         views = layer.views(flat, derived), layer.views(gradient)
         return LayerState(index, layer, flat, gradient, derived, slots, *views)
 
-    def _group(self) -> list[int]:
-        """Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's."""
-        groups = [0]
-        for state in self.states:
-            groups.append(groups[-1] + (not state.layer.aliased))
-        return groups
-
     def _room(self) -> dict[str, list[Array]]:
         """Flat buffers of one slot, each large enough for `rows` rows; with `recompute` those within are all slots'."""
-        layers, rows, groups = [state.layer for state in self.states], self.rows, self._group()
+        layers, rows = [state.layer for state in self.states], self.rows
+        groups = _groups(layers)
         needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
         widths = [layers[0].inputs] + [layer.outputs for layer in layers]
         y: list[Array] = []
@@ -318,14 +312,8 @@ class Stage:
         """W in pieces that last at least `LOOK`, given the seconds of each layer's W; threads share a whole one."""
         if len(self._scratch) > 1:
             return
-        self.pieces, gone = [], LOOK
-        for n in self._held:
-            if gone < LOOK:
-                self.pieces[-1] += (n,)
-            else:
-                self.pieces.append((n,))
-                gone = 0.0
-            gone += seconds[n]
+        joined = join([seconds[n] for n in self._held], LOOK)
+        self.pieces = [tuple(self._held[place] for place in piece) for piece in joined]
 
     def weight_seconds(self) -> list[float]:
         """How long each layer's W takes now, for the largest micro-batch; after `warm_up`."""
@@ -351,13 +339,33 @@ class Stage:
             self.backward_weight([work], True)
 
 
+def join(seconds: Sequence[float], least: float) -> list[list[int]]:
+    """Places of `seconds`, neighbours joined until each piece lasts at least `least` (the last one may be shorter)."""
+    joined: list[list[int]] = []
+    gone = least
+    for place, each in enumerate(seconds):
+        if gone < least:
+            joined[-1].append(place)
+        else:
+            joined.append([place])
+            gone = 0.0
+        gone += each
+    return joined
+
+
+def _groups(layers: Sequence[Layer]) -> list[int]:
+    """Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's."""
+    groups = [0]
+    for layer in layers:
+        groups.append(groups[-1] + (not layer.aliased))
+    return groups
+
+
 def slot_bytes(model: Model, first: int, last: int, rows: int, dtype: np.dtype, recompute: bool = False) -> int:
     """Bytes of each further slot of a stage (what all slots share with `recompute` left out), without making it."""
     layers, item = model.layers[first:last], np.dtype(dtype).itemsize
     is_first, is_last = first == 0, last == len(model.layers)
-    groups = [0]
-    for layer in layers:
-        groups.append(groups[-1] + (not layer.aliased))
+    groups = _groups(layers)
     needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
     total = 0
     for group in range(groups[-1] + 1):

@@ -15,7 +15,7 @@ from ringtmp.ring.pace import Pace, parse_pace
 from ringtmp.ring.partition import parse_split, partition
 from ringtmp.ring.plan import SCHEDULES, Plan, build, forward_only
 from ringtmp.ring.planner import RULE, Problem, costs_on, costs_paced, explore, recommend
-from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream
+from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
 from ringtmp.run.clocks import measure_link
 from ringtmp.run.job import Job
 from ringtmp.run.mpi import from_rank_0
@@ -211,7 +211,7 @@ def _check_memory(layout: Layout) -> None:
 def most_in_flight(job: Job, ranks: int, chunks: int, ends: tuple[int, ...], w_group: int) -> int:
     """Most micro-batches that each chunk of every rank may hold: by number, and by the bytes that they take."""
     config, starts = job.config, (0, *ends)
-    most = config.in_flight or max(3 * ranks, w_group)
+    most = config.in_flight or default_most(ranks, w_group)
     if config.activation_memory is None:
         return most
     limit = parse_bytes(config.activation_memory, "activation_memory")

@@ -15,11 +15,11 @@ from ringtmp.nn.costs import Cost, layer_costs
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.nn.stage import LOOK, slot_bytes
+from ringtmp.nn.stage import LOOK, join, slot_bytes
 from ringtmp.ring.pace import nominal
 from ringtmp.ring.partition import partition
 from ringtmp.ring.plan import SCHEDULES, Plan, build, peak_in_flight
-from ringtmp.ring.rule import POSTED
+from ringtmp.ring.rule import POSTED, default_most
 from ringtmp.ring.simulate import Outcome, Scene, simulate
 from ringtmp.run.units import show_bytes
 
@@ -138,7 +138,7 @@ class Problem:
 
     def most(self, micro_batches: int, chunks: int, w_group: int) -> int:
         """Most micro-batches that the rule may hold in each chunk, as far as memory allows."""
-        most = max(1, min(self.in_flight or max(3 * self.ranks, w_group), micro_batches))
+        most = max(1, min(self.in_flight or default_most(self.ranks, w_group), micro_batches))
         while most > 1 and not self.allows(*self.bytes(chunks, micro_batches, self.room(most, chunks))):
             most -= 1
         return most
@@ -177,12 +177,7 @@ def _evenly(model: Model, stages: int) -> list[int]:
 
 def _shares(seconds: list[float], least: float) -> tuple[float, ...]:
     """Pieces of W as shares of it: layers joined until each piece lasts at least `least`, as `Stage.cut` does."""
-    parts: list[float] = []
-    for each in seconds:
-        if parts and parts[-1] < least:
-            parts[-1] += each
-        else:
-            parts.append(each)
+    parts = [sum(seconds[place] for place in piece) for piece in join(seconds, least)]
     total = sum(parts)
     return tuple(part / total for part in parts) if total > 0 else (1.0,)
 

@@ -13,6 +13,11 @@ from ringtmp.ring.plan import Plan, peak_in_flight
 POSTED = 2  # receives of activations that are posted ahead of the micro-batches in flight
 
 
+def default_most(ranks: int, w_group: int = 1) -> int:
+    """Most micro-batches that a chunk may hold where nothing else is said: `--in-flight`'s default."""
+    return max(3 * ranks, w_group)
+
+
 class Chunk(Protocol):
     """What a policy may look at."""
 

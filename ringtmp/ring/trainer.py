@@ -145,10 +145,10 @@ class _Run:
         if config.pace:
             kernels.compile_all(np.float64, {"clock"})
         stashed = self._start_values()  # with kernels: never before one rank of this machine has compiled them
+        paces = self.layout.paces(self.rank)
         for c, stage in enumerate(self.stages):
             stage.warm_up(self.table.sizes, self.policy.window(c))
             if self.size > 1:  # alone there is no inbox to look at
-                paces = self.layout.paces(self.rank)
                 stage.cut([ns * self.table.rows / 1e9 for ns in paces[c].layers] if paces else stage.weight_seconds())
         self.feeder = Feeder(job) if self.rank == 0 else None
         self.recorder = self._recorder()
@@ -157,7 +157,7 @@ class _Run:
             self.ring, self.stages, self.table, self.policy, self, self.recorder, start=job.start,
             w_group=self.layout.w_group, seed=config.seed, crowded=crowded,
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
-            lag=self.layout.lag, stashed=stashed, paces=self.layout.paces(self.rank), stop_request=self.stop_request,
+            lag=self.layout.lag, stashed=stashed, paces=paces, stop_request=self.stop_request,
         )  # fmt: skip
         meet(self.comm)
         clocks = compare_clocks(self.ring, TAG_CLOCK)
