@@ -14,7 +14,7 @@ __all__ = ["Result", "RunConfig", "UserError", "train"]
 
 _HOME = {
     "train": "ringtmp.ring.trainer",
-    "Result": "ringtmp.ring.result",
+    "Result": "ringtmp.run.result",
     "RunConfig": "ringtmp.run.config",
     "UserError": "ringtmp.errors",
 }

@@ -130,7 +130,7 @@ def _problem(options: argparse.Namespace) -> Any:
     from ringtmp.nn.model import build_model
     from ringtmp.nn.optimizers import Optimizer
     from ringtmp.ring import planner
-    from ringtmp.ring.pace import parse_pace
+    from ringtmp.run.pace import parse_pace
     from ringtmp.run.units import parse_bytes, parse_rate, parse_seconds
 
     if not options.model:

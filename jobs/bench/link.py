@@ -22,7 +22,8 @@ from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.ring.links import Inbox, Outbox, Patience
+from ringtmp.ring.links import Outbox
+from ringtmp.run.links import Inbox, Patience
 from ringtmp.run.mpi import StopRequest, run_main
 from ringtmp.run.trace import clock
 

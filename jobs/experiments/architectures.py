@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.experiments.architectures_figure import draw
-from ringtmp.ring.pace import UPDATE_FLOPS
 from ringtmp.ring.rivals import Exchange, cut_bytes, exchange_bytes, simulate_data_parallel
 from ringtmp.ring.simulate import Scene, Timed, simulate
+from ringtmp.run.pace import UPDATE_FLOPS
 from ringtmp.run.units import parse_rate, parse_seconds
 
 RESULT = Path(__file__).parent / "results" / "architectures.json"

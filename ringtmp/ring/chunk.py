@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ringtmp.nn.layer import Array, Moment
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.ring.links import Inbox, LabelBox
+from ringtmp.ring.links import LabelBox
+from ringtmp.run.links import Inbox
 from ringtmp.run.timetable import Cursor, Phase, Timetable
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import Array, Moment
 from ringtmp.nn.stage import Stage, Work
 from ringtmp.ring.chunk import Chunk, Versions
-from ringtmp.ring.links import ControlLink, Inbox, LabelBox, Outbox, Patience, tag_of
-from ringtmp.ring.pace import Pace
+from ringtmp.ring.links import LabelBox, Outbox, tag_of
 from ringtmp.ring.rule import Policy
 from ringtmp.ring.tokens import Home, Tokens
+from ringtmp.run.links import ControlLink, Inbox, Patience
+from ringtmp.run.pace import Pace
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 

@@ -11,7 +11,6 @@ import numpy as np
 from ringtmp.errors import UserError
 from ringtmp.nn.stage import slot_bytes
 from ringtmp.ring.check import check
-from ringtmp.ring.pace import Pace, parse_pace
 from ringtmp.ring.partition import parse_split, partition
 from ringtmp.ring.plan import SCHEDULES, Plan, build, forward_only
 from ringtmp.ring.planner import RULE, Problem, costs_on, costs_paced, explore, recommend
@@ -19,6 +18,7 @@ from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream, def
 from ringtmp.run.clocks import measure_link
 from ringtmp.run.job import Job
 from ringtmp.run.mpi import from_rank_0
+from ringtmp.run.pace import Pace, parse_pace
 from ringtmp.run.units import parse_bytes, show_bytes, show_seconds
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import LOOK, join, slot_bytes
-from ringtmp.ring.pace import nominal
 from ringtmp.ring.partition import partition
 from ringtmp.ring.plan import SCHEDULES, Plan, build, peak_in_flight
 from ringtmp.ring.rule import POSTED, default_most
 from ringtmp.ring.simulate import Outcome, Scene, simulate
+from ringtmp.run.pace import nominal
 from ringtmp.run.units import show_bytes
 
 ENGINE = 8e-6  # seconds the engine takes beside each action (`make bench` measures it)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ringtmp.errors import RunFailure
-from ringtmp.ring.links import CONTROL_FIELDS, ControlLink
+from ringtmp.run.links import CONTROL_FIELDS, ControlLink
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
+from ringtmp.nn.model import Model
 from ringtmp.run.files import digest, hdf5, write_durably
 
 KEPT = 2  # sets
@@ -42,6 +43,13 @@ class LayerRecord:
     table: dict[str, Any]
     parameters: dict[str, Array]
     slots: dict[str, dict[str, Array]]
+
+    @classmethod
+    def of(cls, model: Model, index: int, flat: Array, slots: dict[str, Array]) -> "LayerRecord":
+        """Layer `index` of a model from its flat parameters and slots."""
+        layer = model.layers[index]
+        natural = {slot: layer.natural(values) for slot, values in slots.items()}
+        return cls(model.layer_name(index), layer.to_dict(), layer.natural(flat), natural)
 
 
 def set_folder(root: Path, step: int) -> Path:
@@ -75,13 +83,13 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
     write_durably(folder / f"rank-{rank:04d}.json", json.dumps(note))
 
 
-def commit(root: Path, step: int, ranks: int, facts: dict[str, Any]) -> None:
+def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -> None:
     """Make the set of `step` count: join the ranks' files in index.h5, then write the marker; drop sets beyond `KEPT`.
 
     `facts` go into the marker: configuration, data set, versions. Raises `OSError`.
     """
     folder = set_folder(root, step)
-    notes = [json.loads((folder / f"rank-{rank:04d}.json").read_text()) for rank in range(ranks)]
+    notes = [json.loads((folder / f"rank-{rank:04d}.json").read_text()) for rank in ranks]
     index, temporary = folder / "index.h5", folder / ".index.h5"
     with hdf5(temporary, "w", durable=True) as file:
         file.attrs["format"] = "ringtmp-checkpoint-1"
@@ -92,7 +100,7 @@ def commit(root: Path, step: int, ranks: int, facts: dict[str, Any]) -> None:
                 file[f"layers/{name}"] = h5py.ExternalLink(note["file"], f"/layers/{name}")
     temporary.rename(index)
     files = [*notes, {"file": index.name, "bytes": index.stat().st_size, "sha256": digest(index), "layers": []}]
-    body = {"step": step, "ranks": ranks, "files": files, "facts": facts}
+    body = {"step": step, "ranks": len(ranks), "files": files, "facts": facts}
     write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
     before = [old for old in steps(root) if old <= step]  # a newer one was passed over by a resume; it does not count
     whole = [old for old in before if (set_folder(root, old) / "COMMIT.json").exists()]

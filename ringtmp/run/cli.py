@@ -34,8 +34,8 @@ def _choices(annotation: Any) -> list[str]:
     return [word for part in typing.get_args(annotation) for word in _choices(part)]
 
 
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser with one flag for each field of `RunConfig`, in the fields' groups."""
+def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentParser:
+    """An argument parser with one flag for each field of `RunConfig`, in the fields' groups but that of `others`."""
     page = Parser(
         prog=f"python -m {prog}",
         usage=f"mpirun -n RANKS python -m {prog} [--flag value ...]",
@@ -50,6 +50,8 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     groups: dict[str, argparse._ArgumentGroup] = {}
     for key, field in RunConfig.model_fields.items():
         extra = typing.cast(dict[str, Any], field.json_schema_extra)
+        if extra["group"] == others:
+            continue
         if extra["group"] not in groups:
             groups[extra["group"]] = page.add_argument_group(extra["group"])
         words = _choices(field.annotation)
@@ -65,12 +67,14 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     return page
 
 
-def parse(argv: list[str], prog: str, description: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def parse(argv: list[str], prog: str, description: str, others: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """Values from the config file and values from the flags, neither validated as a whole yet.
+
+    A file may hold settings of every trainer, so that one file serves to compare them.
 
     Raises `UserError` for an unknown flag or key and for a file that cannot be read; `SystemExit` after --help.
     """
-    flags = vars(parser(prog, description).parse_args(argv))
+    flags = vars(parser(prog, description, others).parse_args(argv))
     path = flags.pop("config", None)
     from_file = read_toml(path) if path else {}
     if path:

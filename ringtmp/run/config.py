@@ -54,7 +54,7 @@ class RunConfig(BaseModel):
     epochs: Count = _field("Training", "passes over the training samples", 30)
     steps: Count | None = _field("Training", "optimizer steps in all; instead of --epochs", None)
     batch_size: Count = _field("Training", "samples per optimizer step, over all micro-batches", 64)
-    micro_batches: Count = _field("Training", "pieces a batch goes round the ring in; need not divide it", 8)
+    micro_batches: Count = _field("Ring", "pieces a batch goes round the ring in; need not divide it", 8)
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = _field("Training", "update rule", "adamw")
     lr: float = _field("Training", "learning rate, after warm-up", 1e-3, gt=0)
     momentum: float = _field("Training", "of --optimizer momentum", 0.9, ge=0, lt=1)
@@ -138,13 +138,57 @@ class RunConfig(BaseModel):
         False,
     )
     threads: int = _field(
-        "Ring",
+        "Training",
         "threads of a rank: they share the samples of a micro-batch, and the layers. Changes no bit",
         1,
         ge=1,
         le=1024,
     )
-    stall_timeout: float = _field("Ring", "seconds a rank waits for a neighbour before it ends the job", 600.0, gt=0)
+    stall_timeout: float = _field("Training", "seconds a rank waits for others before it ends the job", 600.0, gt=0)
+
+    consistency: Literal["bsp", "ssp", "asp", "allreduce"] = _field(
+        "Server",
+        "bsp: every step waits for all workers; ssp: workers run up to --staleness steps ahead of the slowest; asp: "
+        "nobody waits for anybody; allreduce: no server, gradients are summed round a ring of workers",
+        "bsp",
+    )
+    staleness: int | None = _field(
+        "Server", "steps that --consistency ssp lets a worker be ahead of the slowest one; default 3", None, ge=0
+    )
+    servers: Count = _field(
+        "Server", "ranks that serve, from rank 0 on, each a share of every layer; the others work", 1
+    )
+    colocate: bool = _field("Server", "on|off: every rank serves a share of the parameters and works", False)
+    backup: int = _field(
+        "Server",
+        "bsp goes ahead without the slowest so many workers of a step, whose gradients are dropped",
+        0,
+        ge=0,
+    )
+    chunk: str = _field(
+        "Server", "bytes of a message of gradients or weights: larger layers are cut, small ones sent together", "1MiB"
+    )
+    filter: Literal["none", "float16", "topk"] = _field(
+        "Server",
+        "float16: gradients and weights travel in half precision; topk: of each gradient only the --topk largest "
+        "numbers are sent, the rest is added to the next one",
+        "none",
+    )
+    topk: float = _field("Server", "share of numbers that --filter topk sends", 0.01, gt=0, le=1)
+    local_steps: Count = _field(
+        "Server",
+        "optimizer steps that workers make by themselves between two exchanges, of the differences to the weights that "
+        "they had begun with; their momentum or moments begin anew each time",
+        1,
+    )
+    pieces: Count = _field(
+        "Server",
+        "micro-batches that a worker cuts its share of each batch into; more of them take less memory. Changes no bit",
+        1,
+    )
+    worker_timeout: float = _field(
+        "Server", "seconds after which a silent worker is dropped and its share dealt to the others", 60.0, gt=0
+    )
 
     out: str = _field("Run folder", "where run folders are made", "runs")
     name: str | None = _field("Run folder", "of this run's folder; never overwritten. Default: data and time", None)
@@ -156,7 +200,7 @@ class RunConfig(BaseModel):
     checkpoint_every: int = _field("Run folder", "steps between checkpoints; 0: only at the end", 200, ge=0)
     trace: bool = _field("Run folder", "on|off: record every action of every rank", True)
     sends: Literal["standard", "synchronous"] = _field(
-        "Proving",
+        "Ring",
         "synchronous: every send blocks until it is received (MPI_Ssend); with several chunks only those of a plan, "
         "since without one they could wait for each other all round the ring",
         "standard",
@@ -181,17 +225,26 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> "RunConfig":
-        if self.micro_batches > self.batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is smaller than micro_batches {self.micro_batches}: "
-                "each micro-batch needs at least one sample"
-            )
         if self.steps is not None and "epochs" in self.model_fields_set:
             raise ValueError("epochs and steps: expected one of them, got both")
         if self.jitter and not self.pace:
             raise ValueError("jitter: only emulated nodes have it; give --pace as well")
         self._check_asynchronous()
+        self._check_exchange()
         return self
+
+    def _check_exchange(self) -> None:
+        if self.staleness is not None and self.consistency != "ssp":
+            raise ValueError(f"staleness: only consistency ssp has a bound, not {self.consistency}")
+        if self.backup and self.consistency != "bsp":
+            raise ValueError(f"backup: only consistency bsp waits for workers of each step, not {self.consistency}")
+        if self.colocate and self.servers > 1:
+            raise ValueError("servers: with colocate every rank serves; leave servers out")
+        if self.consistency == "allreduce":
+            plain = {"servers": 1, "colocate": False, "filter": "none", "local_steps": 1}
+            for key, value in plain.items():
+                if getattr(self, key) != value:
+                    raise ValueError(f"{key}: consistency allreduce has no server; expected {value}")
 
     def _check_asynchronous(self) -> None:
         if self.schedule == "pipedream" and self.mode == "ready":
@@ -217,6 +270,13 @@ class RunConfig(BaseModel):
         """Stages of a rank, with the default resolved."""
         interleaved = self.effective_mode == "strict" and self.schedule in ("interleaved", "interleaved-zb")
         return self.chunks or (2 if interleaved else 1)
+
+    @property
+    def bound(self) -> int:
+        """Steps that a worker may be ahead of the slowest one; -1: any."""
+        if self.consistency == "ssp":
+            return 3 if self.staleness is None else self.staleness
+        return -1 if self.consistency == "asp" else 0
 
     @property
     def effective_weight_decay(self) -> float:

@@ -1,6 +1,8 @@
 """What comes before the first step, the same for every trainer: configuration, data, model, run folder, resume."""
 
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from ringtmp.run.config import RunConfig, make_config, read_toml
 from ringtmp.run.data import DataInfo, DataSet, epoch_order, open_data
 from ringtmp.run.folder import RunFolder, lock, make_run_folder, open_run_folder, store_config
 from ringtmp.run.mpi import agreed, from_rank_0
-from ringtmp.run.timetable import Phase, Timetable
+from ringtmp.run.timetable import Timetable
 from ringtmp.run.trace import environment
 
 if TYPE_CHECKING:
@@ -97,8 +99,9 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(
-    comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None
-) -> Job:
+    comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None,
+    check: Callable[[RunConfig, int], None] = lambda config, ranks: None,
+) -> Job:  # fmt: skip
     """Check everything that can be checked before a run folder is touched. Collective over `comm`.
 
     Parameters
@@ -108,6 +111,8 @@ def prepare(
         Values of the configuration file and over them those of the command line. Only rank 0's count.
     arrays : tuple or None
         Data given from Python instead of `data`.
+    check : callable
+        Raises `UserError` for settings with which the trainer cannot run on so many ranks.
 
     Raises
     ------
@@ -131,6 +136,7 @@ def prepare(
         config = make_config(merge(stored, values))
         if isinstance(config.model, str) and config.model.endswith(".toml"):
             config = config.model_copy(update={"model": _layers_of(config.model)})
+        check(config, comm.size)
         if marker:
             _check_fixed(make_config(marker["facts"]["config"]), config)
         data = open_data(
@@ -245,30 +251,38 @@ def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
 
 
 class Feeder:
-    """Reads micro-batches in the order of (seed, epoch) on the rank that holds the data."""
+    """Reads samples in the order of (seed, epoch) on a rank that holds the data."""
 
     def __init__(self, job: Job) -> None:
         assert job.data
         self.data, self.seed, self.n = job.data, job.config.seed, job.info.n_train
         self.batch, self.per_epoch = job.config.batch_size, job.steps_per_epoch
-        self.values = job.info.target == "values"
+        self.info, self.dtype = job.info, job.dtype
         self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._targets: list[Array] = []
-        self.spread = 0.0  # what guessing the test targets' mean would lose, summed over the test samples
+        self._spread: float | None = None
 
-    def read(self, phase: Phase, number: int, x: Array, labels: Array) -> None:
-        """Fill `x` and `labels` with micro-batch `number` of `phase`."""
-        first = phase.first_sample(number)
-        if phase.training:
-            epoch, place = divmod(phase.step, self.per_epoch)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.n)
-            first += place * self.batch
-            self.data.read("train", self._order[first : first + len(x)], x, labels)
-            return
+    def train(self, step: int, first: int, x: Array, labels: Array) -> None:
+        """Fill `x` and `labels` with the samples of a step's batch from number `first` on."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.n)
+        first += place * self.batch
+        self.data.read("train", self._order[first : first + len(x)], x, labels)
+
+    def test(self, first: int, x: Array, labels: Array) -> None:
+        """Fill `x` and `labels` with test samples from number `first` on."""
         self.data.read("test", np.arange(first, first + len(x)), x, labels)
-        if self.values and not self.spread:
-            self._targets.append(labels.astype(np.float64))
-            if number == len(phase.sizes) - 1:
-                every = np.concatenate(self._targets)
-                self.spread = float(np.mean(((every - every.mean(0)) ** 2).sum(0)))
+
+    def spread(self) -> float:
+        """What guessing the test targets' mean would lose, summed over the test samples; 0 for classes."""
+        if self._spread is None:
+            self._spread = 0.0
+            if self.info.target == "values":
+                every = np.empty((self.info.n_test, self.info.outputs), self.dtype)
+                for first in range(0, len(every), 256):
+                    rows = every[first : first + 256]
+                    x = np.empty((len(rows), math.prod(self.info.sample_shape)), self.dtype)
+                    self.test(first, x, rows)
+                wide = every.astype(np.float64)
+                self._spread = float(np.mean(((wide - wide.mean(0)) ** 2).sum(0)))
+        return self._spread

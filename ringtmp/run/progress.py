@@ -184,16 +184,17 @@ class Reporter:
         self._keep(lambda file: file.close())
 
 
-def summary(rows: list[dict[str, Any]], title: str) -> None:
-    """Print the table of ranks: layers, parameters, shares of the wall time, peak memory."""
+def summary(rows: list[dict[str, Any]], heading: str, title: str) -> None:
+    """Print the table of ranks: what each holds or does, parameters, shares of the wall time, peak memory."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for name in ("rank", "layers", "parameters", "compute", "transfer", "wait", "checkpoint", "other", "peak memory"):
+    for name in ("rank", heading, "parameters", "compute", "transfer", "wait", "checkpoint", "other", "peak memory"):
         table.add_column(name, justify="right")
     for row in rows:
         wall = max(sum(row["parts"].values()), 1)
         shares = [f"{part / wall:.1%}" for part in row["parts"].values()]
-        layers = " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in row["layers"])
-        table.add_row(str(row["rank"]), layers, f"{row['parameters']:,}", *shares, f"{row['memory'] / 2**20:,.0f} MiB")
+        table.add_row(
+            str(row["rank"]), row["shown"], f"{row['parameters']:,}", *shares, f"{row['memory'] / 2**20:,.0f} MiB"
+        )
     columns = launcher_terminal()
     with suppress(OSError):  # standard output may go to a disk that is full
         Console(width=columns or 100, force_terminal=columns is not None).print(table)

@@ -23,7 +23,7 @@ def records(rank, step):
 def write_set(root, step, ranks=2):
     for rank in range(ranks):
         checkpoint.write_part(root, step, rank, records(rank, step))
-    checkpoint.commit(root, step, ranks, {"config": {}})
+    checkpoint.commit(root, step, range(ranks), {"config": {}})
 
 
 def loaded(root, step, names):
@@ -148,7 +148,7 @@ def test_the_set_before_is_used_and_says_so(trained, tmp_path, capsys, name, dam
 def test_every_byte_of_a_small_set(tmp_path):
     """Each byte of each file flipped in turn: found, or (white space of the marker) without meaning."""
     checkpoint.write_part(tmp_path, 1, 0, [LayerRecord("000-dense", {}, {"w": np.arange(3.0)}, {})])
-    checkpoint.commit(tmp_path, 1, 1, {})
+    checkpoint.commit(tmp_path, 1, [0], {})
     folder = checkpoint.set_folder(tmp_path, 1)
     body = checkpoint.read_marker(tmp_path, 1)
     for path in sorted(folder.iterdir()):

@@ -42,7 +42,6 @@ def test_text_becomes_numbers():
         ({"trace": "maybe"}, "trace: expected a valid boolean"),
         ({"name": ""}, "name: expected a folder name"),
         ({"name": ".."}, "name: expected a folder name"),
-        ({"batch_size": 4}, "batch_size 4 is smaller than micro_batches 8"),
         ({"epochs": 2, "steps": 3}, "epochs and steps: expected one of them"),
         ({"seed": -1}, "seed: expected greater than or equal to 0"),
         ({"model": 3}, "model: expected"),

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from kernels.clock import stretch
 from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
-from ringtmp.ring import pace as module
 from ringtmp.ring.engine import Engine
-from ringtmp.ring.pace import Pace, nominal, parse_pace
+from ringtmp.run import pace as module
+from ringtmp.run.pace import Pace, nominal, parse_pace
 from ringtmp.run.trace import clock
 
 ATTENTION = [

@@ -1,6 +1,7 @@
 """Emulated nodes: actions stretched by sleeping, so that many slow or unequal nodes run honestly on few cores."""
 
 import time
+from collections.abc import Callable, Sequence
 
 from kernels.clock import stretch
 from ringtmp.errors import UserError
@@ -8,6 +9,7 @@ from ringtmp.nn.model import Model
 from ringtmp.run.trace import clock
 
 UPDATE_FLOPS = 10  # per parameter, about what AdamW takes
+_LOOK = 200_000  # nanoseconds
 _SPIN = 60_000  # nanoseconds; a sleep ends up to so much late
 
 
@@ -30,6 +32,11 @@ def nominal(model: Model, layer: int, rows: int, gflops: float) -> tuple[float, 
     """Seconds of F (I and W as much each) and of U of a layer on a node that computes so many GFLOP/s."""
     count = model.layers[layer].count
     return model.layers[layer].flops(rows) / 3 / gflops / 1e9, UPDATE_FLOPS * count / gflops / 1e9
+
+
+def lateness(paces: "Sequence[Pace]") -> float:
+    """By what share of their nominal time the actions of some stages took longer than they were to."""
+    return sum(pace.late for pace in paces) / max(1, sum(pace.total for pace in paces))
 
 
 class Pace:
@@ -55,14 +62,21 @@ class Pace:
         """What the duration of an action is multiplied by."""
         return stretch(self.jitter, self.seed, self.stage, kind, number)
 
-    def until(self, begin: int, nanoseconds: float) -> None:
-        """Sleep until an action that began at `begin` has lasted so long."""
+    def until(self, begin: int, nanoseconds: float, meanwhile: Callable[[], object] | None = None) -> None:
+        """Sleep until an action that began at `begin` has lasted so long.
+
+        `meanwhile`, if given, is called every fifth of a millisecond: what a node's network card does by itself.
+        """
         end = begin + int(nanoseconds)
         self.total += int(nanoseconds)
         left = end - clock()
         if left < 0:
             self.late -= left
             return
+        while meanwhile is not None and left > _LOOK:
+            meanwhile()
+            time.sleep(min(max(0, end - clock()), _LOOK) / 1e9)
+            left = end - clock()
         if left > _SPIN:
             time.sleep((left - _SPIN) / 1e9)
         while clock() < end:

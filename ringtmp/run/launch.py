@@ -1,0 +1,353 @@
+"""One launch of a job, the same for every trainer: set up, train, save, tell. What trains is the trainer's own."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kernels
+from ringtmp.errors import UserError
+from ringtmp.nn.layer import Array
+from ringtmp.run import checkpoint
+from ringtmp.run.clocks import compare_clocks
+from ringtmp.run.config import RunConfig
+from ringtmp.run.job import Job, open_folder, prepare
+from ringtmp.run.links import TAG_CLOCK
+from ringtmp.run.mpi import abort, meet, warn
+from ringtmp.run.progress import Reporter, summary
+from ringtmp.run.result import Result
+from ringtmp.run.trace import Recorder, clock, environment, peak_memory
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+def train_with(
+    trainer: "type[Launch]", comm: "Intracomm | None", data: Any, out: str | None, progress: bool,
+    settings: dict[str, Any],
+) -> Result:  # fmt: skip
+    """What `ringtmp.train` and `ps.train` do, which say what the arguments are. Collective over `comm`."""
+    if comm is None:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+    arrays = data if isinstance(data, tuple) else None
+    settings = {key: value for key, value in settings.items() if value is not None}
+    flags = dict(settings) | ({"out": out} if out else {})
+    if data is not None:
+        flags["data"] = "arrays" if arrays else data
+    try:
+        return launch(trainer, comm, {}, flags, arrays=arrays, write=bool(out or settings.get("resume")), show=progress)
+    except UserError:
+        raise
+    except BaseException as error:
+        if comm.size > 1:
+            abort(comm, error)
+        raise
+
+
+def launch(
+    trainer: "type[Launch]", parent: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], *,
+    arrays: tuple[Array, ...] | None = None, write: bool = True, show: bool = True,
+    stop_request: Callable[[], int] = lambda: 0,
+) -> Result:  # fmt: skip
+    """Check, train, write what is to be written, and tell how it went. Collective over `parent`."""
+    comm = parent.Dup()  # start, agreement and end
+    net = parent.Dup()  # training
+
+    def free() -> None:
+        comm.Free()
+        net.Free()
+
+    job: Job | None = None
+    try:
+        job = prepare(comm, from_file, flags, arrays, trainer.check)
+        result = trainer(parent, comm, net, job, write, show, stop_request).run()
+        free()
+        return result
+    except UserError:  # on every rank
+        free()
+        raise
+    except BaseException as error:
+        if job and job.folder:
+            with suppress(OSError):  # the disk may be what failed
+                job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
+        if comm.size == 1:  # on several ranks the job ends
+            free()
+        raise
+    finally:
+        if job and job.lock:
+            job.lock.close()
+
+
+class Launch(ABC):
+    """One launch of a job on this rank.
+
+    Parameters
+    ----------
+    parent : Intracomm
+        The caller's.
+    comm, net : Intracomm
+        For start, agreement and end; and for training.
+    job : Job
+    write, show : bool
+        Whether there is a run folder, and whether rank 0 prints.
+    stop_request : callable
+        Number of the signal that asks for a stop, or 0.
+    """
+
+    def __init__(
+        self, parent: "Intracomm", comm: "Intracomm", net: "Intracomm", job: Job, write: bool, show: bool,
+        stop_request: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.parent, self.comm, self.net, self.job, self.stop_request = parent, comm, net, job, stop_request
+        self.rank, self.size = comm.rank, comm.size
+        self.config, self.model = job.config, job.model
+        self.table = job.timetable()
+        self.write, self.show = write, show and self.rank == 0
+        self.committed = -1  # step of the newest set that this launch has made (rank 0)
+        self.writers = range(self.size)  # ranks that write a part of each set
+        self.reporter: Reporter | None = None
+        self.recorder: Recorder
+
+    # ---- a trainer's own ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def check(config: RunConfig, ranks: int) -> None:
+        """Raise `UserError` for settings with which this trainer cannot run on so many ranks (rank 0)."""
+
+    @abstractmethod
+    def build(self) -> None:
+        """Decide who holds what, and make it; before anything is written, and without kernels. Collective."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Start values, and a first run of every kernel that is not to count; with kernels."""
+
+    @abstractmethod
+    def connect(self) -> None:
+        """What talks and trains; there is a recorder now."""
+
+    @abstractmethod
+    def drive(self) -> None:
+        """Train. On return nothing is on its way any more."""
+
+    @abstractmethod
+    def records(self) -> list[checkpoint.LayerRecord]:
+        """The layers that this rank writes and digests, as they are now."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """How the work is dealt, for the first line."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What this rank's trace says of its part."""
+
+    @abstractmethod
+    def row(self) -> dict[str, Any]:
+        """This rank in the table at the end: `layers` or `role`, `shown` (as text), `parameters`, `late`."""
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Updates made since the run's first step."""
+
+    @property
+    @abstractmethod
+    def stop_signal(self) -> int:
+        """The signal that stopped the run, or 0 (rank 0)."""
+
+    notes: list[str] = []  # more for the first lines
+    heading = "layers"  # of the column in which the table shows rows
+
+    # ---- the course of a launch ---------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        """The whole launch."""
+        self.build()
+        open_folder(self.comm, self.job, self.write)  # its lock comes first: another job would discard what is read
+        self.reporter = self._reporter()
+        self._say_first()
+        log = self.reporter.say if self.reporter else None
+        kernels.compile_all(self.job.dtype, self.model.families | self.families(), log=log)
+        if self.config.pace:
+            kernels.compile_all(np.float64, {"clock"})
+        self.load()
+        self.recorder = self._recorder()
+        self.connect()
+        meet(self.comm)
+        clocks = compare_clocks(self.net, TAG_CLOCK)
+        self.recorder.flush({"clock_first": clocks})  # a run that is killed leaves a trace that can be aligned
+        self.comm.Barrier()
+        if self.reporter:
+            self.reporter.begin()
+        self.recorder.begin()
+        try:
+            with kernels.flush_denormals():
+                self.drive()
+        except BaseException:
+            self.recorder.flush()  # what led to it
+            raise
+        return self._end()
+
+    def families(self) -> set[str]:
+        """Families of kernels beside the model's."""
+        return set()
+
+    def _reporter(self) -> Reporter | None:
+        if self.rank:
+            return None
+        job = self.job
+        return Reporter(
+            total=job.total, start=job.start, per_epoch=job.steps_per_epoch, batch_size=job.config.batch_size,
+            test_samples=job.info.n_test, scored=self.model.scored, classes=job.info.target == "classes",
+            show=self.show,
+            history=job.folder.history if job.folder else None,
+        )  # fmt: skip
+
+    def _say_first(self) -> None:
+        if not self.reporter:
+            return
+        job = self.job
+        for note in job.notes:
+            self.reporter.say(f"warning: {note}")
+        self.reporter.say(
+            f"{job.info.name}: {job.info.n_train:,} training and {job.info.n_test:,} test samples; "
+            f"{len(self.model.layers)} layers, {self.model.parameters:,} parameters over {self.size} "
+            f"rank{'s' * (self.size > 1)}; {self.describe()}"
+        )
+        for note in self.notes:
+            self.reporter.say(note)
+        if job.folder:
+            again = f", resumed at step {job.start}" if job.marker else ""
+            self.reporter.say(f"run folder: {job.folder.path}{again}")
+
+    def _recorder(self) -> Recorder:
+        job = self.job
+        path = job.folder.trace(job.launch, self.rank) if job.folder and self.config.trace else None
+        return Recorder(path, {
+            "rank": self.rank, "ranks": self.size, "start_step": job.start, **self.facts(),
+            "config": job.config.stored(), "environment": environment(), "simd": kernels.simd(),
+        })  # fmt: skip
+
+    def crowded(self) -> bool:
+        """Whether ranks outnumber the cores of this node. Collective."""
+        from mpi4py import MPI
+
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        size = node.size
+        node.Free()
+        return size > len(os.sched_getaffinity(0))
+
+    # ---- steps, tests and sets ----------------------------------------------------------------------------------
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`."""
+        return self.job.rate(step)
+
+    def due(self, step: int) -> bool:
+        """Whether a set is due after `step` updates. The last one is written at the end."""
+        every = self.config.checkpoint_every
+        return bool(self.job.folder and every and step % every == 0 and step < self.table.total)
+
+    def write_part(self, step: int, records: list[checkpoint.LayerRecord]) -> bool:
+        """Write this rank's part of a set; False, and a warning, if that failed."""
+        assert self.job.folder
+        with self.recorder.timed("checkpoint", step):
+            try:
+                checkpoint.write_part(self.job.folder.checkpoints, step, self.rank, records)
+                return True
+            except OSError as error:
+                warn(f"could not write its checkpoint of step {step}: {error}; the one before it is kept")
+                return False
+
+    def trained(self, step: int, loss: float, correct: float, idle: float, saved: bool) -> None:
+        """A step is done on every rank (rank 0); `saved`: whether all parts of a set that was due are written."""
+        assert self.reporter
+        self.reporter.trained(step, loss, correct, idle, self.rate(step))
+        if self.due(step + 1):
+            with self.recorder.timed("checkpoint", step):
+                self.settle(step + 1, saved)
+
+    def settle(self, step: int, saved: bool) -> bool:
+        """Every rank has tried to write its part of a set (rank 0): make the set count, or give its room back."""
+        assert self.job.folder
+        if saved:
+            try:
+                checkpoint.commit(self.job.folder.checkpoints, step, self.writers, self.job.facts())
+                self.committed = step
+            except OSError as error:
+                warn(f"could not complete the checkpoint of step {step}: {error}; the one before it is kept")
+        if self.committed != step:
+            checkpoint.discard(self.job.folder.checkpoints, step)
+            return False
+        with suppress(OSError):
+            self.job.folder.set_status("running", step=step)
+        return True
+
+    # ---- end ----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> Result:
+        job, step = self.job, self.step
+        records = self.records()
+        saved = False
+        if job.folder:
+            saved = self.comm.bcast(self.committed == step)  # stopped just after a checkpoint
+            if not saved:
+                written = all(self.comm.allgather(self.rank not in self.writers or self.write_part(step, records)))
+                saved = self.comm.bcast(self.settle(step, written) if self.rank == 0 else None)
+        self.recorder.ended = clock()
+        late = compare_clocks(self.net, TAG_CLOCK)  # once more, for the drift
+        self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
+        digests = {record.name: _digest(record.parameters) for record in records}
+        mine = {"rank": self.rank, **self.row(), "parts": self.recorder.parts(), "memory": peak_memory(),
+                "digests": digests}  # fmt: skip
+        ranks = self.comm.allgather(mine)
+        every = dict(sorted(pair for row in ranks for pair in row.pop("digests").items()))
+        sha256 = hashlib.sha256("".join(every.values()).encode()).hexdigest()
+        state = "finished" if step == self.table.total else "stopped"
+        stop = self.comm.bcast(self.stop_signal) if state == "stopped" else 0
+        if self.reporter:
+            self._tell(ranks, state, stop, step, sha256, saved)
+        layers = {record.name: record.parameters for record in records}
+        path = str(job.folder.path) if job.folder else None
+        rows = self.reporter.rows if self.reporter else []
+        everyone = ranks if self.rank == 0 else []
+        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, self.parent)
+
+    def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool) -> None:
+        reporter, job = self.reporter, self.job
+        assert reporter
+        reporter.close()
+        if job.folder:
+            with suppress(OSError):  # a full disk: what could not be saved has been told already
+                job.folder.set_status(state, step=step, signal=stop, sha256=sha256, saved=saved)
+        if not self.show:
+            return
+        working = [row["parts"] for row in ranks if row.get("role") != "server"]
+        idle = sum(parts["wait"] for parts in working) / max(1, sum(sum(parts.values()) for parts in working))
+        seconds = sum(sum(row["parts"].values()) for row in ranks) / len(ranks) / 1e9
+        score = f"accuracy {reporter.test_score:.2%}" if reporter.classes else f"R2 {reporter.test_score:.4f}"
+        summary(ranks, self.heading, f"{state} at step {step} after {seconds:.1f} s: test {score}, idle {idle:.1%}")
+        late = max(row["late"] for row in ranks)
+        if late > 0.02:
+            reporter.say(
+                f"warning: actions took up to {late:.0%} longer than --pace says: this machine is too slow for it"
+            )
+        reporter.say(f"weights sha256 {sha256}")
+        if state == "stopped" and saved and job.folder:
+            reporter.say(f"go on with: --resume {job.folder.path}")
+
+
+def _digest(arrays: dict[str, Array]) -> str:
+    """SHA-256 of a layer's parameters in their own shapes, the same however they are packed."""
+    joined = hashlib.sha256()
+    for array in arrays.values():
+        joined.update(np.ascontiguousarray(array).data)
+    return joined.hexdigest()

@@ -1,0 +1,63 @@
+"""What `python -m ringtmp.train` and `python -m ps.train` share: flags, thread counts, training, the exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+    from ringtmp.run.launch import Launch
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def program(name: str, about: str, others: str, trainer: "Callable[[], type[Launch]]") -> None:
+    """Run a trainer's program and end the process.
+
+    The exit status is 0, 128 + the signal that stopped the run, 1 if its last weights could not be saved, or 2.
+
+    Parameters
+    ----------
+    name, about : str
+        Of the module, and what its help says first.
+    others : str
+        Group of settings that only another trainer heeds: no flags of this one.
+    trainer : callable
+        Imports and returns the trainer.
+    """
+
+    def main(comm: "Intracomm", stop: StopRequest) -> int:
+        from ringtmp.run.cli import parse
+
+        def read_flags() -> tuple[dict[str, Any], dict[str, Any], int]:
+            try:
+                from_file, flags = parse(sys.argv[1:], name, about, others)
+            except SystemExit:  # --help has been printed
+                return {}, {}, 0
+            return from_file, flags, _threads({**from_file, **flags}.get("threads", 1))
+
+        from_file, flags, threads = from_rank_0(comm, read_flags)
+        if not threads:
+            return 0
+        # Before NumPy and Numba are imported: they read these once.
+        os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+        from ringtmp.run.launch import launch
+
+        result = launch(trainer(), comm, from_file, flags, stop_request=lambda: stop.signal)
+        if result.signal:
+            return 128 + result.signal
+        return 0 if result.saved else 1
+
+    run_main(main)
+
+
+def _threads(value: Any) -> int:
+    """The thread count, or 1 where it is not a number (the whole configuration is checked later)."""
+    try:
+        return max(1, int(value))
+    except (TypeError, ValueError):
+        return 1
