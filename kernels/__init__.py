@@ -27,16 +27,19 @@ from kernels.pool import (
     max_pool_backward_input,
     max_pool_forward,
 )
+from kernels.serve import BLOCK as SERVE_BLOCK
+from kernels.serve import from_half, scatter, served_adam, served_adamw, served_momentum, served_sgd, to_half, top_k
 from kernels.tile import PANEL, simd
 
 __all__ = [
-    "ACTIVATIONS", "ATTENTION_BLOCK", "CACHE", "DEPTH", "PANEL", "SLOPED", "across", "activate", "adam", "adamw",
-    "add_to", "along", "attention_backward_input", "attention_forward", "average_pool_backward_input",
-    "average_pool_forward", "clip_value", "compile_all", "conv_backward_input", "conv_backward_weight",
-    "conv_forward", "conv_turn", "deactivate", "dense_backward_input", "dense_backward_weight", "dense_forward",
-    "dense_stack", "dropout", "embedding_backward_weight", "embedding_forward", "flush_denormals", "flush_for_good",
-    "group_norm_backward_input", "group_norm_backward_weight", "group_norm_forward", "layer_norm_backward_input",
-    "layer_norm_backward_weight", "layer_norm_forward", "max_pool_backward_input", "max_pool_forward",
-    "mean_squared_error", "momentum", "panels_to_rows", "rows_to_panels", "scale_by", "sgd", "simd",
-    "softmax_cross_entropy", "squared_norm", "transpose_panels",
+    "ACTIVATIONS", "ATTENTION_BLOCK", "CACHE", "DEPTH", "PANEL", "SERVE_BLOCK", "SLOPED", "across", "activate",
+    "adam", "adamw", "add_to", "along", "attention_backward_input", "attention_forward",
+    "average_pool_backward_input", "average_pool_forward", "clip_value", "compile_all", "conv_backward_input",
+    "conv_backward_weight", "conv_forward", "conv_turn", "deactivate", "dense_backward_input",
+    "dense_backward_weight", "dense_forward", "dense_stack", "dropout", "embedding_backward_weight",
+    "embedding_forward", "flush_denormals", "flush_for_good", "from_half", "group_norm_backward_input",
+    "group_norm_backward_weight", "group_norm_forward", "layer_norm_backward_input", "layer_norm_backward_weight",
+    "layer_norm_forward", "max_pool_backward_input", "max_pool_forward", "mean_squared_error", "momentum",
+    "panels_to_rows", "rows_to_panels", "scale_by", "scatter", "served_adam", "served_adamw", "served_momentum",
+    "served_sgd", "sgd", "simd", "softmax_cross_entropy", "squared_norm", "to_half", "top_k", "transpose_panels",
 ]  # fmt: skip

@@ -36,6 +36,17 @@ from kernels.norm import (
 )
 from kernels.optimizers import adam, adamw, momentum, sgd
 from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
+from kernels.serve import (
+    BLOCK,
+    from_half,
+    scatter,
+    served_adam,
+    served_adamw,
+    served_momentum,
+    served_sgd,
+    to_half,
+    top_k,
+)
 
 
 def compile_all(
@@ -145,6 +156,21 @@ def _shares(dtype: np.dtype) -> None:
     shares.all_reduce(1, 1, 1, layer, one, one, 0.0, 0.0, 0)
 
 
+def _serve(dtype: np.dtype) -> None:
+    """A parameter server's part: one number, one worker."""
+    v, rows, which, room = np.ones(1, dtype), np.ones((1, 1), dtype), np.zeros(1, np.int64), np.ones(BLOCK, dtype)
+    gradients = (rows, which, 1.0, np.inf, room)
+    served_sgd(v, *gradients, 0.0, 0.0, 0, 1)
+    served_momentum(v, *gradients, v, 0.0, 0.0, 0.0, 0, 1)
+    served_adam(v, *gradients, v, v, 0.0, 0.9, 0.999, 1e-8, 0.0, 1, 0, 1)
+    served_adamw(v, *gradients, v, v, 0.0, 0.9, 0.999, 1e-8, 0.0, 1, 0, 1)
+    half, places = np.zeros(3, np.uint16), np.zeros(1, np.int32)
+    to_half(v, half)
+    from_half(half, v)
+    top_k(v, 1, places, v.copy())
+    scatter(places, v, v.copy())
+
+
 FAMILIES: dict[str, Callable[[np.dtype], None]] = {
-    "base": _base, "images": _images, "sequences": _sequences, "clock": _clock, "shares": _shares,
+    "base": _base, "images": _images, "sequences": _sequences, "serve": _serve, "clock": _clock, "shares": _shares,
 }  # fmt: skip

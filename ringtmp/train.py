@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ringtmp.run.mpi import run_main
 from ringtmp.run.program import program
 
 if TYPE_CHECKING:
@@ -19,5 +20,7 @@ def _trainer() -> "type[Launch]":
     return RingLaunch
 
 
+main = program("ringtmp.train", _ABOUT, "Server", _trainer)
+
 if __name__ == "__main__":
-    program("ringtmp.train", _ABOUT, "Server", _trainer)
+    run_main(main)

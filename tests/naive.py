@@ -216,3 +216,33 @@ def attention_backward(qkv, dy, heads):
             ds = p * (dp - (p * dp).sum(axis=1, keepdims=True)) / math.sqrt(d)
             dqkv[i, :, part[0]], dqkv[i, :, part[1]], dqkv[i, :, part[2]] = ds @ k, ds.T @ q, p.T @ g
     return dqkv
+
+
+def served_gradient(rows, which, scale, clip):
+    """The sum of some workers' gradients, number by number; times a factor, within a bound."""
+    result = np.zeros(rows.shape[1])
+    for i in range(rows.shape[1]):
+        for worker in which:
+            result[i] += float(rows[worker, i])
+        result[i] *= scale
+        if abs(result[i]) > clip:
+            result[i] = math.copysign(clip, result[i])
+    return result
+
+
+def to_half(source):
+    """The scale, and source / scale as float16."""
+    with np.errstate(over="ignore"):
+        scale = np.float32(max((abs(x) for x in source.tolist()), default=0.0))
+        if not (np.isfinite(source).all() and 2.0**-126 <= scale < np.inf):
+            scale = np.float32(1)
+        return scale, (source / source.dtype.type(scale)).astype(np.float16)
+
+
+def top_k(residual, k):
+    """Places of the k numbers of largest magnitude, NaN before all others, then by place; the numbers; what is left."""
+    order = sorted(range(len(residual)), key=lambda i: (not np.isnan(residual[i]), -abs(np.nan_to_num(residual[i])), i))
+    indices = np.array(sorted(order[:k]))
+    left = residual.copy()
+    left[indices] = 0
+    return indices, residual[indices], left

@@ -33,7 +33,8 @@ def draw_gantt(
 ) -> "Axes":
     """Draw what each rank did, one row a rank.
 
-    Where ranks have several chunks, the later ones are drawn in lighter shades.
+    Where ranks have several chunks, the later ones are drawn in lighter shades; where they are data-parallel workers,
+    the later layers.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ def draw_gantt(
     steps : (int, int), optional
         First and last step to show.
     numbers : bool
-        Whether to write micro-batch numbers into bars that have room.
+        Whether to write micro-batch numbers into bars that have room (of workers only if they have several).
 
     Raises
     ------
@@ -58,6 +59,7 @@ def draw_gantt(
     """
     if events.empty:
         raise UserError("there are no events to draw")
+    workers = _are_workers(events)
     events = events.assign(chunk=_chunks(events))
     chunks = int(events["chunk"].max()) + 1
     if steps:
@@ -75,10 +77,16 @@ def draw_gantt(
         (kind, chunk): _shade(colour, chunk, chunks) for kind, colour in COLOURS.items() for chunk in range(chunks)
     }  # fmt: skip
     _add_bars(ax, bars, points, shades)
-    if numbers:
+    if numbers and not (workers and bars.loc[bars["kind"] == "F", "micro_batch"].nunique() <= 1):
         _write_numbers(ax, bars, points, shades)
-    _add_legend(ax, chunks)
+    _add_legend(ax, chunks, "layers" if workers else "chunks")
     return ax
+
+
+def _are_workers(events: pd.DataFrame) -> bool:
+    """Whether several ranks run the same stage, as data-parallel workers do, whose stages are layers."""
+    forwards = events[events["kind"] == "F"]
+    return bool((forwards.groupby("stage")["rank"].nunique() > 1).any())
 
 
 def _chunks(events: pd.DataFrame) -> pd.Series:
@@ -165,8 +173,8 @@ def _ink(background: RGB) -> str:
     return "black" if luminance > 0.35 else "white"
 
 
-def _add_legend(ax: "Axes", chunks: int) -> None:
-    """A patch for each kind, and one that shows the shades of the chunks."""
+def _add_legend(ax: "Axes", chunks: int, name: str) -> None:
+    """A patch for each kind, and one that shows the shades of the chunks, or what else `name` says."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 
@@ -175,7 +183,7 @@ def _add_legend(ax: "Axes", chunks: int) -> None:
     handles: list[Any] = [Patch(facecolor=colours[label]) for label in labels]
     if chunks > 1:
         handles.append(tuple(Patch(facecolor=_shade("#555555", chunk, chunks)) for chunk in range(chunks)))
-        labels.append(f"chunks 0 to {chunks - 1}")
+        labels.append(f"{name} 0 to {chunks - 1}")
     inches = ax.bbox.width / ax.figure.dpi
     ax.legend(
         handles, labels, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)}, fontsize=8, frameon=False,

@@ -147,6 +147,8 @@ def staleness(events: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         rank, stage, step, staleness (all int64): a row for each update, in order of rank, stage and step. Staleness is
         the updates made before this one less the least `version` that an F of its stage and step used.
+        Of a trace of `ps` a row for each gradient that an update took: rank (of the server), stage (the chunk), step,
+        worker, staleness; in order of them.
 
     Raises
     ------
@@ -156,11 +158,26 @@ def staleness(events: pd.DataFrame) -> pd.DataFrame:
     if "version" not in events or (len(events) and (events["version"] < 0).all()):
         raise UserError("staleness: the events hold no weight versions (a trace of format 1, or a simulation)")
     known = events[events["version"] >= 0]
+    came = known[(known["kind"] == "receive") & (known["stage"] >= 0)]
+    if len(came):
+        return _staleness_of_gradients(came, known[known["kind"] == "U"])
     forwards = known[known["kind"] == "F"].groupby(["stage", "step"], as_index=False)
     updates = known[known["kind"] == "U"].merge(forwards.agg(used=("version", "min")), on=["stage", "step"])
     updates["staleness"] = updates["version"] - 1 - updates["used"]
     columns = ["rank", "stage", "step", "staleness"]
     return updates[columns].astype("int64").sort_values(columns[:3], ignore_index=True)
+
+
+def _staleness_of_gradients(came: pd.DataFrame, updates: pd.DataFrame) -> pd.DataFrame:
+    """How many updates each gradient that came to a server was behind: the server's next one of its chunk took it."""
+    key = ["rank", "stage"]
+    updates = updates[[*key, "start", "version"]].rename(columns={"version": "made"}).sort_values("start")
+    came = came.rename(columns={"peer": "worker", "start": "began"}).sort_values("end")
+    taken = pd.merge_asof(came, updates, left_on="end", right_on="start", by=key, direction="forward")
+    taken = taken[taken["made"].notna()]
+    taken["staleness"] = taken["made"] - 1 - taken["version"]
+    columns = [*key, "step", "worker", "staleness"]
+    return taken[columns].astype("int64").sort_values(columns[:4], ignore_index=True)
 
 
 def peak_in_flight(events: pd.DataFrame) -> pd.Series:

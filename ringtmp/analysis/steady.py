@@ -37,13 +37,16 @@ def steady(events: pd.DataFrame, skip: int | None = None) -> Steady:
     -----
     A rank's span lies between its own updates, so that fill and drain of a chained run count for nobody. Idle is time
     blocked in a wait, as recorded; a simulation records no waits: there it is what is not busy.
+
+    Only whole steps count, those of which every rank has an update. In a trace of `ps` a server updates chunks, and a
+    worker takes up their weights; `steady(events[events["rank"].isin(workers)])` is that of workers alone.
     """
-    updates = events[events["kind"] == "U"].groupby(["rank", "step"])["end"].max().unstack("rank")
+    updates = events[events["kind"] == "U"].groupby(["rank", "step"])["end"].max().unstack("rank").dropna()
     skip = len(updates) // 4 if skip is None else skip
     if len(updates) - skip < 2:
         raise UserError(f"steady state: the trace holds {len(updates)} whole steps, expected at least {skip + 2}")
     begin, end = updates.iloc[max(skip - 1, 0)], updates.iloc[-1]
-    count = len(updates) - 1 - max(skip - 1, 0)
+    count = updates.index[-1] - updates.index[max(skip - 1, 0)]
     lo, hi = begin.loc[events["rank"]].to_numpy(), end.loc[events["rank"]].to_numpy()
     within = np.minimum(events["end"], hi) - np.maximum(events["start"], lo)
     within = within.clip(lower=0).groupby([events["rank"], events["kind"]]).sum().unstack(fill_value=0)

@@ -46,6 +46,24 @@ class Optimizer:
             rule = kernels.adam if self.name == "adam" else kernels.adamw
             rule(w, g, slots["m"], slots["v"], lr, BETA1, BETA2, EPSILON, self.weight_decay, step)
 
+    def serve(
+        self, w: Array, rows: Array, which: Array, scale: float, room: Array, slots: dict[str, Array], lr: float,
+        step: int, first: int, last: int,
+    ) -> None:  # fmt: skip
+        """One step of numbers `first`...`last` - 1 by the sum of some rows' gradients, times `scale`.
+
+        `rows` [workers, n] holds a gradient in each row, `which` the numbers of those that count, in the order in which
+        they are summed; `room` is scratch of `kernels.SERVE_BLOCK` numbers.
+        """
+        sums = (w, rows, which, scale, self.clip_value or math.inf, room)
+        if self.name == "sgd":
+            kernels.served_sgd(*sums, lr, self.weight_decay, first, last)
+        elif self.name == "momentum":
+            kernels.served_momentum(*sums, slots["velocity"], lr, self.momentum, self.weight_decay, first, last)
+        else:
+            rule = kernels.served_adam if self.name == "adam" else kernels.served_adamw
+            rule(*sums, slots["m"], slots["v"], lr, BETA1, BETA2, EPSILON, self.weight_decay, step, first, last)
+
 
 def learning_rate(
     kind: str, lr: float, total: int, warmup: int = 0, every: int = 1000, factor: float = 0.1

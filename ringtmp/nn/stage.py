@@ -6,10 +6,8 @@ again once its micro-batch is gone.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +15,7 @@ import kernels
 from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, aligned, pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer, make_slots
+from ringtmp.nn.threads import Pool
 
 LOOK = 100e-6  # seconds; a look at the inbox takes a twentieth of it
 
@@ -93,7 +92,7 @@ class Stage:
         layers = [state.layer for state in self.states]
         scratch = max(layer.scratch_numbers(rows) for layer in layers)
         self._scratch = [aligned(scratch, self.dtype) for _ in range(threads)]
-        self._pool = _Pool(threads)
+        self._pool = Pool(threads)
         self._dealt = _deal([(n, state) for n, state in enumerate(self.states) if state.flat.size], threads)
         self.recompute = recompute
         self._shared: dict[str, list[Array]] = {}
@@ -231,14 +230,15 @@ class Stage:
         return [flat for flat, _ in self._stashes[room]]
 
     def forward(
-        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None  # noqa: B008 - immutable
+        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None,  # noqa: B008 - immutable
+        only: slice = slice(None),  # noqa: B008 - immutable
     ) -> None:  # fmt: skip
-        """F of all layers of the stage, with its own weights unless others are given."""
-        used = weights or self._own
+        """F of the layers of the stage (or `only` some), with its own weights unless others are given."""
+        used, states = (weights or self._own)[only], self.states[only]
 
         def run(part: Part) -> None:
             here = moment._replace(sample=moment.sample + part.start)
-            for state, parameters, place in zip(self.states, used, part.places, strict=True):
+            for state, parameters, place in zip(states, used, part.places[only], strict=True):
                 state.layer.forward(parameters, place, here)
 
         self._pool.each(run, work.parts)
@@ -258,17 +258,18 @@ class Stage:
         return kernels.mean_squared_error(y, labels, scale), float("nan")
 
     def backward_input(
-        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None  # noqa: B008 - immutable
+        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None,  # noqa: B008 - immutable
+        only: slice = slice(None),  # noqa: B008 - immutable
     ) -> None:  # fmt: skip
-        """I of all layers, last to first, with the weights of their F; with `recompute` after another F."""
+        """I of the layers (or `only` some), last to first, with the weights of their F; with `recompute` after it."""
         if self.recompute:
             self.forward(work, moment, weights)
-        used = weights or self._own
+        used, states = (weights or self._own)[only], self.states[only]
 
         def run(part: Part) -> None:
             here = moment._replace(sample=moment.sample + part.start)
             for state, parameters, place in zip(
-                reversed(self.states), reversed(used), reversed(part.places), strict=True
+                reversed(states), reversed(used), reversed(part.places[only]), strict=True
             ):
                 state.layer.backward_input(parameters, place, here)
 
@@ -384,21 +385,6 @@ def slot_bytes(model: Model, first: int, last: int, rows: int, dtype: np.dtype, 
 def _rows(flat: Array, start: int, stop: int, width: int) -> Array:
     """Rows `start`...`stop` - 1 of a flat buffer as [rows, width]; of one that is not there, nothing."""
     return flat[start * width : stop * width].reshape(stop - start, width) if flat.size else flat.reshape(0, 0)
-
-
-class _Pool:
-    """Runs one function on several arguments, on this thread and `threads` - 1 others."""
-
-    def __init__(self, threads: int) -> None:
-        self._others = ThreadPoolExecutor(threads - 1, "ringtmp", kernels.flush_for_good) if threads > 1 else None
-
-    def each(self, run: Callable[[Any], None], arguments: Iterable[Any]) -> None:
-        """All of them, the first one here; an exception of any of them is raised."""
-        first, *others = arguments
-        waiting = [self._others.submit(run, other) for other in others] if self._others else []
-        run(first)
-        for each in waiting:
-            each.result()
 
 
 def _deal(states: list[tuple[int, LayerState]], threads: int) -> list[list[tuple[int, LayerState]]]:

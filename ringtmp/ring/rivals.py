@@ -15,6 +15,7 @@ import kernels
 from kernels import shares
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
+from ringtmp.nn.shards import dealt, grouped
 from ringtmp.ring.simulate import Timed
 
 Kind = Literal["server", "colocate", "allreduce"]
@@ -177,13 +178,7 @@ def simulate_data_parallel(
 
 def gathered(seconds: Array, sizes: Array, least: float) -> tuple[Array, Array]:
     """Layers put together, from the last one backwards, until each group has `least` bytes: seconds and bytes."""
-    starts, size = [], 0.0
-    for layer in range(len(sizes) - 1, -1, -1):
-        size += sizes[layer]
-        if size >= least or layer == 0:
-            starts.append(layer)
-            size = 0.0
-    starts.reverse()
+    starts = grouped(sizes.tolist(), least)
     return np.add.reduceat(seconds, starts, axis=0), np.add.reduceat(sizes, starts)
 
 
@@ -195,12 +190,8 @@ def cut(sizes: Array, exchange: Exchange) -> tuple[Array, Array, Array]:
     most = min(exchange.chunk, sizes.sum() / exchange.servers)
     counts = np.ceil(sizes / most - 1e-9).astype(np.int64)
     layer = np.repeat(np.arange(len(sizes)), counts)
-    size, loads = sizes[layer] / counts[layer], np.zeros(exchange.servers)
-    owner = np.zeros(len(layer), np.int64)
-    for chunk, count in enumerate(size):
-        owner[chunk] = loads.argmin()
-        loads[owner[chunk]] += count
-    return layer, size, owner
+    size = sizes[layer] / counts[layer]
+    return layer, size, np.array(dealt(size.tolist(), exchange.servers), np.int64)
 
 
 def _taken(size: Array, messages: int, exchange: Exchange) -> Array:

@@ -7,7 +7,7 @@ it may be larger than memory.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from ringtmp.errors import UserError
 from ringtmp.run.data_sources import Source, open_source
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 Array = NDArray[Any]
 
@@ -177,6 +180,34 @@ def open_data(
         kind = np.dtype(np.int64 if source.alphabet else dtype)
         parts = {name: _ready(part, _Scale(stated, kind), classes) for name, part in parts.items()}
     return DataSet(info, np.dtype(dtype), parts)
+
+
+def share_data(
+    comm: "Intracomm", data: DataSet | None, info: DataInfo, spec: str, dtype: np.dtype, test_fraction: float
+) -> DataSet:
+    """The data set that rank 0 has opened and checked, on every rank. Collective over `comm`.
+
+    Arrays in memory are sent; a file that is read row by row is opened by every rank.
+    """
+    parts = data._parts if data else {}
+    shapes = comm.bcast({name: [(a.shape, a.dtype.str) for a in (p.x, p.y)] for name, p in parts.items() if p.ready})
+    if not shapes:
+        if data:
+            return data
+        source = open_source(spec, test_fraction)
+        train, test = _split(source, test_fraction)
+        own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
+        return DataSet(info, np.dtype(dtype), {
+            "train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False),
+        })  # fmt: skip
+    mine = {}
+    for name, ((x_shape, x_type), (y_shape, y_type)) in shapes.items():
+        part = parts[name] if data else _Part(np.empty(x_shape, x_type), np.empty(y_shape, y_type), None, True)
+        for array in (part.x, part.y):
+            for start in range(0, len(array), step := max(1, (1 << 28) // max(1, array[:1].nbytes))):
+                comm.Bcast(array[start : start + step])
+        mine[name] = part
+    return data or DataSet(info, np.dtype(dtype), mine)
 
 
 def _same(old: DataInfo, new: DataInfo) -> None:

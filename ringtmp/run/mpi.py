@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -68,6 +69,11 @@ def quiet_exit(status: int) -> NoReturn:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     from mpi4py import MPI
 
+    if _lame:
+        if _lame[0]:
+            time.sleep(0.5)  # the others leave first
+            _lame[0]()
+        os._exit(status)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Barrier()  # all print before the first one leaves
         MPI.Finalize()
@@ -105,6 +111,22 @@ def from_rank_0(comm: "Intracomm", make: Callable[[], Any]) -> Any:
         if comm.rank == 0:
             value = make()
     return comm.bcast(value)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this host is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+_lame: list[Callable[[], None] | None] = []
+
+
+def lame(last: Callable[[], None] | None) -> None:
+    """Some rank's process is lost: the world cannot meet any more, and ends without; `last` is called before."""
+    _lame.append(last)
 
 
 class StopRequest:

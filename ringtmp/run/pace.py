@@ -34,28 +34,20 @@ def nominal(model: Model, layer: int, rows: int, gflops: float) -> tuple[float, 
     return model.layers[layer].flops(rows) / 3 / gflops / 1e9, UPDATE_FLOPS * count / gflops / 1e9
 
 
-def lateness(paces: "Sequence[Pace]") -> float:
+def lateness(paces: "Sequence[Paced]") -> float:
     """By what share of their nominal time the actions of some stages took longer than they were to."""
     return sum(pace.late for pace in paces) / max(1, sum(pace.total for pace in paces))
 
 
-class Pace:
-    """Lets the actions of one stage last as long as they would on a node of `gflops`.
+class Paced:
+    """Lets actions last as long as they would on an emulated node, times a factor uniform in 1 +- `jitter`.
 
-    F, I and W last a third of the layers' operations at that speed each, U ten operations a parameter, times a factor
-    uniform in 1 +- `jitter` that depends on seed, stage, kind and number alone (`kernels.clock.stretch`: the
-    simulator draws the same). An action that really takes longer is let through and counted in `late`.
+    The factor depends on seed, stage, kind and number alone (`kernels.clock.stretch`: the simulator draws the same). An
+    action that really takes longer is let through and counted in `late`.
     """
 
-    def __init__(
-        self, model: Model, first: int, last: int, stage: int, gflops: float, jitter: float, seed: int
-    ) -> None:
+    def __init__(self, stage: int, jitter: float, seed: int) -> None:
         self.stage, self.jitter, self.seed = stage, jitter, seed
-        costs = [nominal(model, layer, 1, gflops) for layer in range(first, last)]
-        self.layers = [cost[0] * 1e9 for cost in costs]  # nanoseconds of one sample
-        held = [ns for ns, layer in zip(self.layers, model.layers[first:last], strict=True) if layer.count]
-        self.weights = sum(held or self.layers) or 1.0  # of what the pieces of W are shares of
-        self.row, self.update = sum(self.layers), sum(cost[1] for cost in costs) * 1e9
         self.late = self.total = 0
 
     def factor(self, kind: int, number: int) -> float:
@@ -81,3 +73,20 @@ class Pace:
             time.sleep((left - _SPIN) / 1e9)
         while clock() < end:
             time.sleep(0)
+
+
+class Pace(Paced):
+    """The actions of one stage on a node of `gflops`.
+
+    F, I and W last a third of the layers' operations at that speed each, U ten operations a parameter.
+    """
+
+    def __init__(
+        self, model: Model, first: int, last: int, stage: int, gflops: float, jitter: float, seed: int
+    ) -> None:
+        super().__init__(stage, jitter, seed)
+        costs = [nominal(model, layer, 1, gflops) for layer in range(first, last)]
+        self.layers = [cost[0] * 1e9 for cost in costs]  # nanoseconds of one sample
+        held = [ns for ns, layer in zip(self.layers, model.layers[first:last], strict=True) if layer.count]
+        self.weights = sum(held or self.layers) or 1.0  # of what the pieces of W are shares of
+        self.row, self.update = sum(self.layers), sum(cost[1] for cost in costs) * 1e9

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.run.mpi import StopRequest, from_rank_0
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def program(name: str, about: str, others: str, trainer: "Callable[[], type[Launch]]") -> None:
-    """Run a trainer's program and end the process.
+def program(
+    name: str, about: str, others: str, trainer: "Callable[[], type[Launch]]"
+) -> "Callable[[Intracomm, StopRequest], int]":
+    """The `main` of a trainer, for `run_main`: it parses, trains, and returns the exit status.
 
-    The exit status is 0, 128 + the signal that stopped the run, 1 if its last weights could not be saved, or 2.
+    That is 0, 128 + the signal that stopped the run, or 1 if its last weights could not be saved.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def program(name: str, about: str, others: str, trainer: "Callable[[], type[Laun
             return 128 + result.signal
         return 0 if result.saved else 1
 
-    run_main(main)
+    return main
 
 
 def _threads(value: Any) -> int:

@@ -71,6 +71,7 @@ class Recorder:
         self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
         self._flushed = self.began
         self._count = 0
+        self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
         if path:
             try:
                 self._create(attributes)
@@ -86,6 +87,8 @@ class Recorder:
         `start` and `end` from `clock`, `size` in bytes; `version`: updates in the weights that were used, of an update
         those in the weights that it made.
         """
+        if self.beside:
+            start, end = (start, start) if kind == "send" else (end, end)
         self.totals[kind] += end - start
         if self.path:
             if self._count == _BLOCK:

@@ -102,6 +102,49 @@ def test_chunks_are_told_apart():
     assert ax.get_legend_handles_labels()[1] == labels[:-1]
 
 
+def of_workers(micro_batches=1):
+    """A server (rank 0) and two workers of three layers whose weights come one by one."""
+    rows = [(0, "wait", 0, 5, 0, -1, -1, -1)]
+    for rank in (1, 2):
+        now = rank
+        for layer in range(3):
+            rows += [(rank, "wait", now, now + 1, 0, -1, layer, -1), (rank, "U", now + 1, now + 2, 0, -1, layer, -1)]
+            rows += [(rank, "F", now + 2 + n, now + 3 + n, 1, n, layer, -1) for n in range(micro_batches)]
+            now += 2 + micro_batches
+        for layer in (2, 1, 0):
+            for n in range(micro_batches):
+                rows += [(rank, "I", now, now + 1, 1, n, layer, -1), (rank, "W", now + 1, now + 2, 1, n, layer, -1)]
+                now += 2
+            rows += [(rank, "send", now, now + 1, 1, -1, layer, -1), (0, "receive", now + 2, now + 3, 1, -1, layer, 1)]
+            rows += [(0, "U", now + 3, now + 4, 1, -1, layer, 2), (0, "send", now + 4, now + 5, 1, -1, layer, 2)]
+            now += 1
+    return events_of([(rank, kind, start * 10**6, end * 10**6, *rest) for rank, kind, start, end, *rest in rows])
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_servers_and_workers(micro_batches):
+    """A row for each; workers' layers are told apart by shade, and a single micro-batch needs no numbers."""
+    events = of_workers(micro_batches)
+    ax = draw_gantt(events)
+    assert bars_of(ax) == want_bars(events)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["rank 0", "rank 1", "rank 2"]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["F forward", "I input gradient", "W weight gradient", "U update", "send", "receive", "wait",
+                      "layers 0 to 2"]  # fmt: skip
+    assert {text.get_text() for text in ax.texts} == (set() if micro_batches == 1 else {"0", "1", "2"})
+    shades = [each.get_facecolor()[0][:3].sum() for each in ax.collections]
+    for kind in range(3):  # F, I, W, and of each the layers
+        assert shades[3 * kind] < shades[3 * kind + 1] < shades[3 * kind + 2]
+
+
+def test_one_worker_is_drawn_as_a_rank_of_a_ring():
+    """Nothing tells its layers from chunks."""
+    events = of_workers()
+    ax = draw_gantt(events[events["rank"] < 2])
+    assert ax.get_legend().get_texts()[-1].get_text() == "chunks 0 to 2"
+    assert {text.get_text() for text in ax.texts} == {"0"}
+
+
 def _hue(colour):
     """What is left of a colour when the white in it is taken out."""
     distance = 1 - np.asarray(colour)

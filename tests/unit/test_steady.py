@@ -91,6 +91,51 @@ def test_evaluations():
             assert steady(tested).idle == pytest.approx(0.25)
 
 
+def served(steps, taken=True):
+    """A server (rank 0) and two workers with steps of 10 s.
+
+    The server is busy for 2 of them and waits for 7; of two layers worker 1 works 8, waits 2, worker 2 works 5, waits
+    5, and each is done with the weights of a step (`taken`: also of the last) a second into the next.
+    """
+    rows = []
+    for step in range(steps):
+        t = 10 * step
+        rows += [(0, "wait", t, t + 7, step), (0, "U", t + 7, t + 8, step), (0, "receive", t + 8, t + 9, step),
+                 (0, "U", t + 9, t + 10, step)]  # fmt: skip
+        for rank, works in ((1, 8), (2, 5)):
+            rows += [(rank, "F", t + 1, t + 3, step), (rank, "I", t + 3, t + 3.5, step)]
+            rows += [(rank, "W", t + 3.5, t + works, step), (rank, "wait", t + works, t + 10, step)]
+            if taken or step < steps - 1:
+                rows += [(rank, "U", t + 10, t + 10.5, step), (rank, "U", t + 10.5, t + 11, step)]
+    return frame(rows)
+
+
+@pytest.mark.parametrize(("taken", "skip"), [(True, None), (False, None), (False, 0), (True, 3)])
+def test_servers_and_workers(taken, skip):
+    """All ranks, or workers alone; a last step whose weights no worker took up is no whole step."""
+    events = served(8, taken)
+    for some, idle, busy in (
+        (events, (0.7 + 0.2 + 0.5) / 3, (0.2 + 0.8 + 0.5) / 3),
+        (events[events["rank"].isin([1, 2])], (0.2 + 0.5) / 2, (0.8 + 0.5) / 2),
+        (events[events["rank"] == 0], 0.7, 0.2),
+    ):
+        found = steady(some, skip)
+        whole = 8 if taken or set(some["rank"]) == {0} else 7
+        assert found.first == {None: whole // 4, 0: 1, 3: 3}[skip]
+        assert (found.seconds, found.idle, found.busy) == pytest.approx((10.0, idle, busy))
+
+
+def test_steps_that_are_missing():
+    """Steps are counted as numbered: a rank without an update in one, as a backup worker, takes it from the others."""
+    events = regular(8)
+    events = events[~((events["rank"] == 1) & (events["kind"] == "U") & events["step"].isin([3, 7]))]
+    found = steady(events, 1)
+    assert (found.first, found.seconds) == (1, 10.0)
+    assert found.idle == pytest.approx(0.25)
+    with pytest.raises(UserError, match="the trace holds 6 whole steps, expected at least 8"):
+        steady(events, 6)
+
+
 @pytest.mark.parametrize("jitter", [0.0, 0.3])
 @pytest.mark.parametrize(
     ("name", "p", "m", "v"),

@@ -1,0 +1,181 @@
+"""What rank 0 does beside serving or working: it hears how steps went, drops who fails, orders stops, ends the run."""
+
+import math
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from ps import post
+from ps.post import Message, Post
+from ps.worker import Shares
+from ringtmp.errors import RunFailure
+from ringtmp.run.mpi import runs
+
+
+class Home(Protocol):
+    """What is told where reports come in."""
+
+    def stepped(self, step: int, loss: float, correct: float, idle: float) -> None: ...  # noqa: D102
+    def tested(self, step: int, loss: float, correct: float) -> None: ...  # noqa: D102
+    def saved(self, step: int, whole: bool) -> None: ...  # noqa: D102
+    def say(self, text: str) -> None: ...  # noqa: D102
+
+
+class Coordinator:
+    """Rank 0's part.
+
+    Parameters
+    ----------
+    letters : Post
+    shares : Shares
+    ranks : sequence of int
+        All, with those that only serve.
+    writers : sequence of int
+        Ranks that write a part of each set.
+    home : Home
+    places : sequence of tuple
+        Host and process number of each rank.
+    batch_size, test_samples : int
+    start, period : int
+        Steps made before; steps between two exchanges.
+    stop_request : callable
+    """
+
+    def __init__(
+        self, letters: Post, shares: Shares, ranks: Sequence[int], writers: Sequence[int], home: Home,
+        places: Sequence[tuple[str, int]], *, batch_size: int, test_samples: int, start: int, period: int,
+        stop_request: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.post, self.shares, self.ranks, self.home, self.places = letters, shares, ranks, home, places
+        self.batch_size, self.test_samples, self.period = batch_size, test_samples, period
+        self.writers, self.stop_request = writers, stop_request
+        self.alive = set(shares.workers)
+        self.lost: set[int] = set()  # their processes take no part in the end
+        self.stop_signal = 0
+        self.begun = start  # newest step that anybody has begun
+        self.next = start  # first step that is not reported
+        self.done: dict[int, dict[int, tuple[float, ...]]] = {}
+        self.newest = dict.fromkeys(shares.workers, start - 1)  # newest step that each worker has reported
+        self.tests: dict[int, dict[int, tuple[float, ...]]] = {}
+        self.parts: dict[int, dict[int, bool]] = {}
+        self.shares_of_time: dict[int, tuple[float, float]] = {}
+        letters.on(post.BEGIN, self._begun)
+        letters.on(post.DONE, self._done)
+        letters.on(post.TEST, self._tested)
+        letters.on(post.SAVED, self._saved)
+        letters.on(post.LEAVE, lambda worker, message: self.drop(worker, "has failed", lost=False))
+
+    # ---- reports ------------------------------------------------------------------------------------------------
+
+    def _begun(self, worker: int, message: Message) -> None:
+        self.begun = max(self.begun, int(message[1]))
+
+    def _done(self, worker: int, message: Message) -> None:
+        _, number, loss, correct, samples, waited, gone, *_ = message
+        step = int(number)
+        self.begun, self.newest[worker] = max(self.begun, step), step
+        self.done.setdefault(step, {})[worker] = loss, correct, samples
+        self.shares_of_time[worker] = waited, gone
+        if not math.isfinite(loss):
+            raise RunFailure(f"the loss became {loss} in step {step} on rank {worker}; try a smaller --lr")
+        self._report()
+
+    def _report(self) -> None:
+        """Report the steps that everybody has made or passed over."""
+        while self.done and self.alive and min(self.newest[worker] for worker in self.alive) >= self.next:
+            parts = self.done.pop(self.next, {})
+            step, self.next = self.next, self.next + 1
+            if not parts:
+                continue
+            loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
+            waited, gone = (sum(each[n] for each in self.shares_of_time.values()) for n in (0, 1))
+            whole = self.batch_size / samples
+            self.home.stepped(step, loss * whole, correct * whole, waited / max(gone, 1.0))
+            self._heed_signal()
+
+    def _tested(self, worker: int, message: Message) -> None:
+        step = int(message[1])
+        self.tests.setdefault(step, {})[worker] = message[2:5]
+        self._report_tests()
+
+    def _report_tests(self) -> None:
+        for step in sorted(self.tests):
+            parts = self.tests[step]
+            if not self.alive.issubset(parts):
+                return
+            del self.tests[step]
+            loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
+            whole = self.test_samples / max(samples, 1)
+            self.home.tested(step, loss * whole, correct * whole)
+
+    def _saved(self, rank: int, message: Message) -> None:
+        step, whole = int(message[1]), bool(message[2])
+        parts = self.parts.setdefault(step, {})
+        parts[rank] = whole
+        if len(parts) == len(self.writers):
+            del self.parts[step]
+            self.home.saved(step, all(parts.values()))
+
+    # ---- orders -------------------------------------------------------------------------------------------------
+
+    def _safe(self) -> int:
+        """A step that nobody has begun or can begin before an order that leaves now is there.
+
+        To begin the next step but one a worker needs this rank's answer to the next, and it had to be begun for that.
+        """
+        return self.begun + 1 + self.period
+
+    def _heed_signal(self) -> None:
+        number = self.stop_request()
+        if number and not self.stop_signal:
+            self.stop_signal = number
+            self.post.tell(self.ranks, post.STOP, self._safe(), number)
+
+    def drop(self, worker: int, why: str, lost: bool) -> None:
+        """Go on without a worker; `lost`: its process does not answer."""
+        if worker not in self.alive:
+            return
+        self.alive.discard(worker)
+        if lost:
+            self.lost.add(worker)
+        host, pid = self.places[worker]
+        step = self._safe()
+        self.home.say(
+            f"warning: rank {worker} on {host} (process {pid}) {why} and is dropped; "
+            f"{len(self.alive)} worker{'s' * (len(self.alive) != 1)} go on with its share from step {step} on"
+        )
+        if not self.alive:
+            raise RunFailure("no worker is left; the last checkpoint is kept")
+        self.post.tell([rank for rank in self.ranks if rank not in self.lost], post.DROP, worker, step, float(lost))
+        if lost:
+            self.post.cut(worker)
+        self._report()
+        self._report_tests()
+
+    def look(self, silent: Sequence[int], limit: float) -> None:
+        """Drop workers whose process is gone, and those that have been silent for too long (`limit` seconds)."""
+        here = self.places[0][0]
+        for worker in tuple(self.alive):
+            host, pid = self.places[worker]
+            if worker and host == here and not runs(pid):
+                self.drop(worker, "was killed", lost=True)
+        for worker in silent:
+            self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", lost=True)
+
+    def idle(self) -> bool:
+        """All reports are in."""
+        return not self.done and not self.tests and not self.parts
+
+    def over(self) -> None:
+        """Every worker has ended: tell all."""
+        self.post.tell([rank for rank in self.ranks if rank not in self.lost], post.OVER)
+
+    def fence(self) -> None:
+        """Kill what is left of lost workers on this host: they may only sleep, and the launcher waits for them."""
+        for worker in self.lost:
+            host, pid = self.places[worker]
+            if host == self.places[0][0]:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)

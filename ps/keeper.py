@@ -1,0 +1,144 @@
+"""Checkpoints of servers: ranges are copied as they pass the step of a set, and brought together layer by layer.
+
+Each layer has a home, the server of its first key, which writes it whole, so that a set does not tell who held what. No
+server waits for another: copies travel beside the training.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ps import post
+from ps.post import Post
+from ps.server import Served
+from ringtmp.nn.layer import Array, aligned
+from ringtmp.nn.model import Model
+from ringtmp.nn.shards import KeyRange
+from ringtmp.run.checkpoint import LayerRecord
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+_FLAT = "flat"
+
+
+def homes(ranges: Sequence[KeyRange], layers: int) -> list[int]:
+    """The server at which each layer is at home; that of rank 0 for layers without parameters."""
+    found = [-1] * layers
+    for keys in ranges:
+        for segment in keys.segments:
+            if found[segment.layer] < 0:
+                found[segment.layer] = keys.server
+    return [max(home, 0) for home in found]
+
+
+class _Set:
+    """A set that is being made: copies of this server's ranges, layers of which it is the home, what is on its way."""
+
+    def __init__(self) -> None:
+        self.copies: dict[int, dict[str, Array]] = {}
+        self.layers: dict[int, dict[str, Array]] = {}
+        self.requests: list[Any] = []
+
+
+class Keeper:
+    """This server's part in all sets.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        Where nothing else is sent.
+    model : Model
+    ranges : sequence of KeyRange
+        All of them.
+    served : sequence of Served
+        This server's.
+    slots : sequence of str
+        Names of the optimizer's slots; those that servers do not have are stored as zeros.
+    write : callable
+        Writes this rank's part of a set, given its step and records; whether that worked.
+    letters : Post
+    following : callable
+        The step of the first set that is due after so many steps, or -1.
+    """
+
+    def __init__(
+        self, comm: "Intracomm", model: Model, ranges: Sequence[KeyRange], served: Sequence[Served],
+        slots: Sequence[str], write: Callable[[int, list[LayerRecord]], bool], letters: Post,
+        following: Callable[[int], int], start: int,
+    ) -> None:  # fmt: skip
+        self.comm, self.model, self.ranges, self.served, self.slots = comm, model, ranges, served, slots
+        self.write, self.post, self.following = write, letters, following
+        self.homes = homes(ranges, len(model.layers))
+        self.wanted = {each.keys.number: following(start) for each in served}
+        self.sets: dict[int, _Set] = {}
+
+    def passed(self, served: Served, steps: int) -> None:
+        """A range holds the updates of so many steps."""
+        wanted = self.wanted[served.keys.number]
+        while 0 <= wanted <= steps:
+            being_made = self.sets.setdefault(wanted, _Set())
+            being_made.copies[served.keys.number] = {_FLAT: served.weights.copy()} | {
+                name: slot.copy() for name, slot in served.slots.items()
+            }
+            if len(being_made.copies) == len(self.served):
+                self._bring_together(being_made)
+            self.wanted[served.keys.number] = wanted = self.following(wanted)
+
+    def _bring_together(self, being_made: _Set) -> None:
+        """Put what belongs to layers at home here in place, send what does not, receive the rest."""
+        mine = self.comm.rank
+        kinds = (_FLAT, *self.slots)
+        for layer, home in enumerate(self.homes):
+            if home == mine:
+                count = self.model.layers[layer].count
+                dtype = next(iter(being_made.copies.values()))[_FLAT].dtype
+                being_made.layers[layer] = {kind: aligned(count, dtype) for kind in kinds}
+        tag = 0
+        for keys in self.ranges:
+            for layer, start, stop, at in keys.segments:
+                home = self.homes[layer]
+                for kind in kinds:
+                    tag += 1
+                    here = being_made.copies[keys.number].get(kind) if keys.server == mine else None
+                    if home == mine and keys.server == mine:
+                        if here is not None:
+                            being_made.layers[layer][kind][start:stop] = here[at : at + stop - start]
+                    elif home == mine and self._kept(kind):
+                        into = being_made.layers[layer][kind][start:stop]
+                        being_made.requests.append(self.comm.Irecv(into, keys.server, tag))
+                    elif keys.server == mine and here is not None:
+                        being_made.requests.append(self.comm.Isend(here[at : at + stop - start], home, tag))
+
+    def _kept(self, kind: str) -> bool:
+        """Whether servers have this slot."""
+        return kind == _FLAT or kind in self.served[0].slots
+
+    def poll(self) -> bool:
+        """Write what has come together; whether anything has."""
+        moved = False
+        for step, being_made in sorted(self.sets.items()):
+            if len(being_made.copies) < len(self.served) or not all(each.Test() for each in being_made.requests):
+                continue
+            del self.sets[step]
+            self.post.send(0, post.SAVED, step, float(self.write(step, self._records(being_made))))
+            moved = True
+        return moved
+
+    def idle(self) -> bool:
+        """No set is being made that can still be completed."""
+        return not any(len(each.copies) == len(self.served) for each in self.sets.values())
+
+    def final(self) -> list[LayerRecord]:
+        """The layers at home here as they are now. Collective over all servers, when nothing is on its way."""
+        being_made = _Set()
+        being_made.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
+        self._bring_together(being_made)
+        for request in being_made.requests:
+            request.Wait()
+        return self._records(being_made)
+
+    def _records(self, being_made: _Set) -> list[LayerRecord]:
+        return [
+            LayerRecord.of(self.model, layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
+            for layer, arrays in sorted(being_made.layers.items())
+        ]

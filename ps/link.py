@@ -1,0 +1,260 @@
+"""A worker's end of the exchange with servers: gradients leave as soon as they exist, weights come back in order.
+
+One range of keys is one message each way. Pushes of early layers overtake those of late ones that are still queued,
+since the next forward needs their answers first (P3: Jayarajan et al. 2019).
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ps import post
+from ps.filters import Filter
+from ps.post import Post
+from ps.server import WINDOW, Server, pull_tag, push_tag
+from ringtmp.nn.layer import Array, aligned
+from ringtmp.nn.shards import KeyRange
+from ringtmp.nn.stage import LayerState
+from ringtmp.run.trace import Recorder, clock
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+class Exchange(Protocol):
+    """How a worker comes from gradients to new weights."""
+
+    def begin(self, step: int, samples: int) -> None:
+        """The gradients that follow are of this step, and of so many samples."""
+
+    def ready(self, layer: int) -> None:
+        """The gradient of a layer exists."""
+
+    def missing(self, layer: int) -> int:
+        """A range of keys whose new weights a layer waits for, or -1: it has them."""
+
+    def poll(self) -> bool:
+        """Let messages move; whether anything has happened."""
+
+    def reuse(self, layer: int) -> None:
+        """The gradient of a layer will be overwritten."""
+
+    def close(self) -> None:
+        """Give back all requests; when nothing is missing."""
+
+
+class Parameters:
+    """Ranges of keys in a worker's layers: gathered into one buffer to be sent, spread when they have come.
+
+    Parameters
+    ----------
+    ranges : sequence of KeyRange
+        All of them.
+    states : sequence of LayerState
+        All layers.
+    """
+
+    def __init__(self, ranges: Sequence[KeyRange], states: Sequence[LayerState]) -> None:
+        self.ranges, self.states = ranges, states
+        self.of_layer: list[list[int]] = [[] for _ in states]
+        for keys in ranges:
+            for segment in keys.segments:
+                self.of_layer[segment.layer].append(keys.number)
+        self.layers = [len({segment.layer for segment in keys.segments}) for keys in ranges]
+
+    def view(self, number: int, what: str) -> Array | None:
+        """A range of `flat` or `gradient` as it lies there, if it lies in one layer."""
+        first, *others = self.ranges[number].segments
+        return None if others else getattr(self.states[first.layer], what)[first.start : first.stop]
+
+    def gather(self, number: int, what: str, into: Array) -> None:
+        """Copy a range of `flat` or `gradient`."""
+        for layer, start, stop, at in self.ranges[number].segments:
+            into[at : at + stop - start] = getattr(self.states[layer], what)[start:stop]
+
+    def spread(self, number: int, weights: Array) -> None:
+        """Put new weights of a range where they belong."""
+        for layer, start, stop, at in self.ranges[number].segments:
+            self.states[layer].flat[start:stop] = weights[at : at + stop - start]
+
+
+class ServerLink:
+    """The exchange with one or several servers, one of which may be on this rank.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    parameters : Parameters
+    filtered : Filter
+    letters : Post
+    recorder : Recorder
+    local : Server or None
+        This rank's own.
+    share : callable or None
+        With local steps: what a worker's difference counts for, from its samples. What is pushed is then not a gradient
+        but how far its own steps have led from the weights that came last.
+    """
+
+    def __init__(
+        self, comm: "Intracomm", parameters: Parameters, filtered: Filter, letters: Post, recorder: Recorder,
+        local: Server | None, share: Callable[[int], float] | None = None,
+    ) -> None:  # fmt: skip
+        from mpi4py import MPI
+
+        self.rank, self.parameters, self.filter, self.post, self.recorder = (
+            comm.rank,
+            parameters,
+            filtered,
+            letters,
+            recorder,
+        )  # noqa: E501
+        self.local, self.share = local, share
+        self.testsome = MPI.Prequest.Testsome
+        ranges = parameters.ranges
+        self.servers = sorted({keys.server for keys in ranges})
+        self.step, self.factor = -1, 1.0
+        self.here = [True] * len(ranges)
+        self.pushed = [-1] * len(ranges)  # step of each range's newest gradient
+        self.left = parameters.layers.copy()  # layers of each range whose gradients do not exist yet
+        self.queues: dict[int, list[int]] = {server: [] for server in self.servers}
+        self.flying: list[tuple[Any, int, int]] = []  # request, server, range
+        self.window = dict.fromkeys(self.servers, 0)
+        self.pushes: list[Any] = []
+        self.pulls: list[Any] = []
+        self.origin: list[int] = []  # of each of `pulls`
+        self.pull_of: dict[int, int] = {}
+        self.dense: list[Array] = []  # what is pushed, before it is recoded
+        self.wires: list[Array] = []
+        self.comes: list[Array | None] = []  # where weights come in; None: where they belong
+        self.base: list[Array] = []
+        dtype = filtered.dtype
+        for keys in ranges:
+            gradient = None if share else parameters.view(keys.number, "gradient")
+            self.dense.append(aligned(keys.size, dtype) if gradient is None else gradient)
+            if share:
+                self.base.append(aligned(keys.size, dtype))
+                parameters.gather(keys.number, "flat", self.base[-1])
+            wire = filtered.wire(keys.size) if filtered.pushes and keys.server != self.rank else self.dense[-1]
+            self.wires.append(wire)
+            target = None if filtered.pulls else parameters.view(keys.number, "flat")
+            self.comes.append(filtered.answer(keys.size) if target is None else None)
+            if keys.server == self.rank:
+                self.pushes.append(None)
+                continue
+            self.pushes.append(comm.Send_init(wire, keys.server, push_tag(keys.number)))
+            self.pull_of[keys.number] = len(self.pulls)
+            into = self.comes[-1] if target is None else target
+            self.pulls.append(comm.Recv_init(into, keys.server, pull_tag(keys.number)))
+            self.origin.append(keys.number)
+        if local is not None:
+            local.local = self._local
+
+    def begin(self, step: int, samples: int) -> None:  # noqa: D102
+        self.step = step
+        if self.share:
+            self.factor = self.share(samples)
+        self.left = self.parameters.layers.copy()
+        self.post.tell(self.servers, post.BEGIN, step, samples)
+        if self.local is not None:
+            self.post.poll()  # the own server knows before the first gradient
+
+    def ready(self, layer: int) -> None:  # noqa: D102
+        for number in self.parameters.of_layer[layer]:
+            self.left[number] -= 1
+            if not self.left[number]:
+                self._push(number)
+        self._send()
+
+    def _push(self, number: int) -> None:
+        """A whole range exists: to its server's queue, or to that server itself."""
+        dense, server = self.dense[number], self.parameters.ranges[number].server
+        if self.share:
+            self.parameters.gather(number, "flat", dense)
+            np.subtract(self.base[number], dense, out=dense)
+            np.multiply(dense, dense.dtype.type(self.factor), out=dense)
+        elif len(self.parameters.ranges[number].segments) > 1:
+            self.parameters.gather(number, "gradient", dense)
+        self.here[number], self.pushed[number] = False, self.step
+        if server == self.rank:
+            assert self.local
+            self.local.push(number, dense)
+            return
+        if self.filter.pushes:
+            self.filter.pack(number, dense, self.wires[number])
+        self.pulls[self.pull_of[number]].Start()
+        heapq.heappush(self.queues[server], number)
+
+    def _send(self) -> bool:
+        moved = False
+        if self.flying:
+            done = self.testsome([request for request, *_ in self.flying])
+            for at in sorted(done or (), reverse=True):
+                self.window[self.flying.pop(at)[1]] -= 1
+                moved = True
+        for server, queue in self.queues.items():
+            while queue and self.window[server] < WINDOW:
+                number = heapq.heappop(queue)
+                begin = clock()
+                self.pushes[number].Start()
+                self.window[server] += 1
+                self.flying.append((self.pushes[number], server, number))
+                self.recorder.record(
+                    "send", begin, clock(), self.pushed[number], -1, server, self.wires[number].nbytes, number
+                )
+                moved = True
+        return moved
+
+    def _local(self, keys: KeyRange, weights: Array, step: int) -> None:
+        """This rank's own server answers."""
+        self._arrived(keys.number, weights)
+
+    def _arrived(self, number: int, weights: Array | None) -> None:
+        if weights is not None:
+            self.parameters.spread(number, weights)
+        if self.share:
+            self.parameters.gather(number, "flat", self.base[number])
+        self.here[number] = True
+
+    def poll(self) -> bool:  # noqa: D102
+        begin = clock()
+        done = self.testsome(self.pulls) if self.pulls else None
+        for at in done or ():
+            number = self.origin[at]
+            came = self.comes[number]
+            if came is None:
+                self._arrived(number, None)
+            elif self.filter.pulls:
+                dense = self.dense[number] if len(self.parameters.ranges[number].segments) > 1 or self.share else None
+                dense = aligned(self.parameters.ranges[number].size, self.filter.dtype) if dense is None else dense
+                self.filter.unpack_weights(came, dense)
+                self._arrived(number, dense)
+            else:
+                self._arrived(number, came)
+            now = clock()
+            size = (self.wires[number] if came is None else came).nbytes
+            self.recorder.record(
+                "receive", begin, now, self.pushed[number], -1, self.parameters.ranges[number].server, size, number
+            )  # noqa: E501
+            begin = now
+        return self._send() or bool(done)
+
+    def missing(self, layer: int) -> int:  # noqa: D102
+        for number in self.parameters.of_layer[layer]:
+            if not self.here[number]:
+                return number
+        return -1
+
+    def reuse(self, layer: int) -> None:  # noqa: D102
+        for number in self.parameters.of_layer[layer]:
+            for flight in [flight for flight in self.flying if flight[2] == number]:
+                flight[0].Wait()  # answered long ago
+                self.flying.remove(flight)
+                self.window[flight[1]] -= 1
+
+    def close(self) -> None:  # noqa: D102
+        for request in [*self.pushes, *self.pulls]:
+            if request is not None:
+                request.Wait()
+                request.Free()

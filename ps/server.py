@@ -1,0 +1,388 @@
+"""A server: it keeps key ranges, adds up what workers push, updates, and answers with new weights.
+
+    receive -> may somebody read? -> update with all that has come -> answer, first layers first
+
+Everything is persistent requests on buffers made once. A range's weights stay as they are while an answer is under way:
+if an update is due, it goes to another buffer.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kernels
+from kernels.rule import U
+from ps import post
+from ps.consistency import ANY, Consistency, VectorClock
+from ps.filters import Filter
+from ps.post import Message, Post
+from ringtmp.nn.layer import Array, aligned, pieces
+from ringtmp.nn.optimizers import Optimizer, make_slots
+from ringtmp.nn.shards import KeyRange
+from ringtmp.nn.threads import Pool
+from ringtmp.run.pace import Paced
+from ringtmp.run.trace import Recorder, clock
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+WINDOW = 2  # answers to a worker, or pushes to a server, under way at once: what follows may still be overtaken
+
+
+@dataclass
+class Served:
+    """A key range on its server.
+
+    Attributes
+    ----------
+    keys : KeyRange
+    buffers : list of array [size]
+        The weights are in `buffers[live]`; what travels may still lie in others.
+    wires : list of array
+        What travels, where it is not the weights themselves; `wire` is the newest.
+    busy : list of int
+        Answers under way from each of what travels.
+    rows : array [workers, size]
+        The gradient of each worker.
+    version : int
+        Updates made.
+    """
+
+    keys: KeyRange
+    buffers: list[Array]
+    slots: dict[str, Array]
+    rows: Array
+    clock: VectorClock
+    version: int
+    met: dict[int, int]  # version of each worker's weights
+    busy: list[int] = field(default_factory=lambda: [0])
+    wires: list[Array] = field(default_factory=list)
+    live: int = 0
+    packed: int = -1  # version that `wires[wire]` holds
+    wire: int = 0
+    pending: dict[int, tuple[int, int]] = field(default_factory=dict)  # by worker: step and samples, not yet applied
+    owed: dict[int, int] = field(default_factory=dict)  # by worker: the step whose answer it waits for
+    pushes: dict[int, int] = field(default_factory=dict)  # by worker: gradients received
+
+    @property
+    def weights(self) -> Array:
+        """The newest weights."""
+        return self.buffers[self.live]
+
+
+class Server:
+    """The server of this rank. Collective: every worker must have its end of each key range.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    ranges : sequence of KeyRange
+        Those of this server, with `load` to give them weights.
+    workers : sequence of int
+        Ranks that work; this one may be among them.
+    rule : Consistency
+    optimizer : Optimizer
+    filtered : Filter
+    letters : Post
+    recorder : Recorder
+    rate : callable
+        Learning rate of a step.
+    batch_size : int
+        Samples of a step.
+    start : int
+        Steps made before.
+    threads : int
+    paced : Paced or None
+        The emulated node, with `nanoseconds` for an update of one parameter.
+    """
+
+    def __init__(
+        self, comm: "Intracomm", ranges: Sequence[KeyRange], workers: Sequence[int], rule: Consistency,
+        optimizer: Optimizer, filtered: Filter, letters: Post, recorder: Recorder, *, rate: Callable[[int], float],
+        batch_size: int, start: int = 0, threads: int = 1, paced: Paced | None = None, nanoseconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        from mpi4py import MPI
+
+        self.comm, self.rank, self.rule, self.optimizer, self.filter = comm, comm.rank, rule, optimizer, filtered
+        self.post, self.recorder, self.rate, self.batch_size = letters, recorder, rate, batch_size
+        self.paced, self.nanoseconds = paced, nanoseconds
+        self.testsome = MPI.Prequest.Testsome
+        self.alive = list(workers)
+        self.row = {worker: n for n, worker in enumerate(workers)}
+        dtype = filtered.dtype
+        self.served = [
+            Served(keys, [aligned(keys.size, dtype)], make_slots(optimizer, aligned(keys.size, dtype), aligned),
+                   aligned(len(workers) * keys.size, dtype).reshape(len(workers), -1), VectorClock(workers, start),
+                   start, dict.fromkeys(workers, start), pushes=dict.fromkeys(workers, 0))
+            for keys in ranges
+        ]  # fmt: skip
+        self.threads = Pool(threads)
+        self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
+        self.arrived: Callable[[Served], None] = lambda served: None  # after each update (`Keeper`)
+        self.local: Callable[[KeyRange, Array, int], None] | None = None  # how this rank's own worker is answered
+        self.begun: dict[int, dict[int, list[int]]] = {w: {} for w in workers}  # by push: step, samples, ranges to come
+        self.count = dict.fromkeys(workers, 0)  # announcements
+        self.early: list[tuple[Served, int]] = []  # gradients that came before their announcement
+        self.heard = dict.fromkeys(workers, clock())
+        self.ended: set[int] = set()
+        self._connect(MPI)
+        for kind in (post.BEGIN, post.DONE, post.TEST, post.ALIVE, post.END):
+            letters.on(kind, self._hear)
+        letters.on(post.BEGIN, self._begin)
+        letters.on(post.END, lambda worker, message: self.ended.add(worker))
+
+    def _connect(self, mpi: Any) -> None:
+        """Receives of every worker's gradients, all posted; answers are made when first sent."""
+        self.receives: list[Any] = []
+        self.origin: list[tuple[Served, int]] = []  # of each
+        self.place: dict[tuple[int, int], int] = {}
+        self.inboxes: dict[tuple[int, int], Array] = {}
+        for served in self.served:
+            number = served.keys.number
+            for worker, row in self.row.items():
+                if worker == self.rank:
+                    continue
+                wire = self.filter.wire(served.keys.size) if self.filter.pushes else served.rows[row]
+                request = self.comm.Recv_init(wire, worker, push_tag(number))
+                request.Start()
+                self.place[number, worker] = len(self.receives)
+                self.receives.append(request)
+                self.origin.append((served, worker))
+                self.inboxes[number, worker] = wire
+        self.sends: dict[tuple[int, int, int], Any] = {}  # by key range, buffer and worker
+        self.queues: dict[int, list[tuple[int, int]]] = {worker: [] for worker in self.row}  # key range, step
+        self.flying: list[tuple[Any, int, Served, int]] = []  # request, worker, key range, buffer
+        self.window = dict.fromkeys(self.row, 0)
+        self.numbered = {served.keys.number: served for served in self.served}
+
+    # ---- what comes ---------------------------------------------------------------------------------------------
+
+    def poll(self) -> bool:
+        """Take what has come, update, answer; whether anything has happened. `Post.poll` comes before it."""
+        begin = clock()
+        moved = False
+        done = self.testsome(self.receives) if self.receives else None
+        if done:
+            moved = True
+            for at in done:
+                self._receive(*self.origin[at], begin)
+                begin = clock()
+        if self.early:
+            early, self.early = self.early, []
+            for served, worker in early:
+                moved |= self._take(served, worker, begin)
+        return self._send() or moved
+
+    def _hear(self, worker: int, message: Message) -> None:
+        self.heard[worker] = clock()
+
+    def _begin(self, worker: int, message: Message) -> None:
+        if worker in self.count:
+            self.begun[worker][self.count[worker]] = [int(message[1]), int(message[2]), len(self.served)]
+            self.count[worker] += 1
+
+    def push(self, number: int, gradient: Array) -> None:
+        """Take the gradient of this rank's own worker."""
+        served = self.numbered[number]
+        served.rows[self.row[self.rank]][...] = gradient
+        self._take(served, self.rank, clock())
+
+    def _receive(self, served: Served, worker: int, begin: int) -> None:
+        if self.filter.pushes:
+            self.filter.unpack(self.inboxes[served.keys.number, worker], served.rows[self.row[worker]])
+        self._take(served, worker, begin)
+
+    def _take(self, served: Served, worker: int, begin: int) -> bool:
+        """A gradient is here: let it count, and answer whoever may be answered. False if it is not known whose it is.
+
+        One that comes after its step was made without it (backup workers) counts for nothing.
+        """
+        if worker not in served.clock.ticks:
+            return False
+        number = served.pushes[worker]
+        known = self.begun[worker].get(number)
+        if known is None:
+            self.early.append((served, worker))
+            return False
+        step, samples, _ = known
+        known[2] -= 1
+        if not known[2]:
+            del self.begun[worker][number]
+        served.pushes[worker] += 1
+        self.heard[worker] = clock()
+        late = bool(self.rule.backup) and step < served.version
+        size = 0 if worker == self.rank else self.inboxes[served.keys.number, worker].nbytes
+        self.recorder.record("receive", begin, self.heard[worker], step, -1, worker, size, served.keys.number,
+                             -1 if late else served.met[worker])  # fmt: skip
+        served.clock.tick(worker, step + 1)
+        if late:
+            self.post.send(worker, post.SKIP, served.version)
+            self._answer(served, worker, step)
+        else:
+            served.pending[worker] = step, samples
+            served.owed[worker] = step
+        self._settle(served)
+        return True
+
+    def _settle(self, served: Served) -> None:
+        """Update, if somebody may read what would come of it, and answer them."""
+        due = [worker for worker, step in served.owed.items() if self.rule.may_read(served.clock, step)]
+        if not due:
+            return
+        if served.pending:
+            self._update(served)
+        for worker in due:
+            self._answer(served, worker, served.owed.pop(worker))
+        self.arrived(served)
+
+    def _update(self, served: Served) -> None:
+        begin = clock()
+        order = sorted(served.pending)
+        counted = sum(samples for _, samples in served.pending.values())
+        step = max(step for step, _ in served.pending.values())
+        # A step of BSP is a mean over its samples; otherwise every sample counts as much, whoever saw it when.
+        scale = self.batch_size / counted if self.rule.bound == 0 and counted != self.batch_size else 1.0
+        served.pending.clear()
+        if not self.filter.pulls:
+            self._move(served)
+        which = np.array([self.row[worker] for worker in order], np.int64)
+        rate, number, size = self.rate(step), served.version + 1, served.keys.size
+        bounds = np.cumsum([0, *pieces(size, len(self.rooms))])
+
+        def run(thread: int) -> None:
+            self.optimizer.serve(served.weights, served.rows, which, scale, self.rooms[thread], served.slots, rate,
+                                 number, int(bounds[thread]), int(bounds[thread + 1]))  # fmt: skip
+
+        self.threads.each(run, range(len(self.rooms)))
+        served.version = number
+        if self.paced:
+            factor = self.paced.factor(U, number)
+            self.paced.until(begin, size * self.nanoseconds * factor)
+        self.recorder.record("U", begin, clock(), step, -1, -1, 0, served.keys.number, number)
+
+    @staticmethod
+    def _move(served: Served) -> None:
+        """Let the next update go to a buffer from which nothing is being sent."""
+        if not served.busy[served.live]:
+            return
+        free = next((n for n, busy in enumerate(served.busy) if not busy), len(served.buffers))
+        if free == len(served.buffers):
+            served.buffers.append(aligned(served.keys.size, served.weights.dtype))
+            served.busy.append(0)
+        served.buffers[free][...] = served.weights
+        served.live = free
+
+    # ---- answers ------------------------------------------------------------------------------------------------
+
+    def _answer(self, served: Served, worker: int, step: int) -> None:
+        if worker == self.rank:
+            assert self.local
+            self.rule.check(served.clock, worker, step)
+            served.met[worker] = served.version
+            self.local(served.keys, served.weights, step)
+            return
+        self.receives[self.place[served.keys.number, worker]].Start()  # before it can push again
+        heapq.heappush(self.queues[worker], (served.keys.number, step))
+
+    def _send(self) -> bool:
+        """Let answers leave, those that the next forward needs first before others."""
+        moved = False
+        if self.flying:
+            done = self.testsome([request for request, *_ in self.flying])
+            for at in sorted(done or (), reverse=True):
+                _, worker, served, buffer = self.flying.pop(at)
+                self.window[worker] -= 1
+                served.busy[buffer] -= 1
+                moved = True
+        for worker, queue in self.queues.items():
+            while queue and self.window[worker] < WINDOW:
+                number, step = heapq.heappop(queue)
+                self._start(self.numbered[number], worker, step)
+                moved = True
+        return moved
+
+    def _start(self, served: Served, worker: int, step: int) -> None:
+        """Send the newest weights."""
+        self.rule.check(served.clock, worker, step)
+        begin = clock()
+        buffer, wire = self._outgoing(served)
+        key = (served.keys.number, buffer, worker)
+        if key not in self.sends:
+            self.sends[key] = self.comm.Send_init(wire, worker, pull_tag(served.keys.number))
+        request = self.sends[key]
+        request.Start()
+        served.busy[buffer] += 1
+        served.met[worker] = served.version
+        self.window[worker] += 1
+        self.flying.append((request, worker, served, buffer))
+        self.recorder.record("send", begin, clock(), step, -1, worker, wire.nbytes, served.keys.number,
+                             served.version)  # fmt: skip
+
+    def _outgoing(self, served: Served) -> tuple[int, Array]:
+        """What is sent of the newest weights, and its number among what may be under way."""
+        if not self.filter.pulls:
+            return served.live, served.weights
+        if served.packed != served.version:
+            free = next((n for n, busy in enumerate(served.busy) if not busy and n < len(served.wires)), -1)
+            if free < 0:
+                free = len(served.wires)
+                served.wires.append(self.filter.answer(served.keys.size))
+                served.busy.extend([0] * (free + 1 - len(served.busy)))
+            self.filter.pack_weights(served.weights, served.wires[free])
+            served.wire, served.packed = free, served.version
+        return served.wire, served.wires[served.wire]
+
+    # ---- who is there -------------------------------------------------------------------------------------------
+
+    def drop(self, worker: int) -> None:
+        """Go on without a worker: what it has pushed counts, what it has not is not waited for."""
+        if worker not in self.alive:
+            return
+        self.alive.remove(worker)
+        self.queues[worker].clear()
+        for served in self.served:
+            served.clock.drop(worker)
+            served.owed.pop(worker, None)
+        # What is under way to it may never end: its buffer stays, and stays busy.
+        self.flying = [flight for flight in self.flying if flight[1] != worker]
+        for served in self.served:
+            if self.alive and (served.pending or served.owed):
+                self._settle(served)
+
+    def silent(self, now: int, limit: float) -> list[int]:
+        """Workers that are waited for and have not been heard of for `limit` nanoseconds."""
+        return [w for w in self.alive if w not in self.ended and w != self.rank and now - self.heard[w] > limit]
+
+    def finished(self) -> bool:
+        """Every worker has its last weights."""
+        return self.ended.issuperset(self.alive) and not self.flying and not any(self.queues.values())
+
+    def close(self) -> None:
+        """Give back all requests of workers that are there."""
+        for (served, worker), request in zip(self.origin, self.receives, strict=True):
+            if worker in self.alive:
+                if served.owed.get(worker) is None:
+                    request.Cancel()
+                request.Wait()
+                request.Free()
+        for (_, _, worker), request in self.sends.items():
+            if worker in self.alive:
+                request.Wait()
+                request.Free()
+
+
+def push_tag(number: int) -> int:
+    """Tag of the gradient of a key range."""
+    return TAGS + 2 * number
+
+
+def pull_tag(number: int) -> int:
+    """Tag of its new weights."""
+    return TAGS + 2 * number + 1
+
+
+TAGS = 16
+__all__ = ["ANY", "Served", "Server", "WINDOW", "pull_tag", "push_tag"]
