@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ class Launch(ABC):
         self.table = job.timetable()
         self.write, self.show = write, show and self.rank == 0
         self.committed = -1  # step of the newest set that this launch has made (rank 0)
-        self.writers = range(self.size)  # ranks that write a part of each set
+        self.writers: Sequence[int] = range(self.size)  # ranks that write a part of each set
         self.reporter: Reporter | None = None
         self.recorder: Recorder
 
