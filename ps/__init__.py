@@ -12,8 +12,8 @@ __all__ = ["train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":
-        from ps.trainer import train
+    if name == "train":  # loaded on first use, as ringtmp's names are
+        from importlib import import_module
 
-        return train
+        return import_module("ps.trainer").train
     raise AttributeError(f"module 'ps' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -40,17 +40,15 @@ class Coordinator:
     batch_size, test_samples : int
     start, period : int
         Steps made before; steps between two exchanges.
-    stop_request : callable
     """
 
     def __init__(
         self, letters: Post, shares: Shares, ranks: Sequence[int], writers: Sequence[int], home: Home,
         places: Sequence[tuple[str, int]], *, batch_size: int, test_samples: int, start: int, period: int,
-        stop_request: Callable[[], int],
     ) -> None:  # fmt: skip
         self.post, self.shares, self.ranks, self.home, self.places = letters, shares, ranks, home, places
         self.batch_size, self.test_samples, self.period = batch_size, test_samples, period
-        self.writers, self.stop_request = writers, stop_request
+        self.writers = writers
         self.alive = set(shares.workers)
         self.lost: set[int] = set()  # their processes take no part in the end
         self.stop_signal = 0
@@ -65,6 +63,7 @@ class Coordinator:
         letters.on(post.DONE, self._done)
         letters.on(post.TEST, self._tested)
         letters.on(post.SAVED, self._saved)
+        letters.on(post.ASK, self._asked)
         letters.on(post.LEAVE, lambda worker, message: self.drop(worker, "has failed", lost=False))
 
     # ---- reports ------------------------------------------------------------------------------------------------
@@ -93,7 +92,6 @@ class Coordinator:
             waited, gone = (sum(each[n] for each in self.shares_of_time.values()) for n in (0, 1))
             whole = self.batch_size / samples
             self.home.stepped(step, loss * whole, correct * whole, waited / max(gone, 1.0))
-            self._heed_signal()
 
     def _tested(self, worker: int, message: Message) -> None:
         step = int(message[1])
@@ -127,11 +125,10 @@ class Coordinator:
         """
         return self.begun + 1 + self.period
 
-    def _heed_signal(self) -> None:
-        number = self.stop_request()
-        if number and not self.stop_signal:
-            self.stop_signal = number
-            self.post.tell(self.ranks, post.STOP, self._safe(), number)
+    def _asked(self, rank: int, message: Message) -> None:
+        if not self.stop_signal:
+            self.stop_signal = int(message[1])
+            self.post.tell(self.ranks, post.STOP, self._safe(), self.stop_signal)
 
     def drop(self, worker: int, why: str, lost: bool) -> None:
         """Go on without a worker; `lost`: its process does not answer."""

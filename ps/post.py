@@ -25,6 +25,7 @@ DROP = 7  # rank 0 -> all: worker, first step in which the others have its share
 SKIP = 8  # server -> worker: the step that is being made (backup workers)
 SAVED = 9  # server -> rank 0: step, whether its part of a set is written
 OVER = 10  # rank 0 -> all: every worker has ended
+ASK = 11  # any rank -> rank 0: a signal has come that asks for a stop
 
 Message = tuple[float, ...]
 

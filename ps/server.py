@@ -134,6 +134,15 @@ class Server:
         letters.on(post.BEGIN, self._begin)
         letters.on(post.END, lambda worker, message: self.ended.add(worker))
 
+    def load(self, layer: int, flat: Array, slots: dict[str, Array]) -> None:
+        """Take this server's part of a layer's parameters, and of those slots that it has."""
+        for served in self.served:
+            for index, start, stop, at in served.keys.segments:
+                if index == layer:
+                    served.weights[at : at + stop - start] = flat[start:stop]
+                    for name in served.slots.keys() & slots.keys():
+                        served.slots[name][at : at + stop - start] = slots[name][start:stop]
+
     def _connect(self, mpi: Any) -> None:
         """Receives of every worker's gradients, all posted; answers are made when first sent."""
         self.receives: list[Any] = []

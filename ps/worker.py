@@ -78,6 +78,8 @@ class Worker:
         Steps made before, steps of the run, and between evaluations.
     crowded : bool
         Whether ranks outnumber the cores of this node.
+    beats : sequence of int
+        Whom to tell that this worker is there.
     local : callable or None
         With local steps: updates a layer by its own gradient, given the layer and the step.
     passed : callable
@@ -87,7 +89,7 @@ class Worker:
     def __init__(
         self, rank: int, stage: Stage, config: "RunConfig", exchange: Exchange, shares: Shares, letters: Post,
         recorder: Recorder, feeder: Feeder, paces: Sequence[Pace], serve: Callable[[], bool], *, start: int, total: int,
-        every: int, crowded: bool, local: Callable[[int, int], None] | None = None,
+        every: int, crowded: bool, beats: Sequence[int], local: Callable[[int, int], None] | None = None,
         passed: Callable[[int], None] = lambda step: None,
     ) -> None:  # fmt: skip
         self.rank, self.stage, self.config, self.exchange, self.shares = rank, stage, config, exchange, shares
@@ -100,7 +102,7 @@ class Worker:
         self.end, self.step, self.skip = total, start, start
         self.fresh = [True] * len(stage.states)  # the layer has taken up its newest weights
         self.dropped = False
-        self.beats: list[int] = []  # whom to tell that this worker is there
+        self.beats = beats
         self.looked = self.said = clock()
         letters.on(post.STOP, self._stop)
         letters.on(post.SKIP, self._skip)
@@ -125,7 +127,7 @@ class Worker:
             self.recorder.between_steps(self.step)
             self.poll()
             self.step = min(max(self.step, self.skip), self.end)
-        self._take_all()
+        self.take_all()
         if self.end % self.every == 0 or self.end == self.total:
             self._evaluate(self.end)
 
@@ -195,7 +197,7 @@ class Worker:
 
     def _evaluate(self, step: int) -> None:
         """This worker's part of the test samples, with the weights that it has."""
-        self._take_all()
+        self.take_all()
         first, count = self.shares.of(self.rank, step, self.feeder.info.n_test)
         full, rest = divmod(count, self.stage.rows)
         loss_sum = correct_sum = 0.0
@@ -221,7 +223,8 @@ class Worker:
         self.fresh[layer] = True
         self.recorder.record("U", begin, clock(), self.step - 1, stage=layer)
 
-    def _take_all(self) -> None:
+    def take_all(self) -> None:
+        """Wait for all new weights."""
         for layer in self.layers:
             self._take(layer)
 

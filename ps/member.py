@@ -1,0 +1,281 @@
+"""A rank while it trains: it serves, works, coordinates, or several of these; and how all come to an end together."""
+
+import os
+import socket
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ps import post
+from ps.allreduce import AllReduce
+from ps.consistency import Consistency
+from ps.coordinator import Coordinator
+from ps.filters import make_filter
+from ps.keeper import Keeper
+from ps.link import Exchange, Parameters, ServerLink
+from ps.post import Message, Post
+from ps.server import Served, Server
+from ps.worker import Dropped, Shares, Worker
+from ringtmp.errors import RunFailure
+from ringtmp.nn.optimizers import Optimizer
+from ringtmp.run import checkpoint, mpi
+from ringtmp.run.job import Feeder
+from ringtmp.run.links import Patience
+from ringtmp.run.trace import clock
+
+if TYPE_CHECKING:
+    from ps.trainer import ServerLaunch
+
+_GLANCE = 500_000_000  # nanoseconds between two looks at who is there
+
+
+class Member:
+    """This rank's part in a launch. Collective over the launch's `comm`."""
+
+    def __init__(self, launch: "ServerLaunch") -> None:
+        self.launch, self.rank, self.size = launch, launch.rank, launch.size
+        self.config, self.job, self.roles, self.recorder = launch.config, launch.job, launch.roles, launch.recorder
+        self.end = launch.table.total  # steps that are made, unless a stop is ordered
+        self.over = self.asked = False
+        self.lost: set[int] = set()  # workers whose processes do not answer
+        self.ended: set[int] = set()  # workers that have their last weights (rank 0)
+        self.shares = Shares(self.roles.workers)
+        self.places = launch.comm.allgather((socket.gethostname(), os.getpid()))
+        self.ship = launch.comm.Dup()  # for sets alone
+        crowded = launch.crowded()
+        self.patience = Patience(crowded)
+        self.post = Post(launch.net, self._peers(), self.recorder)
+        for kind, heed in ((post.OVER, self._over), (post.DROP, self._drop), (post.STOP, self._stop)):
+            self.post.on(kind, heed)
+        self.filter = make_filter(self.config.filter, self.job.dtype, self.config.topk)
+        self.server: Server | None = None
+        self.keeper: Keeper | None = None
+        self.worker: Worker | None = None
+        self.coordinator: Coordinator | None = None
+        if launch.serves:
+            self._make_server()
+        if self.rank == 0:
+            self.post.on(post.END, lambda worker, message: self.ended.add(worker))
+            self.coordinator = Coordinator(
+                self.post, self.shares, range(self.size), launch.writers, launch, self.places,
+                batch_size=self.config.batch_size, test_samples=self.job.info.n_test, start=self.job.start,
+                period=self.config.local_steps,
+            )  # fmt: skip
+        if launch.works:
+            self._make_worker(crowded)
+        self.glanced = clock()
+
+    def _peers(self) -> set[int]:
+        """Ranks with which this one has a link: workers and servers, and everybody with rank 0."""
+        everybody = {*range(self.size)}
+        if self.rank == 0 or (self.launch.serves and self.launch.works):
+            return everybody
+        return {0, *(self.roles.workers if self.launch.serves else self.roles.servers)}
+
+    def _make_server(self) -> None:
+        launch, config, job = self.launch, self.config, self.job
+        local = config.local_steps > 1  # workers' own optimizers have been at work
+        mine = [keys for keys in launch.ranges if keys.server == self.rank]
+        self.server = server = Server(
+            launch.net, mine, self.roles.workers, Consistency(config.bound, config.backup),
+            Optimizer("sgd") if local else job.optimizer(), self.filter, self.post, self.recorder,
+            rate=(lambda step: 1.0) if local else launch.rate, batch_size=config.batch_size, start=job.start,
+            threads=config.threads, paced=launch.paced, nanoseconds=launch.nanoseconds,
+        )  # fmt: skip
+        layers = sorted({segment.layer for keys in mine for segment in keys.segments})
+        stored = dict(zip(layers, launch.stored(layers), strict=True)) if job.marker else {}
+        for layer in layers:  # one at a time: a server never holds more than its own
+            kind = launch.model.layers[layer]
+            flat, slots = np.zeros(kind.count, job.dtype), {}
+            if layer in stored:
+                kind.store(flat, stored[layer].parameters)
+                for name, slot in stored[layer].slots.items():
+                    slots[name] = np.zeros(kind.count, job.dtype)
+                    kind.store(slots[name], slot)
+            else:
+                kind.initialise(flat, config.seed, layer)
+            server.load(layer, flat, slots)
+        self.keeper = keeper = Keeper(self.ship, launch.model, launch.ranges, server.served, job.optimizer().slots,
+                                      launch.write_part, self.post, launch.following, job.start)  # fmt: skip
+
+        def passed(served: Served) -> None:
+            keeper.passed(served, served.version if server.rule.bound == 0 else served.clock.least())
+
+        server.arrived = passed
+
+    def _make_worker(self, crowded: bool) -> None:
+        launch, config, stage = self.launch, self.config, self.launch.stage
+        assert stage
+        local = config.local_steps > 1
+        parameters = Parameters(launch.ranges, stage.states)
+        exchange: Exchange
+        if self.roles.servers:
+            share = (lambda samples: samples / config.batch_size) if local else None
+            exchange = ServerLink(launch.net, parameters, self.filter, self.post, self.recorder, self.server, share)
+        else:
+            exchange = AllReduce(launch.net, parameters, self.job.optimizer(), launch.rate, self.recorder,
+                                 launch.paced, launch.nanoseconds)  # fmt: skip
+        self.worker = Worker(
+            self.rank, stage, config, exchange, self.shares, self.post, self.recorder, Feeder(self.job), launch.paces,
+            self._serve, start=self.job.start, total=self.end, every=launch.table.every, crowded=crowded,
+            beats=self.roles.servers, local=self._local_step if local else None,
+            passed=(lambda step: None) if self.roles.servers else self._made,
+        )  # fmt: skip
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train; on return nothing is on its way any more."""
+        try:
+            if self.worker:
+                self._work(self.worker)
+            self._finish()
+        except RunFailure as failure:
+            raise RunFailure(f"{failure}{self._last_set()}") from None
+        self._meet()
+        self._close()
+
+    def _last_set(self) -> str:
+        """Where to go on, for the message of a failure."""
+        folder = self.job.folder
+        if not folder:
+            return ""
+        sets = [
+            (step, checkpoint.set_folder(folder.checkpoints, step)) for step in checkpoint.steps(folder.checkpoints)
+        ]
+        whole = [step for step, path in sets if (path / "COMMIT.json").exists()]
+        return (
+            f"; go on from step {whole[-1]} with: --resume {folder.path}" if whole else "; there is no checkpoint yet"
+        )
+
+    def _work(self, worker: Worker) -> None:
+        try:
+            worker.run()
+        except Dropped:
+            mpi.warn("has been dropped by the others, and waits for the end of the job")
+            while True:  # they end it
+                time.sleep(1)
+        except RunFailure:
+            raise
+        except Exception as error:
+            if self.launch.serves or not self.roles.servers:
+                raise  # it cannot leave without taking parameters along
+            text = "".join(traceback.format_exception(error)).rstrip()
+            mpi.warn(f"takes no part any more: {type(error).__name__}: {error}\n{text}")
+            self.post.tell(self.roles.servers, post.LEAVE)
+            return
+        self.post.tell({0, *self.roles.servers}, post.END)
+
+    def _local_step(self, layer: int, step: int) -> None:
+        """An optimizer step of this worker's own; its slots begin anew after each exchange."""
+        assert self.launch.stage
+        state, optimizer = self.launch.stage.states[layer], self.launch.stage.optimizer
+        number = (step - self.job.start) % self.config.local_steps
+        if not number:
+            for slot in state.slots.values():
+                slot.fill(0)
+        optimizer.clip(state.gradient, 0.0)
+        optimizer.update(state.flat, state.gradient, state.slots, self.launch.rate(step), number + 1)
+        state.layer.derive(state.parameters)
+
+    def _serve(self) -> bool:
+        """What this rank does beside working, or alone; whether anything has happened."""
+        moved = False
+        if self.server and self.keeper:
+            moved = self.server.poll()
+            moved |= self.keeper.poll()
+        now = clock()
+        if now - self.glanced > _GLANCE:
+            self.glanced = now
+            self._glance(now)
+        return moved
+
+    def _glance(self, now: int) -> None:
+        """Has a signal come? Is everybody there? Without a server nobody can go on, without a worker all others can."""
+        if self.launch.stop_request() and not self.asked:
+            self.asked = True
+            self.post.send(0, post.ASK, self.launch.stop_request())
+        here = self.places[self.rank][0]
+        for server in self.roles.servers:
+            host, pid = self.places[server]
+            if host == here and not mpi.runs(pid):
+                raise RunFailure(f"the server on rank {server} of {host} (process {pid}) was killed")
+        if self.coordinator and self.server and not self.worker:
+            limit = self.config.worker_timeout
+            self.coordinator.look(self.server.silent(now, int(limit * 1e9)), limit)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Serve until all have ended."""
+        self.patience.reset()
+        since = clock()
+        while not self.over or not self.post.idle():
+            begin = clock()
+            moved = self.post.poll()
+            moved |= self._serve()
+            if moved:
+                if begin > since:
+                    self.recorder.record("wait", since, begin, self.end)
+                since = clock()
+                self.patience.reset()
+            elif self.coordinator and not self.over and self._all_ended():
+                self.coordinator.over()
+                self.over = True
+            else:
+                self.patience.pause()
+        self.recorder.record("wait", since, clock(), self.end)
+
+    def _all_ended(self) -> bool:
+        """Every worker has its last weights, every report is in (rank 0)."""
+        assert self.coordinator
+        if not self.ended.issuperset(self.coordinator.alive) or not self.coordinator.idle():
+            return False
+        return not self.server or not self.keeper or (self.server.finished() and self.keeper.idle())
+
+    def _meet(self) -> None:
+        """All who are there are done. From here on the launch's communicators are theirs alone."""
+        launch = self.launch
+        with self.recorder.timed("wait", self.end):
+            if self.lost:
+                there = launch.comm.group.Excl(sorted(self.lost))
+                launch.comm, launch.net = launch.comm.Create_group(there), launch.net.Create_group(there, 1)
+                mpi.lame(self.coordinator.fence if self.coordinator else None)
+            launch.comm.Barrier()
+
+    def _close(self) -> None:
+        if self.lost:
+            return  # some requests may never end; the process does
+        if self.worker and self.rank not in self.shares.gone:
+            self.worker.exchange.close()
+        if self.server:
+            self.server.close()
+        self.post.close()
+
+    # ---- what comes by post -------------------------------------------------------------------------------------
+
+    def _over(self, sender: int, message: Message) -> None:
+        self.over = True
+
+    def _stop(self, sender: int, message: Message) -> None:
+        self.end = min(self.end, int(message[1]))
+
+    def _drop(self, sender: int, message: Message) -> None:
+        worker, step, lost = int(message[1]), int(message[2]), bool(message[3])
+        self.shares.drop(worker, step)
+        if lost:
+            self.lost.add(worker)
+            self.post.cut(worker)
+        if self.server:
+            self.server.drop(worker)
+        if worker == self.rank and self.worker:
+            self.worker.dropped = True
+
+    def _made(self, step: int) -> None:
+        """Without servers every rank writes its layers as it passes the step of a set."""
+        if self.launch.due(step):
+            assert self.worker
+            self.worker.take_all()
+            self.post.send(0, post.SAVED, step, float(self.launch.write_part(step, self.launch.records())))
