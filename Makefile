@@ -32,10 +32,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link clean
+.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps"
 
 setup: $(READY)
 
@@ -83,6 +83,14 @@ bench-pipelines: $(READY)
 # Our links beside bare MPI; needs nothing further.
 bench-link: $(READY)
 	$(MPIRUN) -n 2 $(BIN)/python -m jobs.bench.link $(ARGS)
+
+# The parameter server: its exchange beside bare MPI, all layouts beside the ring and PyTorch's DDP, and what of the
+# exchange hides over links of 100 Mbit/s; a quarter of an hour.
+bench-ps: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(MPIRUN) -n 2 $(BIN)/python -m jobs.bench.exchange
+	$(BIN)/python -m jobs.bench.servers $(ARGS)
+	$(BIN)/python -m jobs.bench.hidden
 
 clean:
 	rm -rf .venv .venv-* runs

@@ -145,7 +145,8 @@ class Coordinator:
         )
         if not self.alive:
             raise RunFailure("no worker is left; the last checkpoint is kept")
-        self.post.tell([rank for rank in self.ranks if rank not in self.lost], post.DROP, worker, step, float(lost))
+        there = [rank for rank in self.ranks if rank == worker or rank not in self.lost]  # it may yet come back
+        self.post.tell(there, post.DROP, worker, step, float(lost))
         if lost:
             self.post.cut(worker)
         self._report()

@@ -120,7 +120,8 @@ class Keeper:
             if len(being_made.copies) < len(self.served) or not all(each.Test() for each in being_made.requests):
                 continue
             del self.sets[step]
-            self.post.send(0, post.SAVED, step, float(self.write(step, self._records(being_made))))
+            if self.comm.rank in self.homes:
+                self.post.send(0, post.SAVED, step, float(self.write(step, self._records(being_made))))
             moved = True
         return moved
 

@@ -103,13 +103,8 @@ class ServerLink:
     ) -> None:  # fmt: skip
         from mpi4py import MPI
 
-        self.rank, self.parameters, self.filter, self.post, self.recorder = (
-            comm.rank,
-            parameters,
-            filtered,
-            letters,
-            recorder,
-        )  # noqa: E501
+        self.rank, self.parameters, self.filter = comm.rank, parameters, filtered
+        self.post, self.recorder = letters, recorder
         self.local, self.share = local, share
         self.testsome = MPI.Prequest.Testsome
         ranges = parameters.ranges
@@ -127,7 +122,8 @@ class ServerLink:
         self.pull_of: dict[int, int] = {}
         self.dense: list[Array] = []  # what is pushed, before it is recoded
         self.wires: list[Array] = []
-        self.comes: list[Array | None] = []  # where weights come in; None: where they belong
+        self.comes: list[Array] = []  # where weights come in
+        self.targets: list[Array] = []  # where they are put together; where they belong, if that is one place
         self.base: list[Array] = []
         dtype = filtered.dtype
         for keys in ranges:
@@ -138,15 +134,15 @@ class ServerLink:
                 parameters.gather(keys.number, "flat", self.base[-1])
             wire = filtered.wire(keys.size) if filtered.pushes and keys.server != self.rank else self.dense[-1]
             self.wires.append(wire)
-            target = None if filtered.pulls else parameters.view(keys.number, "flat")
-            self.comes.append(filtered.answer(keys.size) if target is None else None)
+            target = parameters.view(keys.number, "flat")
+            self.targets.append(aligned(keys.size, dtype) if target is None else target)
+            self.comes.append(filtered.answer(keys.size) if filtered.pulls else self.targets[-1])
             if keys.server == self.rank:
                 self.pushes.append(None)
                 continue
             self.pushes.append(comm.Send_init(wire, keys.server, push_tag(keys.number)))
             self.pull_of[keys.number] = len(self.pulls)
-            into = self.comes[-1] if target is None else target
-            self.pulls.append(comm.Recv_init(into, keys.server, pull_tag(keys.number)))
+            self.pulls.append(comm.Recv_init(self.comes[-1], keys.server, pull_tag(keys.number)))
             self.origin.append(keys.number)
         if local is not None:
             local.local = self._local
@@ -210,8 +206,9 @@ class ServerLink:
         """This rank's own server answers."""
         self._arrived(keys.number, weights)
 
-    def _arrived(self, number: int, weights: Array | None) -> None:
-        if weights is not None:
+    def _arrived(self, number: int, weights: Array) -> None:
+        """New weights are here; put them where they belong if that is not where they came in."""
+        if weights is not self.targets[number] or len(self.parameters.ranges[number].segments) > 1:
             self.parameters.spread(number, weights)
         if self.share:
             self.parameters.gather(number, "flat", self.base[number])
@@ -223,20 +220,12 @@ class ServerLink:
         for at in done or ():
             number = self.origin[at]
             came = self.comes[number]
-            if came is None:
-                self._arrived(number, None)
-            elif self.filter.pulls:
-                dense = self.dense[number] if len(self.parameters.ranges[number].segments) > 1 or self.share else None
-                dense = aligned(self.parameters.ranges[number].size, self.filter.dtype) if dense is None else dense
-                self.filter.unpack_weights(came, dense)
-                self._arrived(number, dense)
-            else:
-                self._arrived(number, came)
+            if self.filter.pulls:
+                self.filter.unpack_weights(came, self.targets[number])
+            self._arrived(number, self.targets[number])
             now = clock()
-            size = (self.wires[number] if came is None else came).nbytes
-            self.recorder.record(
-                "receive", begin, now, self.pushed[number], -1, self.parameters.ranges[number].server, size, number
-            )  # noqa: E501
+            server = self.parameters.ranges[number].server
+            self.recorder.record("receive", begin, now, self.pushed[number], -1, server, came.nbytes, number)
             begin = now
         return self._send() or bool(done)
 

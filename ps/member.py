@@ -197,6 +197,8 @@ class Member:
         if self.launch.stop_request() and not self.asked:
             self.asked = True
             self.post.send(0, post.ASK, self.launch.stop_request())
+        if not self.worker:
+            self.recorder.between_steps(-1)
         here = self.places[self.rank][0]
         for server in self.roles.servers:
             host, pid = self.places[server]
@@ -218,7 +220,7 @@ class Member:
             moved |= self._serve()
             if moved:
                 if begin > since:
-                    self.recorder.record("wait", since, begin, self.end)
+                    self.recorder.record("wait", since, begin, -1)
                 since = clock()
                 self.patience.reset()
             elif self.coordinator and not self.over and self._all_ended():
@@ -226,7 +228,7 @@ class Member:
                 self.over = True
             else:
                 self.patience.pause()
-        self.recorder.record("wait", since, clock(), self.end)
+        self.recorder.record("wait", since, clock(), -1)
 
     def _all_ended(self) -> bool:
         """Every worker has its last weights, every report is in (rank 0)."""
@@ -238,7 +240,7 @@ class Member:
     def _meet(self) -> None:
         """All who are there are done. From here on the launch's communicators are theirs alone."""
         launch = self.launch
-        with self.recorder.timed("wait", self.end):
+        with self.recorder.timed("wait", -1):
             if self.lost:
                 there = launch.comm.group.Excl(sorted(self.lost))
                 launch.comm, launch.net = launch.comm.Create_group(there), launch.net.Create_group(there, 1)

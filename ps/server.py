@@ -29,7 +29,7 @@ from ringtmp.run.trace import Recorder, clock
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-WINDOW = 2  # answers to a worker, or pushes to a server, under way at once: what follows may still be overtaken
+WINDOW = 4  # answers to a worker, or pushes to a server, under way at once: what follows may still be overtaken
 
 
 @dataclass

@@ -68,7 +68,7 @@ class ServerLaunch(Launch):
         self.ranges = key_ranges(counts, most, max(1, len(self.roles.servers)), config.colocate)
         dealt = [layer % self.size for layer in range(len(counts))]
         self.homes = homes(self.ranges, len(counts)) if self.roles.servers else dealt
-        self.writers = sorted({*self.homes, *self.roles.servers})
+        self.writers = sorted({*self.homes})
         self.speeds = parse_pace(config.pace, self.size) if config.pace else []
         job.data = share_data(self.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
         self.stage: Stage | None = None

@@ -270,8 +270,10 @@ class Worker:
     def _beside(self) -> None:
         """What an emulated node's network card does while the node computes: it takes no time of the node's own."""
         self.recorder.beside = True
-        self.poll()
-        self.recorder.beside = False
+        try:
+            self.poll()
+        finally:
+            self.recorder.beside = False
 
     def _pace(self, layer: int, begin: int, kind: int, rows: int, number: int) -> None:
         pace = self.paces[layer]
