@@ -3,6 +3,7 @@
 import naive
 import numpy as np
 import pytest
+from conftest import chessboard
 from mpi4py import MPI
 
 import ringtmp
@@ -11,10 +12,11 @@ from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
 from ringtmp.run.data import epoch_order
+from ringtmp.run.mpi import from_rank_0
 
 pytestmark = pytest.mark.mpi
 
-WIDTHS, BATCH, M, STEPS, LR = [6, 7, 5, 8, 6, 9, 5, 7, 3], 12, 4, 8, 0.3
+WIDTHS, BATCH, M, STEPS, LR = [6, 7, 5, 8, 6, 9, 5, 7, 3], 12, 4, 6, 0.3
 SETTINGS = {
     "model": "mlp:" + "-".join(map(str, WIDTHS)) + ",activation=tanh", "batch_size": BATCH, "micro_batches": M,
     "steps": STEPS, "eval_every": 0, "optimizer": "sgd", "lr": LR, "lr_schedule": "constant", "normalise": "none",
@@ -57,7 +59,7 @@ def by_hand(versions):
     return history[-1]
 
 
-def versions_of(run, ranks):
+def versions_of(run):
     """By layer, step and micro-batch: the version that F took, and the check that I took the same."""
     events = run.events()
     holds = {rank: row["layers"] for rank, row in run.ranks().set_index("rank").iterrows()}
@@ -75,10 +77,9 @@ def versions_of(run, ranks):
 def test_by_hand(comm, shared_path, schedule):
     result = ringtmp.train(comm=comm, data=arrays(), **SETTINGS, schedule=schedule, out=str(shared_path), name="run")
     comm.Barrier()
-    run = open_run(shared_path / "run")
-    versions = versions_of(run, comm.size)
+    versions = from_rank_0(comm, lambda: versions_of(open_run(shared_path / "run")))
     assert len(versions) == 8 * STEPS * M
-    want = by_hand(versions)
+    want = from_rank_0(comm, lambda: by_hand(versions))
     for name, arrays_here in result.layers.items():
         weight, bias = want[int(name[:3])]
         np.testing.assert_allclose(arrays_here["weight"], weight, atol=1e-10)
@@ -97,10 +98,9 @@ def test_two_buffered_weights_do_not_depend_on_the_ring(comm):
     settings = SETTINGS | {"schedule": "2bw", "eval_every": 3}
     one = ringtmp.train(comm=MPI.COMM_SELF, data=arrays(), **settings | {"micro_batches": 1})
     sync = ringtmp.train(comm=MPI.COMM_SELF, data=arrays(), **settings | {"schedule": "1f1b"})
-    for m in (1, 3, 8):
-        for extra in ({}, {"delay": 0.0005, "sends": "synchronous"}, {"in_flight": 2}):
-            got = ringtmp.train(comm=comm, data=arrays(), **settings | {"micro_batches": m} | extra)
-            assert got.sha256 == one.sha256 != sync.sha256
+    for m, extra in chessboard((1, 3, 8), ({}, {"delay": 0.0005, "sends": "synchronous"}, {"in_flight": 2})):
+        got = ringtmp.train(comm=comm, data=arrays(), **settings | {"micro_batches": m} | extra)
+        assert got.sha256 == one.sha256 != sync.sha256
 
 
 def test_pipedream_repeats(comm):
@@ -113,8 +113,7 @@ def test_pipedream_repeats(comm):
     assert (once.sha256 == sync.sha256) == (comm.size == 1)
 
 
-@pytest.mark.parametrize("schedule", ["pipedream", "2bw"])
-@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize(("schedule", "m"), chessboard(("pipedream", "2bw"), (1, 3)))
 def test_few_micro_batches(comm, schedule, m):
     """Fewer than ranks: many steps are under way at once."""
     result = ringtmp.train(

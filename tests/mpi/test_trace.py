@@ -16,11 +16,16 @@ SETTINGS = {
 }  # fmt: skip
 
 
+_traced: list[str] = []
+
+
 @pytest.fixture
 def run(comm, shared_path):
-    result = ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="traced")
-    comm.Barrier()
-    return open_run(result.folder)
+    """One traced run for all tests, opened anew for each: they only read it."""
+    if not _traced:
+        _traced.append(ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="traced").folder)
+        comm.Barrier()
+    return open_run(_traced[0])
 
 
 def test_neighbours_only(comm, run):

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -96,11 +98,54 @@ def contents(path):
     return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
 
 
-def refused(folder, ranks, flags, words):
-    before = contents(folder)
-    done = subprocess.run(
+# Has imported what a run imports, MPI apart, and forks a process for each line of flags: the same program from its
+# first line to its exit status, for a third of a start.
+FORKS = """
+import json, os, runpy, signal, sys
+import ringtmp.ring.trainer, ringtmp.run.cli, ringtmp.run.data
+assert "mpi4py.MPI" not in sys.modules
+while line := sys.stdin.readline():
+    folder, sys.argv[1:] = json.loads(line)
+    files = [os.open(os.devnull, os.O_RDWR), os.memfd_create("out"), os.memfd_create("err")]
+    if not (child := os.fork()):
+        signal.alarm(60)
+        os.chdir(folder)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        runpy.run_module("ringtmp.train", run_name="__main__")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([status, *(os.pread(file, 1 << 20, 0).decode() for file in files[1:])]), flush=True)
+    for file in files:
+        os.close(file)
+"""
+
+
+@pytest.fixture(scope="module")
+def fork():
+    """What `python -m ringtmp.train FLAGS` ends with, without a launcher, in a process forked off a warm one."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def run(folder, *flags: str) -> subprocess.CompletedProcess:
+        print(json.dumps([str(folder), flags]), file=server.stdin, flush=True)
+        return subprocess.CompletedProcess(flags, *json.loads(server.stdout.readline()))
+
+    yield run
+    server.communicate(timeout=10)
+    assert server.returncode == 0
+
+
+def launched(ranks):
+    """The same under the launcher, on so many ranks."""
+    return lambda folder, *flags: subprocess.run(
         command(ranks, "-m", "ringtmp.train", *flags), cwd=folder, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
+
+
+def refused(folder, run, flags, words):
+    before = contents(folder)
+    done = run(folder, *flags)
     lines = [line for line in done.stderr.splitlines() if line.startswith("ringtmp: ")]
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(lines) == 1, done.stderr
@@ -112,24 +157,28 @@ def refused(folder, ranks, flags, words):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_refused(folder, case):
+def test_refused(folder, fork, case):
     flags, words = CASES[case]
     given = [] if any(flag == "--model" for flag in flags) else MODEL
-    print(refused(folder, 1, [*flags, *given], words))
+    print(refused(folder, fork, [*flags, *given], words))
 
 
-@pytest.mark.parametrize("case", ["unknown flag", "wrong type", "truncated idx", "input does not fit", "existing run"])
-@pytest.mark.parametrize("ranks", [3, 8])
-def test_refused_on_several_ranks(folder, case, ranks):
+# While flags are parsed, while data are read, once both are known, when the folder is made. On 8 ranks two of them.
+LAUNCHED = ["unknown flag", "wrong type", "truncated idx", "input does not fit", "existing run"]
+
+
+@pytest.mark.parametrize(("ranks", "case"), [*product((1, 3), LAUNCHED), (8, "wrong type"), (8, "truncated idx")])
+def test_refused_under_the_launcher(folder, case, ranks):
     flags, words = CASES[case]
-    refused(folder, ranks, [*flags, *([] if "--model" in flags else ("--model", "mlp:64-16x7-10"))], words)
+    model = [] if "--model" in flags else ["--model", "mlp:64-16x7-10"]
+    refused(folder, launched(ranks), [*flags, *model], words)
 
 
 def test_more_ranks_than_layers(folder):
-    refused(folder, 8, MODEL, ["4 layers", "8 ranks", "at most 4"])
+    refused(folder, launched(8), MODEL, ["4 layers", "8 ranks", "at most 4"])
 
 
-def test_checkpoint_of_another_model(train, tmp_path):
+def test_checkpoint_of_another_model(train, fork, tmp_path):
     assert train(2, *MODEL, "--steps", "4", "--name", "first").returncode == 0
     cases = {
         "--model mlp:64-16x4-10": ["resume", "4 layers", "5"],
@@ -140,7 +189,7 @@ def test_checkpoint_of_another_model(train, tmp_path):
         "--steps 4": ["resume", "4 steps already"],
     }
     for flags, words in cases.items():
-        refused(tmp_path, 1, ["--resume", "first", "--steps", "9", *flags.split()], words)
+        refused(tmp_path, fork, ["--resume", "first", "--steps", "9", *flags.split()], words)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root needs setpriv to become a user")
@@ -167,11 +216,11 @@ def test_folder_without_write_permission(tmp_path):
     assert "Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize("keep", [0, 0.3, 0.99])
-def test_status_file_is_json_whatever_was_there(train, tmp_path, keep):
+def test_status_file_is_json_whatever_was_there(train, tmp_path):
     """A marker cut short by a full disk does not stop a resume."""
     assert train(1, *MODEL, "--steps", "3", "--name", "run").returncode == 0
     path = tmp_path / "runs/run/status.json"
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    assert train(1, "--resume", "run", "--steps", "5").returncode == 0
-    assert json.loads(path.read_text())["step"] == 5
+    for step, keep in ((5, 0), (7, 0.3), (9, 0.99)):
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+        assert train(1, "--resume", "run", "--steps", str(step)).returncode == 0
+        assert json.loads(path.read_text())["step"] == step

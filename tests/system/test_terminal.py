@@ -34,8 +34,7 @@ def on_a_terminal(tmp_path, words, columns):
     return b"".join(parts).decode()
 
 
-@pytest.mark.parametrize("columns", [80, 140])
-@pytest.mark.parametrize("ranks", [0, 1, 3])
+@pytest.mark.parametrize(("ranks", "columns"), [(0, 80), (1, 140), (3, 80), (3, 140)])
 def test_live_bar(tmp_path, ranks, columns):
     """0 ranks: without a launcher. The bar is drawn over and over on one line of the terminal."""
     words = command(ranks, *JOB) if ranks else command(1, *JOB)[3:]

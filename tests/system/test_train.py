@@ -43,8 +43,8 @@ def test_default_job(train, tmp_path, ranks):
 
 
 def test_same_digest_on_any_ranks(train):
-    """3, 5 and 7 included, and as many ranks as layers."""
-    digests = {digest(train(ranks, *QUICK).stdout) for ranks in (1, 3, 5, 7, 8)}
+    """7 included, and as many ranks as layers; tests/mpi and the resumes below have the other numbers."""
+    digests = {digest(train(ranks, *QUICK).stdout) for ranks in (1, 7, 8)}
     assert len(digests) == 1
 
 
@@ -105,8 +105,6 @@ def test_help(train, ranks):
 
 
 def test_resume_in_place(train, tmp_path):
-    whole = train(2, *QUICK, "--lr-schedule", "constant", "--steps", "30", "--name", "whole")
-    assert whole.returncode == 2  # --epochs and --steps together
     settings = (*QUICK[:2], "--lr-schedule", "constant")
     whole = train(2, *settings, "--steps", "30", "--name", "whole")
     train(3, *settings, "--steps", "12", "--name", "parts")
