@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
     )
     clip_value: float | None = _field("Training", "bound of every number of a gradient", None, gt=0)
     clip_norm: float | None = _field(
-        "Training",
+        "Ring",
         "bound of the norm of all gradients together. One sum goes round the ring for it: steps are no longer chained, "
         "each rank waits for the last before it updates",
         None,

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 # What a checkpoint fixes: with another value its weights, slots or place in the data order would mean something else.
 _FIXED = ("data", "dtype", "optimizer", "seed", "batch_size", "test_fraction", "normalise", "loss")
 
+# Settings that a later value of another one puts out of force.
+_INSTEAD = {
+    "steps": ("epochs",), "epochs": ("steps",), "servers": ("colocate",), "colocate": ("servers",),
+    "consistency": ("staleness", "backup", "servers", "colocate", "filter", "local_steps"),
+}  # fmt: skip
+
 
 @dataclass
 class Job:
@@ -88,12 +94,13 @@ class Job:
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later values over earlier ones; `steps` and `epochs` take each other's place."""
+    """Later values over earlier ones; what cannot stand beside a later value gives way to it."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        for one, other in (("steps", "epochs"), ("epochs", "steps")):
-            if one in layer and other not in layer:
-                merged.pop(other, None)
+        for one, others in _INSTEAD.items():
+            for other in others if one in layer else ():
+                if other not in layer:
+                    merged.pop(other, None)
         merged |= layer
     return merged
 
