@@ -19,7 +19,7 @@ from ps import post
 from ps.consistency import ANY, Consistency, VectorClock
 from ps.filters import Filter
 from ps.post import Message, Post
-from ringtmp.nn.layer import Array, aligned, pieces
+from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.threads import Pool
@@ -120,6 +120,7 @@ class Server:
             for keys in ranges
         ]  # fmt: skip
         self.threads = Pool(threads)
+        self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
         self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
         self.arrived: Callable[[Served], None] = lambda served: None  # after each update (`Keeper`)
         self.local: Callable[[KeyRange, Array, int], None] | None = None  # how this rank's own worker is answered
@@ -249,7 +250,7 @@ class Server:
 
     def _update(self, served: Served) -> None:
         begin = clock()
-        order = sorted(served.pending)
+        order = tuple(sorted(served.pending))
         counted = sum(samples for _, samples in served.pending.values())
         step = max(step for step, _ in served.pending.values())
         # A step of BSP is a mean over its samples; otherwise every sample counts as much, whoever saw it when.
@@ -257,13 +258,16 @@ class Server:
         served.pending.clear()
         if not self.filter.pulls:
             self._move(served)
-        which = np.array([self.row[worker] for worker in order], np.int64)
+        which = self.which.get(order)
+        if which is None:
+            which = self.which[order] = np.array([self.row[worker] for worker in order], np.int64)
         rate, number, size = self.rate(step), served.version + 1, served.keys.size
-        bounds = np.cumsum([0, *pieces(size, len(self.rooms))])
 
         def run(thread: int) -> None:
+            first = size * thread // len(self.rooms)
+            last = size * (thread + 1) // len(self.rooms)
             self.optimizer.serve(served.weights, served.rows, which, scale, self.rooms[thread], served.slots, rate,
-                                 number, int(bounds[thread]), int(bounds[thread + 1]))  # fmt: skip
+                                 number, first, last)  # fmt: skip
 
         self.threads.each(run, range(len(self.rooms)))
         served.version = number
