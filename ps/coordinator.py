@@ -55,7 +55,9 @@ class Coordinator:
         self.begun = start  # newest step that anybody has begun
         self.next = start  # first step that is not reported
         self.done: dict[int, dict[int, tuple[float, ...]]] = {}
-        self.newest = dict.fromkeys(shares.workers, start - 1)  # newest step that each worker has reported
+        self.newest: dict[int, float] = dict.fromkeys(
+            shares.workers, start - 1
+        )  # newest step that each worker has reported
         self.tests: dict[int, dict[int, tuple[float, ...]]] = {}
         self.parts: dict[int, dict[int, bool]] = {}
         self.shares_of_time: dict[int, tuple[float, float]] = {}
@@ -63,6 +65,7 @@ class Coordinator:
         letters.on(post.DONE, self._done)
         letters.on(post.TEST, self._tested)
         letters.on(post.SAVED, self._saved)
+        letters.on(post.END, self._ended)
         letters.on(post.ASK, self._asked)
         letters.on(post.LEAVE, lambda worker, message: self.drop(worker, "has failed", lost=False))
 
@@ -80,6 +83,13 @@ class Coordinator:
         if not math.isfinite(loss):
             raise RunFailure(f"the loss became {loss} in step {step} on rank {worker}; try a smaller --lr")
         self._report()
+        self._report_tests()
+
+    def _ended(self, worker: int, message: Message) -> None:
+        """A worker makes no further step; with backup workers it may have passed over the last ones."""
+        self.newest[worker] = math.inf
+        self._report()
+        self._report_tests()
 
     def _report(self) -> None:
         """Report the steps that everybody has made or passed over."""
@@ -101,8 +111,8 @@ class Coordinator:
     def _report_tests(self) -> None:
         for step in sorted(self.tests):
             parts = self.tests[step]
-            if not self.alive.issubset(parts):
-                return
+            if any(worker not in parts and self.newest[worker] < step for worker in self.alive):
+                return  # those who have made a later step have passed this test over
             del self.tests[step]
             loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
             whole = self.test_samples / max(samples, 1)

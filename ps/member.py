@@ -101,7 +101,7 @@ class Member:
                                       launch.write_part, self.post, launch.following, job.start)  # fmt: skip
 
         def passed(served: Served) -> None:
-            keeper.passed(served, served.version if server.rule.bound == 0 else served.clock.least())
+            keeper.passed(served, served.version if server.rule.backup else served.clock.least())
 
         server.arrived = passed
 
@@ -215,17 +215,17 @@ class Member:
         self.patience.reset()
         since = clock()
         while not self.over or not self.post.idle():
-            begin = clock()
+            begin, recorded = clock(), self.recorder.recorded
             moved = self.post.poll()
             moved |= self._serve()
-            if moved:
+            if not self.over and self.coordinator and not moved and self._all_ended():
+                self.coordinator.over()
+                self.over = True
+            if moved or self.recorder.recorded != recorded:
                 if begin > since:
                     self.recorder.record("wait", since, begin, -1)
                 since = clock()
                 self.patience.reset()
-            elif self.coordinator and not self.over and self._all_ended():
-                self.coordinator.over()
-                self.over = True
             else:
                 self.patience.pause()
         self.recorder.record("wait", since, clock(), -1)

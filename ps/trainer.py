@@ -129,10 +129,13 @@ class ServerLaunch(Launch):
         self.member.run()
 
     def following(self, step: int) -> int:
-        """The step of the first set that is due after so many steps, or -1."""
-        every = self.config.checkpoint_every
-        following = (step // every + 1) * every if every else -1
-        return following if self.due(following) else -1
+        """The step of the first set after so many steps, or -1: when one is due, or the first exchange after that."""
+        every, period = self.config.checkpoint_every, self.config.local_steps
+        if not every or not self.job.folder:
+            return -1
+        following = (step // every + 1) * every
+        following = -(-following // period) * period
+        return following if following < self.table.total else -1
 
     # ---- what the coordinator tells -----------------------------------------------------------------------------
 

@@ -236,10 +236,13 @@ class Worker:
         self.patience.reset()
         since = began = clock()
         while number >= 0:
-            begin = clock()
-            if self.poll():
+            begin, recorded = clock(), self.recorder.recorded
+            moved = self.poll()
+            if moved or self.recorder.recorded != recorded:  # a beat, say
                 self.recorder.record("wait", since, begin, self.step - 1, stage=number)
-                since = began = clock()
+                since = clock()
+            if moved:
+                began = since
                 self.patience.reset()
                 number = missing()
                 continue

@@ -70,7 +70,8 @@ def key_ranges(counts: Sequence[int], most: int, servers: int, finely: bool = Fa
     finely : bool
         Deal each layer over all servers, so that each gets as much of it (where all ranks serve).
     """
-    most = max(1, min(most, -(-sum(counts) // servers)))
+    if servers > 1:
+        most = max(1, min(most, -(-sum(counts) // servers)))
     starts = grouped(counts, most / 4)
     cuts: list[tuple[Segment, ...]] = []
     for first, last in zip(starts, [*starts[1:], len(counts)], strict=True):

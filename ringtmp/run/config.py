@@ -240,6 +240,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"backup: only consistency bsp waits for workers of each step, not {self.consistency}")
         if self.colocate and self.servers > 1:
             raise ValueError("servers: with colocate every rank serves; leave servers out")
+        if self.backup and self.local_steps > 1:
+            raise ValueError("backup: a worker that is not waited for cannot make local steps; expected local_steps 1")
         if self.consistency == "allreduce":
             plain = {"servers": 1, "colocate": False, "filter": "none", "local_steps": 1}
             for key, value in plain.items():

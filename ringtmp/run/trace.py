@@ -71,6 +71,7 @@ class Recorder:
         self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
         self._flushed = self.began
         self._count = 0
+        self.recorded = 0  # events in all
         self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
         if path:
             try:
@@ -90,6 +91,7 @@ class Recorder:
         if self.beside:
             start, end = (start, start) if kind == "send" else (end, end)
         self.totals[kind] += end - start
+        self.recorded += 1
         if self.path:
             if self._count == _BLOCK:
                 self.flush()
