@@ -1,7 +1,7 @@
 """Training runs of ours in steady state: prints samples/s and where the time went, as JSON.
 
-Usage: python -m jobs.bench.steady '{"train": {...}, "skip": 5}', alone or under mpirun; or `"runs": [{...}, ...]`, several
-such one after the other in one launch. `"trainer": "ps"` trains with the parameter server instead of the ring.
+Usage: python -m jobs.bench.steady '{"train": {...}, "skip": 5}', alone or under mpirun; or `"runs": [{...}, ...]`,
+several such one after the other in one launch. `"trainer": "ps"` trains with the parameter server instead of the ring.
 """
 
 import json

@@ -1,0 +1,111 @@
+"""How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts of their own.
+
+Usage: python -m jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host (`jobs.experiments.hosts`), nodes
+emulated so that a worker computes so many times as long as the server's link is busy one way. A worker's transfer time
+is the union of the times in which one of its messages is under way, from the sender's post to the receiver's look;
+hidden is what of it the worker does not wait.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jobs.bench.report import ROOT, fair_environment, provenance
+from jobs.experiments.hosts import Hosts, why_not
+from ringtmp.analysis import open_run, servers, transfers
+from ringtmp.analysis.steady import steady
+from ringtmp.errors import UserError
+
+AIM = 0.7
+WIDTH, LAYERS, BATCH, STEPS = 256, 8, 64, 10
+WAYS: dict[str, dict[str, Any]] = {
+    "bsp": {}, "ssp 3": {"consistency": "ssp", "staleness": 3}, "asp": {"consistency": "asp"},
+    "colocate": {"colocate": True}, "all-reduce": {"consistency": "allreduce"},
+}  # fmt: skip
+RATIOS = (1.0, 2.0, 4.0)
+
+
+def settings(way: dict[str, Any], ratio: float, ranks: int, bits: float, out: str, name: str) -> dict[str, Any]:
+    """A run in which computing lasts `ratio` times as long as all gradients take over one link."""
+    parameters = LAYERS * (WIDTH * WIDTH + WIDTH)
+    exchange = (ranks - 1) * 4 * parameters * 8 / bits
+    workers = ranks if "colocate" in way or way.get("consistency") == "allreduce" else ranks - 1
+    operations = 6 * BATCH / workers * LAYERS * WIDTH * WIDTH
+    return {
+        "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS}", "batch_size": BATCH, "optimizer": "momentum", "lr": 1e-3,
+        "data": f"synthetic:samples=512,features={WIDTH},classes={WIDTH}", "steps": STEPS, "eval_every": 0,
+        "test_fraction": 0.01, "checkpoint_every": 0, "pace": f"{operations / (ratio * exchange) / 1e9:.6g}",
+        "chunk": "256KiB", "out": out, "name": name, **way,
+    }  # fmt: skip
+
+
+def read(path: Path) -> dict[str, float]:
+    """What a trace says of its workers and servers."""
+    run = open_run(path)
+    events, ranks = run.events(), run.ranks()
+    workers = ranks.loc[ranks["role"] != "server", "rank"]
+    late = events[events["step"] > 1]  # connections have opened their windows
+    moved, served = transfers(late, ranks), servers(late, ranks)
+    state = steady(events[events["rank"].isin(workers)])
+    return {
+        "hidden": float(moved["hidden"].median()), "step": state.seconds, "idle": state.idle,
+        "in_flight": float(served["in_flight"].max()) if len(served) else float("nan"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure and publish."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--hosts", type=int, default=3, help="ranks, one on each host [3]")
+    arguments.add_argument("--rate", default="100mbit", help="of every link [100mbit]")
+    arguments.add_argument("--rounds", type=int, default=3, help="runs of each [3]")
+    options = arguments.parse_args()
+    if reason := why_not():
+        raise UserError(f"no hosts here: {reason}")
+    bits = float(options.rate.removesuffix("mbit")) * 1e6
+    values: dict[tuple[str, float], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, Hosts(options.hosts, options.rate) as hosts:
+        for number in range(options.rounds):
+            cases = [(name, ratio) for ratio in RATIOS for name in WAYS]
+            for name, ratio in cases if number % 2 == 0 else reversed(cases):
+                each = f"{name} {ratio:g} {number}".replace(" ", "-")
+                run = {
+                    "trainer": "ps",
+                    "skip": 1,
+                    "train": settings(WAYS[name], ratio, options.hosts, bits, folder, each),
+                }
+                words = [sys.executable, "-m", "jobs.bench.steady", json.dumps(run)]
+                done = hosts.mpirun(words, ranks=options.hosts, env=fair_environment(), timeout=300)
+                if done.returncode:
+                    raise SystemExit(f"{done.stdout}{done.stderr}")
+                values.setdefault((name, ratio), []).append(read(Path(folder) / each))
+                print(
+                    f"{name}, computing {ratio:g} x one way: {values[name, ratio][-1]['hidden']:.0%} hidden", flush=True
+                )
+    table = Table(title=f"{options.hosts} hosts, links of {options.rate}", title_justify="left")
+    for head in ("way", "computing / one way", "hidden", "quartiles", "step s", "workers idle", "server's link busy"):
+        table.add_column(head, justify="left" if head == "way" else "right")
+    rows = []
+    for (name, ratio), found in values.items():
+        row: dict[str, Any] = {key: float(np.median([each[key] for each in found])) for key in found[0]}
+        low, high = np.percentile([each["hidden"] for each in found], [25, 75])
+        rows.append({"way": name, "ratio": ratio, **row, "low": float(low), "high": float(high), "aim": AIM})
+        busy = "" if np.isnan(row["in_flight"]) else f"{row['in_flight']:.0%}"
+        table.add_row(name, f"{ratio:g}", f"{row['hidden']:.0%}", f"{low:.0%} to {high:.0%}", f"{row['step']:.2f}",
+                      f"{row['idle']:.0%}", busy)  # fmt: skip
+    Console(width=120).print(table)
+    path = ROOT / "jobs" / "bench" / "results" / "hidden.json"
+    origin = provenance(hosts=options.hosts, rate=options.rate, rounds=options.rounds)
+    path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
+    print(f"written to {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
