@@ -13,7 +13,7 @@ import numpy as np
 from ps import post
 from ps.filters import Filter
 from ps.post import Post
-from ps.server import WINDOW, Server, pull_tag, push_tag
+from ps.server import SLOW, Server, pull_tag, push_tag, window
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import LayerState
@@ -114,8 +114,9 @@ class ServerLink:
         self.pushed = [-1] * len(ranges)  # step of each range's newest gradient
         self.left = parameters.layers.copy()  # layers of each range whose gradients do not exist yet
         self.queues: dict[int, list[int]] = {server: [] for server in self.servers}
-        self.flying: list[tuple[Any, int, int]] = []  # request, server, range
-        self.window = dict.fromkeys(self.servers, 0)
+        self.flying: list[tuple[Any, int, int, int]] = []  # request, server, range, since when
+        self.under_way = dict.fromkeys(self.servers, 0)
+        self.slow = dict.fromkeys(self.servers, False)  # whether the last push took long
         self.pushes: list[Any] = []
         self.pulls: list[Any] = []
         self.origin: list[int] = []  # of each of `pulls`
@@ -187,15 +188,17 @@ class ServerLink:
         if self.flying:
             done = self.testsome([request for request, *_ in self.flying])
             for at in sorted(done or (), reverse=True):
-                self.window[self.flying.pop(at)[1]] -= 1
+                _, server, _, since = self.flying.pop(at)
+                self.under_way[server] -= 1
+                self.slow[server] = clock() - since > SLOW
                 moved = True
         for server, queue in self.queues.items():
-            while queue and self.window[server] < WINDOW:
+            while queue and self.under_way[server] < window(self.slow[server]):
                 number = heapq.heappop(queue)
                 begin = clock()
                 self.pushes[number].Start()
-                self.window[server] += 1
-                self.flying.append((self.pushes[number], server, number))
+                self.under_way[server] += 1
+                self.flying.append((self.pushes[number], server, number, begin))
                 self.recorder.record(
                     "send", begin, clock(), self.pushed[number], -1, server, self.wires[number].nbytes, number
                 )
@@ -240,7 +243,7 @@ class ServerLink:
             for flight in [flight for flight in self.flying if flight[2] == number]:
                 flight[0].Wait()  # answered long ago
                 self.flying.remove(flight)
-                self.window[flight[1]] -= 1
+                self.under_way[flight[1]] -= 1
 
     def close(self) -> None:  # noqa: D102
         for request in [*self.pushes, *self.pulls]:

@@ -16,20 +16,30 @@ import numpy as np
 import kernels
 from kernels.rule import U
 from ps import post
-from ps.consistency import ANY, Consistency, VectorClock
+from ps.consistency import Consistency, VectorClock
 from ps.filters import Filter
 from ps.post import Message, Post
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.threads import Pool
+from ringtmp.run.links import FIRST_TAG
 from ringtmp.run.pace import Paced
 from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-WINDOW = 4  # answers to a worker, or pushes to a server, under way at once: what follows may still be overtaken
+SLOW = 20_000_000  # nanoseconds; a link on which a message takes longer gets few at once
+
+
+def window(slow: bool) -> int:
+    """Answers to a worker, or pushes to a server, under way at once: what follows may still be overtaken.
+
+    Over 100 Mbit/s two hide 8 points more of the exchange than four (where computing lasts as long as one way of it);
+    within a host, where a message takes a fraction of a millisecond, four keep both sides busy.
+    """
+    return 2 if slow else 4
 
 
 @dataclass
@@ -164,8 +174,9 @@ class Server:
                 self.inboxes[number, worker] = wire
         self.sends: dict[tuple[int, int, int], Any] = {}  # by key range, buffer and worker
         self.queues: dict[int, list[tuple[int, int]]] = {worker: [] for worker in self.row}  # key range, step
-        self.flying: list[tuple[Any, int, Served, int]] = []  # request, worker, key range, buffer
-        self.window = dict.fromkeys(self.row, 0)
+        self.flying: list[tuple[Any, int, Served, int, int]] = []  # request, worker, key range, buffer, since when
+        self.under_way = dict.fromkeys(self.row, 0)
+        self.slow = dict.fromkeys(self.row, False)  # whether the last answer took long
         self.numbered = {served.keys.number: served for served in self.served}
 
     # ---- what comes ---------------------------------------------------------------------------------------------
@@ -306,12 +317,13 @@ class Server:
         if self.flying:
             done = self.testsome([request for request, *_ in self.flying])
             for at in sorted(done or (), reverse=True):
-                _, worker, served, buffer = self.flying.pop(at)
-                self.window[worker] -= 1
+                _, worker, served, buffer, since = self.flying.pop(at)
+                self.under_way[worker] -= 1
+                self.slow[worker] = clock() - since > SLOW
                 served.busy[buffer] -= 1
                 moved = True
         for worker, queue in self.queues.items():
-            while queue and self.window[worker] < WINDOW:
+            while queue and self.under_way[worker] < window(self.slow[worker]):
                 number, step = heapq.heappop(queue)
                 self._start(self.numbered[number], worker, step)
                 moved = True
@@ -329,8 +341,8 @@ class Server:
         request.Start()
         served.busy[buffer] += 1
         served.met[worker] = served.version
-        self.window[worker] += 1
-        self.flying.append((request, worker, served, buffer))
+        self.under_way[worker] += 1
+        self.flying.append((request, worker, served, buffer, begin))
         self.recorder.record("send", begin, clock(), step, -1, worker, wire.nbytes, served.keys.number,
                              served.version)  # fmt: skip
 
@@ -389,13 +401,9 @@ class Server:
 
 def push_tag(number: int) -> int:
     """Tag of the gradient of a key range."""
-    return TAGS + 2 * number
+    return FIRST_TAG + 2 * number
 
 
 def pull_tag(number: int) -> int:
     """Tag of its new weights."""
-    return TAGS + 2 * number + 1
-
-
-TAGS = 16
-__all__ = ["ANY", "Served", "Server", "WINDOW", "pull_tag", "push_tag"]
+    return FIRST_TAG + 2 * number + 1
