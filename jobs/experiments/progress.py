@@ -1,0 +1,387 @@
+"""Progress per iteration: the loss against samples and updates, of parameter servers and rings, synchronous or not.
+
+Usage: python -m jobs.experiments.progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out FOLDER]
+
+All ways train the same network from the same start values on the same batches in the same order, on as many ranks:
+`ps.train` with bsp, ssp (staleness 3) and asp, rank 0 serving all others; the ring in ready mode, which is synchronous;
+and the ring that does not wait for updates: PipeDream, with as many micro-batches as ranks like the ring before, and
+with one (m=1: batches go round whole, as published, and weights are up to p - 1 updates old), and 2BW. Real runs over
+MPI on emulated nodes, all equal, whose actions vary by `--jitter`: a worker's step takes `--milliseconds`, and a
+node of the ring is as fast. On fewer cores than ranks nothing else would say in which order gradients come; with it
+only that order depends on the machine, and no loss on the time that anything takes.
+
+The learning rate is constant, and tuned for each way with the same budget: every rate of one grid with every one of
+the same tuning seeds, and the rate with the least mean of the training loss over the last third of the epochs is taken
+(a run whose loss becomes nan counts as infinite). Other seeds are then trained with it. Momentum is 0.9 an update for
+everybody, so that an asp of 7 workers forgets 7 times as fast; there is no weight decay, which would count once an
+update. How many updates there are, and how old the weights of their gradients were, is read from traces.
+
+The loss of a step is that on its own samples, before it, with the weights that those who computed it had. Tests come
+every second epoch, since the PipeDream ring must run dry for each; in asp and ssp every worker tests its share of the
+test samples with its own newest weights. Prints the table, writes results/progress.json and
+jobs/figures/progress.png; `python -m jobs.experiments.progress_figure` draws and prints both again.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from jobs.bench.report import provenance, run_json
+from jobs.experiments.progress_figure import draw, show
+from ringtmp.analysis import open_run
+from ringtmp.analysis.reader import staleness
+from ringtmp.errors import UserError
+from ringtmp.nn.model import build_model
+from ringtmp.run.data import open_data
+
+RESULT = Path(__file__).parent / "results" / "progress.json"
+FIGURE = Path(__file__).parents[1] / "figures" / "progress.png"
+WINDOW = 10  # steps over which a loss is averaged before it is compared with a target
+PER_LAUNCH = 20  # runs of one mpirun
+GRID = {"momentum": 2e-4, "sgd": 2e-3, "adam": 4e-5, "adamw": 4e-5}  # the least learning rate that is tried
+FACTOR, RATES = 2.5, 6  # to the next one, and how many
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: `program` is `ps` or `ring`."""
+
+    name: str
+    program: str
+    settings: dict[str, Any]
+
+
+WAYS = (
+    Way("bsp", "ps", {"consistency": "bsp"}),
+    Way("ssp 3", "ps", {"consistency": "ssp", "staleness": 3}),
+    Way("asp", "ps", {"consistency": "asp"}),
+    Way("ring synchronous", "ring", {"mode": "ready"}),
+    Way("ring PipeDream", "ring", {"schedule": "pipedream"}),
+    Way("ring PipeDream m=1", "ring", {"schedule": "pipedream", "micro_batches": 1}),
+    Way("ring 2BW", "ring", {"schedule": "2bw"}),
+)
+
+
+Trial = tuple[Way, float, int]  # with a learning rate and a seed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all ways; `tail`: last epochs that are judged; `milliseconds` of a worker's step."""
+
+    ranks: int
+    data: str
+    model: str
+    batch: int
+    optimizer: str
+    epochs: int
+    tail: int
+    test_every: int
+    milliseconds: float
+    jitter: float
+    rates: list[float]
+    tuning_seeds: list[int]
+    seeds: list[int]
+    targets: list[float]
+    window: int = WINDOW
+    steps_per_epoch: int = field(init=False)
+    pace: float = field(init=False)  # GFLOP/s of a node
+
+    def __post_init__(self) -> None:
+        info = open_data(self.data, dtype=np.dtype(np.float32)).info
+        model = build_model(self.model, "auto", info.sample_shape, info.target, info.outputs)
+        rows = self.batch / (self.ranks - 1)
+        flops = sum(layer.flops(1) for layer in model.layers) * rows
+        object.__setattr__(self, "steps_per_epoch", info.n_train // self.batch)
+        object.__setattr__(self, "pace", float(f"{flops / self.milliseconds / 1e6:.3g}"))
+
+    def run(self, way: Way, rate: float, seed: int, trace: bool) -> dict[str, Any]:
+        """For either trainer."""
+        return {
+            "data": self.data, "model": self.model, "batch_size": self.batch, "micro_batches": self.ranks,
+            "optimizer": self.optimizer, "weight_decay": 0.0, "lr_schedule": "constant", "epochs": self.epochs,
+            "eval_every": self.test_every * self.steps_per_epoch, "checkpoint_every": 0, "pace": str(self.pace),
+            "jitter": self.jitter, "lr": rate, "seed": seed, "trace": trace, "worker_timeout": 600.0, **way.settings,
+        }  # fmt: skip
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def train_all(program: str, runs: Sequence[dict[str, Any]]) -> None:
+    """Several runs, one after the other, and a last line for `run_json`. Collective over the world."""
+    from mpi4py import MPI
+
+    import ps.trainer
+    import ringtmp.ring.trainer
+
+    train = ps.trainer.train if program == "ps" else ringtmp.ring.trainer.train
+    for each in runs:
+        train(progress=False, **each)
+    if MPI.COMM_WORLD.rank == 0:
+        print("{}")
+
+
+def train_each(setting: Setting, tried: Sequence[Trial], trace: bool) -> Iterator[dict[str, Any]]:
+    """Train as all of `tried` say, ways of one program, several in one launch; yield what came of each.
+
+    A loss of nan ends the whole launch; the runs after that one get another.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        folders = [Path(out) / str(n) for n in range(len(tried))]
+        first = 0
+        while first < len(tried):
+            last, failed = min(first + PER_LAUNCH, len(tried)), False
+            runs = [setting.run(*tried[n], trace) | {"out": out, "name": folders[n].name} for n in range(first, last)]
+            try:
+                run_json("jobs.experiments.progress", {"program": tried[0][0].program, "runs": runs}, setting.ranks)
+            except SystemExit:
+                begun = [n for n in range(first, last) if folders[n].exists()]
+                if not begun or not diverged(folders[begun[-1]]):
+                    raise
+                last, failed = begun[-1] + 1, True
+            for n in range(first, last):
+                way, rate, seed = tried[n]
+                if failed and n == last - 1:  # its history has not been written to the end
+                    found: dict[str, Any] = {"train_loss": inf, "loss": [], "tests": []}
+                else:
+                    found = read(folders[n], trace, setting)
+                yield {"way": way.name, "lr": rate, "seed": seed, **found}
+            first = last
+
+
+def diverged(folder: Path) -> bool:
+    """Whether a run ended because its loss was no number."""
+    try:
+        status = open_run(folder).status
+    except (UserError, OSError):  # it had not begun
+        return False
+    return status["state"] == "failed" and "the loss became" in status.get("error", "")
+
+
+def read(folder: Path, trace: bool, setting: Setting) -> dict[str, Any]:
+    """What the results say of a run: losses, and with a trace updates and staleness."""
+    run = open_run(folder)
+    history = run.history()
+    steps, tests = (history[history["kind"] == kind].sort_values("step") for kind in ("train", "test"))
+    last = steps["loss"].tail(setting.tail * setting.steps_per_epoch)
+    found: dict[str, Any] = {
+        "train_loss": float(last.mean()), "loss": steps["loss"].tolist(),
+        "tests": tests[["step", "loss", "score"]].to_numpy().tolist(), "seconds": float(history["seconds"].max()),
+    }  # fmt: skip
+    if trace:
+        events = run.events()
+        made, old = events[(events["kind"] == "U") & (events["version"] >= 0)], ages(events)
+        found |= {
+            "updates": float(made.groupby("stage")["version"].nunique().mean()) / len(steps),
+            "staleness": float(old.mean()), "oldest": int(old.max()),
+        }  # fmt: skip
+    return found
+
+
+def ages(events: pd.DataFrame) -> pd.Series:
+    """How many updates the weights of each gradient were behind: of a worker's share, of a micro-batch in the ring.
+
+    `staleness` says of an update of the ring how old its oldest micro-batch was; these differ in PipeDream.
+    """
+    known = events[events["version"] >= 0]
+    forwards = known[known["kind"] == "F"]
+    if forwards.empty:  # workers do not note versions, servers do
+        return staleness(events)["staleness"]
+    made = known[known["kind"] == "U"].groupby(["stage", "step"], as_index=False)["version"].max()
+    both = forwards.merge(made, on=["stage", "step"], suffixes=("", "_made"))
+    return both["version_made"] - 1 - both["version"]
+
+
+# ---- what is made of them -------------------------------------------------------------------------------------------
+
+
+def best_rate(trials: Sequence[dict[str, Any]]) -> float:
+    """The learning rate whose runs have the least mean loss; runs that diverged have an infinite one."""
+    means: dict[float, float] = {}
+    for rate in dict.fromkeys(trial["lr"] for trial in trials):
+        means[rate] = float(np.mean([trial["train_loss"] for trial in trials if trial["lr"] == rate]))
+    best = min(means, key=lambda rate: means[rate])
+    if not isfinite(means[best]):
+        raise SystemExit("the loss became nan with every learning rate; give smaller ones (--rates)")
+    return best
+
+
+def steps_to(losses: Sequence[float], target: float, window: int = WINDOW) -> float:
+    """Steps made when the mean loss of the last `window` of them was first at most `target`; infinite if never."""
+    if len(losses) < window:
+        return inf
+    means = np.convolve(np.asarray(losses, float), np.ones(window), "valid") / window
+    reached = np.flatnonzero(means <= target)
+    return float(reached[0] + window) if len(reached) else inf
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Median and quartiles, each one of the values (some may be infinite)."""
+    return [float(np.percentile(values, q, method="nearest")) for q in (50, 25, 75)]
+
+
+def beyond(mine: Sequence[float], theirs: Sequence[float]) -> int:
+    """1 or -1 if values are more or less than others' beyond the spread, else 0.
+
+    The quartiles must not overlap, and every seed must say the same of itself.
+    """
+    (_, low, high), (_, other_low, other_high) = quartiles(mine), quartiles(theirs)
+    pairs = list(zip(mine, theirs, strict=True))
+    if low > other_high and all(a > b for a, b in pairs):
+        return 1
+    return -1 if high < other_low and all(a < b for a, b in pairs) else 0
+
+
+def measures(setting: dict[str, Any], runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """What each run of a way is judged by: losses, test error, and samples to each target."""
+    found = {
+        "train_loss": [run["train_loss"] for run in runs],
+        "test_loss": [run["tests"][-1][1] if isfinite(run["train_loss"]) else inf for run in runs],
+        "test_error": [1 - run["tests"][-1][2] if isfinite(run["train_loss"]) else 1.0 for run in runs],
+    }
+    for target in setting["targets"]:
+        steps = [steps_to(run["loss"], target, setting["window"]) for run in runs]
+        found[f"samples to {target:g}"] = [step * setting["batch"] for step in steps]
+    return found
+
+
+def tabulate(setting: dict[str, Any], rates: dict[str, float], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each way: median and quartiles over seeds of all measures, and how they stand to the other ways'."""
+    grouped = {way: [run for run in runs if run["way"] == way] for way in rates}
+    every = {way: measures(setting, some) for way, some in grouped.items()}
+    first = next(iter(every))
+    rows = []
+    for way, mine in every.items():
+        row: dict[str, Any] = {"way": way, "lr": rates[way], "edge": rates[way] in (min(setting["rates"]),
+                                                                                  max(setting["rates"]))}  # fmt: skip
+        for key in ("updates", "staleness"):
+            row[key] = float(np.mean([run.get(key, np.nan) for run in grouped[way]]))
+        row["oldest"] = max(run.get("oldest", 0) for run in grouped[way])
+        for key, values in mine.items():
+            row[key] = quartiles(values)
+            row[f"{key}: more than"] = [other for other in every if beyond(values, every[other][key]) > 0]
+            if key.startswith("samples"):
+                pairs = zip(values, every[first][key], strict=True)
+                row[f"{key}: times {first}"] = quartiles([inf if not isfinite(a) else a / b for a, b in pairs])
+        rows.append(row)
+    return rows
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: five digits, and nothing in place of what is infinite."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def write(table: dict[str, Any], path: Path) -> None:
+    """A line for each row of the lists in `table`."""
+    parts = []
+    for key, value in plain(table).items():
+        text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if isinstance(value, list) else json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def main() -> None:
+    """Tune, train, print, write, draw."""
+    setting, options = read_flags()
+    began = time.perf_counter()
+    trials: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    rates: dict[str, float] = {}
+    ways = [way for way in WAYS if options.only in way.name]
+    budget = list(product(setting.rates, setting.tuning_seeds))
+    total = len(ways) * (len(budget) + len(setting.seeds))
+    print(f"{total} runs of {setting.epochs * setting.steps_per_epoch} steps on {setting.ranks} ranks; nodes of "
+          f"{setting.pace:g} GFLOP/s, {setting.milliseconds:g} ms for a worker's step", flush=True)  # fmt: skip
+
+    def train(tried: Sequence[Trial], into: list[dict[str, Any]], trace: bool) -> None:
+        for found in train_each(setting, tried, trace):
+            into.append(found)
+            took = f" ({found['seconds']:.1f} s)" if "seconds" in found else ""
+            print(f"{len(trials) + len(runs)}/{total} {time.perf_counter() - began:.0f} s  {found['way']}, "
+                  f"lr {found['lr']:g}, seed {found['seed']}: loss {found['train_loss']:.4f}{took}",
+                  flush=True)  # fmt: skip
+
+    for program in dict.fromkeys(way.program for way in ways):
+        some = [way for way in ways if way.program == program]
+        train([(way, *each) for way in some for each in budget], trials, False)
+        for way in some:
+            rates[way.name] = best_rate([trial for trial in trials if trial["way"] == way.name])
+        train([(way, rates[way.name], seed) for way in some for seed in setting.seeds], runs, True)
+    facts = asdict(setting)
+    seconds = time.perf_counter() - began
+    table = {
+        "provenance": provenance(seconds=round(seconds, 1), runs=total), "setting": facts,
+        "ways": [asdict(way) for way in ways],
+        "rows": tabulate(facts, rates, runs),
+        "tuning": [{key: trial[key] for key in ("way", "lr", "seed", "train_loss")} for trial in trials],
+        "runs": runs,
+    }  # fmt: skip
+    table = plain(table)
+    show(table, Console(width=max(160, int(os.environ.get("COLUMNS", 0)))))
+    if options.out or not (options.quick or options.only):
+        result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
+        write(table, result)
+        draw(table, figure)
+        print(f"written to {result} and {figure}")
+    print(f"{seconds:.0f} s")
+
+
+def read_flags() -> tuple[Setting, argparse.Namespace]:
+    """The setting, and what else is asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def numbers(text: str) -> list[float]:
+        return [float(part) for part in text.split(",")]
+
+    parser.add_argument("--quick", action="store_true", help="few rates, seeds and steps; nothing is written but to "
+                                                             "--out")  # fmt: skip
+    parser.add_argument("--only", default="", help="ways whose name holds this text; written to --out alone")
+    parser.add_argument("--ranks", type=int, default=8, help="of the ring; the servers' have one worker less")
+    parser.add_argument("--data", default="digits", help="such as ../shared/data/mnist")
+    parser.add_argument("--model", default="mlp:64-128x7-10", help="a layer for each rank at least")
+    parser.add_argument("--batch", type=int, default=56, help="samples of a step; 7 workers and 8 micro-batches share "
+                                                              "56 evenly")  # fmt: skip
+    parser.add_argument("--optimizer", choices=GRID, default="momentum")
+    parser.add_argument("--epochs", type=int, help="default: 6; quick: 2")
+    parser.add_argument("--milliseconds", type=float, default=12.0, help="of a worker's step on its emulated node")
+    parser.add_argument("--jitter", type=float, default=0.3)
+    parser.add_argument("--rates", type=numbers, help="learning rates that are tried for every way")
+    parser.add_argument("--targets", type=numbers, default=[0.5, 0.2], help="losses to reach")
+    parser.add_argument("--out", help="folder for progress.json and progress.png, instead of those of the project")
+    options = parser.parse_args()
+    quick, least = options.quick, GRID[options.optimizer]
+    rates = options.rates or [float(f"{least * FACTOR**n:.3g}") for n in ((2, 4) if quick else range(RATES))]
+    epochs = options.epochs or (2 if quick else 6)
+    return Setting(
+        options.ranks, options.data, options.model, options.batch, options.optimizer, epochs, max(1, epochs // 3),
+        1 if quick else 2, options.milliseconds, options.jitter, sorted(rates),
+        [100] if quick else [100, 101, 102], [0, 1] if quick else [0, 1, 2, 3, 4], options.targets,
+    ), options  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):  # a rank of a launch of `train_each`
+        asked = json.loads(sys.argv[1])
+        train_all(asked["program"], asked["runs"])
+    else:
+        main()
