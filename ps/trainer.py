@@ -198,7 +198,7 @@ class ServerLaunch(Launch):
         shown = role + (", left" if self.rank in self.member.shares.gone else "")
         return {
             "role": role, "shown": shown, "parameters": self.model.parameters if self.works else served,
-            "late": lateness([*self.paces, *([self.paced] if self.paced else [])]),
+            "late": lateness(self.paces),
         }  # fmt: skip
 
     @property
