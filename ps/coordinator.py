@@ -55,9 +55,8 @@ class Coordinator:
         self.begun = start  # newest step that anybody has begun
         self.next = start  # first step that is not reported
         self.done: dict[int, dict[int, tuple[float, ...]]] = {}
-        self.newest: dict[int, float] = dict.fromkeys(
-            shares.workers, start - 1
-        )  # newest step that each worker has reported
+        # The newest step that each worker has reported; infinity once it has its last weights.
+        self.newest: dict[int, float] = dict.fromkeys(shares.workers, start - 1)
         self.tests: dict[int, dict[int, tuple[float, ...]]] = {}
         self.parts: dict[int, dict[int, bool]] = {}
         self.shares_of_time: dict[int, tuple[float, float]] = {}
@@ -172,9 +171,10 @@ class Coordinator:
         for worker in silent:
             self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", lost=True)
 
-    def idle(self) -> bool:
-        """All reports are in."""
-        return not self.done and not self.tests and not self.parts
+    def finished(self) -> bool:
+        """Every worker has its last weights, and all reports are in."""
+        ended = all(self.newest[worker] == math.inf for worker in self.alive)
+        return ended and not self.done and not self.tests and not self.parts
 
     def over(self) -> None:
         """Every worker has ended: tell all."""

@@ -4,16 +4,16 @@ One range of keys is one message each way. Pushes of early layers overtake those
 since the next forward needs their answers first (P3: Jayarajan et al. 2019).
 """
 
-import heapq
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ps import post
+from ps.departures import Departures
 from ps.filters import Filter
 from ps.post import Post
-from ps.server import SLOW, Server, pull_tag, push_tag, window
+from ps.server import Server, pull_tag, push_tag
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import LayerState
@@ -113,14 +113,9 @@ class ServerLink:
         self.here = [True] * len(ranges)
         self.pushed = [-1] * len(ranges)  # step of each range's newest gradient
         self.left = parameters.layers.copy()  # layers of each range whose gradients do not exist yet
-        self.queues: dict[int, list[int]] = {server: [] for server in self.servers}
-        self.flying: list[tuple[Any, int, int, int]] = []  # request, server, range, since when
-        self.under_way = dict.fromkeys(self.servers, 0)
-        self.slow = dict.fromkeys(self.servers, False)  # whether the last push took long
+        self.departures = Departures(self.servers, self._start)
         self.pushes: list[Any] = []
         self.pulls: list[Any] = []
-        self.origin: list[int] = []  # of each of `pulls`
-        self.pull_of: dict[int, int] = {}
         self.dense: list[Array] = []  # what is pushed, before it is recoded
         self.wires: list[Array] = []
         self.comes: list[Array] = []  # where weights come in
@@ -139,14 +134,13 @@ class ServerLink:
             self.targets.append(aligned(keys.size, dtype) if target is None else target)
             self.comes.append(filtered.answer(keys.size) if filtered.pulls else self.targets[-1])
             if keys.server == self.rank:
-                self.pushes.append(None)
+                self.pushes.append(MPI.REQUEST_NULL)
+                self.pulls.append(MPI.REQUEST_NULL)
                 continue
             self.pushes.append(comm.Send_init(wire, keys.server, push_tag(keys.number)))
-            self.pull_of[keys.number] = len(self.pulls)
             self.pulls.append(comm.Recv_init(self.comes[-1], keys.server, pull_tag(keys.number)))
-            self.origin.append(keys.number)
         if local is not None:
-            local.local = self._local
+            local.local = self._arrived
 
     def begin(self, step: int, samples: int) -> None:  # noqa: D102
         self.step = step
@@ -162,7 +156,7 @@ class ServerLink:
             self.left[number] -= 1
             if not self.left[number]:
                 self._push(number)
-        self._send()
+        self.departures.poll()
 
     def _push(self, number: int) -> None:
         """A whole range exists: to its server's queue, or to that server itself."""
@@ -180,34 +174,14 @@ class ServerLink:
             return
         if self.filter.pushes:
             self.filter.pack(number, dense, self.wires[number])
-        self.pulls[self.pull_of[number]].Start()
-        heapq.heappush(self.queues[server], number)
+        self.pulls[number].Start()
+        self.departures.add(server, number, self.step)
 
-    def _send(self) -> bool:
-        moved = False
-        if self.flying:
-            done = self.testsome([request for request, *_ in self.flying])
-            for at in sorted(done or (), reverse=True):
-                _, server, _, since = self.flying.pop(at)
-                self.under_way[server] -= 1
-                self.slow[server] = clock() - since > SLOW
-                moved = True
-        for server, queue in self.queues.items():
-            while queue and self.under_way[server] < window(self.slow[server]):
-                number = heapq.heappop(queue)
-                begin = clock()
-                self.pushes[number].Start()
-                self.under_way[server] += 1
-                self.flying.append((self.pushes[number], server, number, begin))
-                self.recorder.record(
-                    "send", begin, clock(), self.pushed[number], -1, server, self.wires[number].nbytes, number
-                )
-                moved = True
-        return moved
-
-    def _local(self, keys: KeyRange, weights: Array, step: int) -> None:
-        """This rank's own server answers."""
-        self._arrived(keys.number, weights)
+    def _start(self, server: int, number: int, step: int) -> tuple[Any, int]:
+        begin, request = clock(), self.pushes[number]
+        request.Start()
+        self.recorder.record("send", begin, clock(), step, -1, server, self.wires[number].nbytes, number)
+        return request, 0
 
     def _arrived(self, number: int, weights: Array) -> None:
         """New weights are here; put them where they belong if that is not where they came in."""
@@ -219,9 +193,8 @@ class ServerLink:
 
     def poll(self) -> bool:  # noqa: D102
         begin = clock()
-        done = self.testsome(self.pulls) if self.pulls else None
-        for at in done or ():
-            number = self.origin[at]
+        done = self.testsome(self.pulls)
+        for number in done or ():
             came = self.comes[number]
             if self.filter.pulls:
                 self.filter.unpack_weights(came, self.targets[number])
@@ -230,7 +203,7 @@ class ServerLink:
             server = self.parameters.ranges[number].server
             self.recorder.record("receive", begin, now, self.pushed[number], -1, server, came.nbytes, number)
             begin = now
-        return self._send() or bool(done)
+        return self.departures.poll() or bool(done)
 
     def missing(self, layer: int) -> int:  # noqa: D102
         for number in self.parameters.of_layer[layer]:
@@ -240,13 +213,10 @@ class ServerLink:
 
     def reuse(self, layer: int) -> None:  # noqa: D102
         for number in self.parameters.of_layer[layer]:
-            for flight in [flight for flight in self.flying if flight[2] == number]:
-                flight[0].Wait()  # answered long ago
-                self.flying.remove(flight)
-                self.under_way[flight[1]] -= 1
+            self.departures.complete(number)
 
     def close(self) -> None:  # noqa: D102
         for request in [*self.pushes, *self.pulls]:
-            if request is not None:
+            if request:  # not of this rank's own server
                 request.Wait()
                 request.Free()

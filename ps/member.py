@@ -40,7 +40,6 @@ class Member:
         self.end = launch.table.total  # steps that are made, unless a stop is ordered
         self.over = self.asked = False
         self.lost: set[int] = set()  # workers whose processes do not answer
-        self.ended: set[int] = set()  # workers that have their last weights (rank 0)
         self.shares = Shares(self.roles.workers)
         self.places = launch.comm.allgather((socket.gethostname(), os.getpid()))
         self.ship = launch.comm.Dup()  # for sets alone
@@ -57,7 +56,6 @@ class Member:
         if launch.serves:
             self._make_server()
         if self.rank == 0:
-            self.post.on(post.END, lambda worker, message: self.ended.add(worker))
             self.coordinator = Coordinator(
                 self.post, self.shares, range(self.size), launch.writers, launch, self.places,
                 batch_size=self.config.batch_size, test_samples=self.job.info.n_test, start=self.job.start,
@@ -142,10 +140,7 @@ class Member:
         folder = self.job.folder
         if not folder:
             return ""
-        sets = [
-            (step, checkpoint.set_folder(folder.checkpoints, step)) for step in checkpoint.steps(folder.checkpoints)
-        ]
-        whole = [step for step, path in sets if (path / "COMMIT.json").exists()]
+        whole = checkpoint.committed(folder.checkpoints)
         return (
             f"; go on from step {whole[-1]} with: --resume {folder.path}" if whole else "; there is no checkpoint yet"
         )
@@ -218,7 +213,7 @@ class Member:
             begin, recorded = clock(), self.recorder.recorded
             moved = self.post.poll()
             moved |= self._serve()
-            if not self.over and self.coordinator and not moved and self._all_ended():
+            if self.coordinator and not self.over and not moved and self._all_ended():
                 self.coordinator.over()
                 self.over = True
             if moved or self.recorder.recorded != recorded:
@@ -231,9 +226,8 @@ class Member:
         self.recorder.record("wait", since, clock(), -1)
 
     def _all_ended(self) -> bool:
-        """Every worker has its last weights, every report is in (rank 0)."""
-        assert self.coordinator
-        if not self.ended.issuperset(self.coordinator.alive) or not self.coordinator.idle():
+        """Every worker has its last weights, every report is in, every set is written (rank 0)."""
+        if not self.coordinator or not self.coordinator.finished():
             return False
         return not self.server or not self.keeper or (self.server.finished() and self.keeper.idle())
 

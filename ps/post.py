@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # First number of a message; the others in order.
 BEGIN = 0  # worker -> servers: step, samples; what its next push of every key range belongs to
-DONE = 1  # worker -> rank 0: step, loss sum, correct, samples, nanoseconds waited, nanoseconds gone, whether saved
+DONE = 1  # worker -> rank 0: step, loss sum, correct, samples, nanoseconds waited, nanoseconds gone
 TEST = 2  # worker -> rank 0: step, loss sum, correct, samples
 ALIVE = 3  # worker -> servers: nothing; a worker that computes for long is not silent
 LEAVE = 4  # worker -> servers: it takes no part any more

@@ -6,7 +6,6 @@ Everything is persistent requests on buffers made once. A range's weights stay a
 if an update is due, it goes to another buffer.
 """
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import kernels
 from kernels.rule import U
 from ps import post
 from ps.consistency import Consistency, VectorClock
+from ps.departures import Departures
 from ps.filters import Filter
 from ps.post import Message, Post
 from ringtmp.nn.layer import Array, aligned
@@ -29,17 +29,6 @@ from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
-
-SLOW = 20_000_000  # nanoseconds; a link on which a message takes longer gets few at once
-
-
-def window(slow: bool) -> int:
-    """Answers to a worker, or pushes to a server, under way at once: what follows may still be overtaken.
-
-    Over 100 Mbit/s two hide 8 points more of the exchange than four (where computing lasts as long as one way of it);
-    within a host, where a message takes a fraction of a millisecond, four keep both sides busy.
-    """
-    return 2 if slow else 4
 
 
 @dataclass
@@ -133,7 +122,7 @@ class Server:
         self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
         self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
         self.arrived: Callable[[Served], None] = lambda served: None  # after each update (`Keeper`)
-        self.local: Callable[[KeyRange, Array, int], None] | None = None  # how this rank's own worker is answered
+        self.local: Callable[[int, Array], None] | None = None  # how this rank's own worker is answered
         self.begun: dict[int, dict[int, list[int]]] = {w: {} for w in workers}  # by push: step, samples, ranges to come
         self.count = dict.fromkeys(workers, 0)  # announcements
         self.early: list[tuple[Served, int]] = []  # gradients that came before their announcement
@@ -173,10 +162,7 @@ class Server:
                 self.origin.append((served, worker))
                 self.inboxes[number, worker] = wire
         self.sends: dict[tuple[int, int, int], Any] = {}  # by key range, buffer and worker
-        self.queues: dict[int, list[tuple[int, int]]] = {worker: [] for worker in self.row}  # key range, step
-        self.flying: list[tuple[Any, int, Served, int, int]] = []  # request, worker, key range, buffer, since when
-        self.under_way = dict.fromkeys(self.row, 0)
-        self.slow = dict.fromkeys(self.row, False)  # whether the last answer took long
+        self.answers = Departures(self.row, self._start, self._gone)
         self.numbered = {served.keys.number: served for served in self.served}
 
     # ---- what comes ---------------------------------------------------------------------------------------------
@@ -195,7 +181,7 @@ class Server:
             early, self.early = self.early, []
             for served, worker in early:
                 moved |= self._take(served, worker, begin)
-        return self._send() or moved
+        return self.answers.poll() or moved
 
     def _hear(self, worker: int, message: Message) -> None:
         self.heard[worker] = clock()
@@ -287,17 +273,21 @@ class Server:
             self.paced.until(begin, size * self.nanoseconds * factor)
         self.recorder.record("U", begin, clock(), step, -1, -1, 0, served.keys.number, number)
 
-    @staticmethod
-    def _move(served: Served) -> None:
+    def _move(self, served: Served) -> None:
         """Let the next update go to a buffer from which nothing is being sent."""
-        if not served.busy[served.live]:
-            return
-        free = next((n for n, busy in enumerate(served.busy) if not busy), len(served.buffers))
-        if free == len(served.buffers):
-            served.buffers.append(aligned(served.keys.size, served.weights.dtype))
-            served.busy.append(0)
-        served.buffers[free][...] = served.weights
-        served.live = free
+        if served.busy[served.live]:
+            before = served.weights
+            served.live = self._free(served, served.buffers, lambda: aligned(before.size, before.dtype))
+            served.weights[...] = before
+
+    @staticmethod
+    def _free(served: Served, pool: list[Array], make: Callable[[], Array]) -> int:
+        """Number of a buffer in `pool` from which nothing is being sent; of a new one, if there is none."""
+        free = next((n for n in range(len(pool)) if not served.busy[n]), len(pool))
+        if free == len(pool):
+            pool.append(make())
+            served.busy.extend([0] * (len(pool) - len(served.busy)))
+        return free
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
@@ -306,56 +296,36 @@ class Server:
             assert self.local
             self.rule.check(served.clock, worker, step)
             served.met[worker] = served.version
-            self.local(served.keys, served.weights, step)
+            self.local(served.keys.number, served.weights)
             return
         self.receives[self.place[served.keys.number, worker]].Start()  # before it can push again
-        heapq.heappush(self.queues[worker], (served.keys.number, step))
+        self.answers.add(worker, served.keys.number, step)
 
-    def _send(self) -> bool:
-        """Let answers leave, those that the next forward needs first before others."""
-        moved = False
-        if self.flying:
-            done = self.testsome([request for request, *_ in self.flying])
-            for at in sorted(done or (), reverse=True):
-                _, worker, served, buffer, since = self.flying.pop(at)
-                self.under_way[worker] -= 1
-                self.slow[worker] = clock() - since > SLOW
-                served.busy[buffer] -= 1
-                moved = True
-        for worker, queue in self.queues.items():
-            while queue and self.under_way[worker] < window(self.slow[worker]):
-                number, step = heapq.heappop(queue)
-                self._start(self.numbered[number], worker, step)
-                moved = True
-        return moved
-
-    def _start(self, served: Served, worker: int, step: int) -> None:
-        """Send the newest weights."""
+    def _start(self, worker: int, number: int, step: int) -> tuple[Any, int]:
+        """Send the newest weights; those that the next forward needs first leave before others."""
+        served = self.numbered[number]
         self.rule.check(served.clock, worker, step)
         begin = clock()
         buffer, wire = self._outgoing(served)
-        key = (served.keys.number, buffer, worker)
+        key = (number, buffer, worker)
         if key not in self.sends:
-            self.sends[key] = self.comm.Send_init(wire, worker, pull_tag(served.keys.number))
+            self.sends[key] = self.comm.Send_init(wire, worker, pull_tag(number))
         request = self.sends[key]
         request.Start()
         served.busy[buffer] += 1
         served.met[worker] = served.version
-        self.under_way[worker] += 1
-        self.flying.append((request, worker, served, buffer, begin))
-        self.recorder.record("send", begin, clock(), step, -1, worker, wire.nbytes, served.keys.number,
-                             served.version)  # fmt: skip
+        self.recorder.record("send", begin, clock(), step, -1, worker, wire.nbytes, number, served.version)
+        return request, buffer
+
+    def _gone(self, number: int, buffer: int) -> None:
+        self.numbered[number].busy[buffer] -= 1
 
     def _outgoing(self, served: Served) -> tuple[int, Array]:
         """What is sent of the newest weights, and its number among what may be under way."""
         if not self.filter.pulls:
             return served.live, served.weights
         if served.packed != served.version:
-            free = next((n for n, busy in enumerate(served.busy) if not busy and n < len(served.wires)), -1)
-            if free < 0:
-                free = len(served.wires)
-                served.wires.append(self.filter.answer(served.keys.size))
-                served.busy.extend([0] * (free + 1 - len(served.busy)))
+            free = self._free(served, served.wires, lambda: self.filter.answer(served.keys.size))
             self.filter.pack_weights(served.weights, served.wires[free])
             served.wire, served.packed = free, served.version
         return served.wire, served.wires[served.wire]
@@ -367,12 +337,10 @@ class Server:
         if worker not in self.alive:
             return
         self.alive.remove(worker)
-        self.queues[worker].clear()
+        self.answers.forget(worker)  # the buffer of what is under way to it stays busy
         for served in self.served:
             served.clock.drop(worker)
             served.owed.pop(worker, None)
-        # What is under way to it may never end: its buffer stays, and stays busy.
-        self.flying = [flight for flight in self.flying if flight[1] != worker]
         for served in self.served:
             if self.alive and (served.pending or served.owed):
                 self._settle(served)
@@ -383,7 +351,7 @@ class Server:
 
     def finished(self) -> bool:
         """Every worker has its last weights."""
-        return self.ended.issuperset(self.alive) and not self.flying and not any(self.queues.values())
+        return self.ended.issuperset(self.alive) and self.answers.idle()
 
     def close(self) -> None:
         """Give back all requests of workers that are there."""

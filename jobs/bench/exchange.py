@@ -65,14 +65,10 @@ class Ours:
                         self.patience.pause()
             self.steps += 1
         if self.server:
-            while any(served.version < self.steps for served in self.server.served) or not self._sent():
+            while any(served.version < self.steps for served in self.server.served) or not self.server.answers.idle():
                 self.post.poll()
                 if not self.server.poll():
                     self.patience.pause()
-
-    def _sent(self) -> bool:
-        assert self.server
-        return not self.server.flying and not any(self.server.queues.values())
 
 
 class Bare:

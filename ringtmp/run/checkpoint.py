@@ -103,7 +103,7 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
     body = {"step": step, "ranks": len(ranks), "files": files, "facts": facts}
     write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
     before = [old for old in steps(root) if old <= step]  # a newer one was passed over by a resume; it does not count
-    whole = [old for old in before if (set_folder(root, old) / "COMMIT.json").exists()]
+    whole = [old for old in committed(root) if old <= step]
     for old in set(before) - set(whole[-KEPT:]):
         discard(root, old)
 
@@ -120,6 +120,11 @@ def _sha(body: dict[str, Any]) -> str:
 def steps(root: Path) -> list[int]:
     """Steps of all sets under `root`, committed or not, ascending."""
     return sorted(int(path.name[5:]) for path in root.glob("step-*") if path.name[5:].isdigit())
+
+
+def committed(root: Path) -> list[int]:
+    """Steps of the sets that count, ascending."""
+    return [step for step in steps(root) if (set_folder(root, step) / "COMMIT.json").exists()]
 
 
 def read_marker(root: Path, step: int) -> dict[str, Any]:

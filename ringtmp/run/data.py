@@ -174,8 +174,7 @@ def open_data(
     )  # fmt: skip
     if like:
         _same(like, info)
-    own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
-    parts = {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
+    parts = _parts(source, train, test)
     if not lazy:
         kind = np.dtype(np.int64 if source.alphabet else dtype)
         parts = {name: _ready(part, _Scale(stated, kind), classes) for name, part in parts.items()}
@@ -195,11 +194,8 @@ def share_data(
         if data:
             return data
         source = open_source(spec, test_fraction)
-        train, test = _split(source, test_fraction)
-        own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
-        return DataSet(info, np.dtype(dtype), {
-            "train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False),
-        })  # fmt: skip
+        parts = _parts(source, *_split(source, test_fraction))
+        return DataSet(info, np.dtype(dtype), parts)
     mine = {}
     for name, ((x_shape, x_type), (y_shape, y_type)) in shapes.items():
         part = parts[name] if data else _Part(np.empty(x_shape, x_type), np.empty(y_shape, y_type), None, True)
@@ -220,6 +216,12 @@ def _same(old: DataInfo, new: DataInfo) -> None:
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order of `n` training samples in an epoch: a permutation keyed by (seed, epoch), never by rank."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+
+
+def _parts(source: Source, train: NDArray[np.int64] | None, test: NDArray[np.int64] | None) -> dict[str, _Part]:
+    """Both splits of a source, as they lie there."""
+    own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
+    return {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
 
 
 def _ready(part: _Part, scale: _Scale, classes: bool) -> _Part:
