@@ -29,13 +29,26 @@ def served(launch):
     return lambda ranks, *arguments: launch(ranks, "-m", "ps.train", *arguments)
 
 
-def test_all_consistency_models_learn_the_digits(served, tmp_path):
-    """ASP and SSP within 1 point of BSP, on 3 workers, at half the default learning rate: they update oftener."""
-    found = {}
-    for name, flags in {"bsp": (), "ssp": ("--staleness", "3"), "asp": ()}.items():
-        done = served(4, "--consistency", name, *flags, "--epochs", "12", "--lr", "5e-4", "--name", name)
-        assert done.returncode == 0, done.stderr
-        found[name] = accuracy(done.stdout)
+LEARN = """
+import json, ps
+from mpi4py import MPI
+ways = {"bsp": {}, "ssp": {"staleness": 3}, "asp": {}}
+found = {name: [] for name in ways}
+for seed in range(3):
+    for name, more in ways.items():
+        result = ps.train(consistency=name, **more, epochs=30, seed=seed, eval_every=0, progress=False)
+        if MPI.COMM_WORLD.rank == 0:
+            found[name].append(100 * result.rows[-1]["score"])
+if MPI.COMM_WORLD.rank == 0:
+    print(json.dumps(found))
+"""
+
+
+def test_all_consistency_models_learn_the_digits(launch):
+    """ASP and SSP within 1 point of BSP on 3 workers: means of 3 seeds, for 4 test samples are more than that."""
+    done = launch(4, "-m", "mpi4py", "-c", LEARN)
+    assert done.returncode == 0, done.stderr
+    found = {name: sum(scores) / 3 for name, scores in json.loads(done.stdout).items()}
     assert found["bsp"] > 96
     assert max(abs(found["bsp"] - found[name]) for name in ("ssp", "asp")) <= 1.0, found
 
