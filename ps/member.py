@@ -238,7 +238,7 @@ class Member:
             if self.lost:
                 there = launch.comm.group.Excl(sorted(self.lost))
                 launch.comm, launch.net = launch.comm.Create_group(there), launch.net.Create_group(there, 1)
-                mpi.lame(self.coordinator.fence if self.coordinator else None)
+                mpi.lame(launch.comm, self.coordinator.fence if self.coordinator else lambda: None)
             launch.comm.Barrier()
 
     def _close(self) -> None:

@@ -70,9 +70,10 @@ def quiet_exit(status: int) -> NoReturn:
     from mpi4py import MPI
 
     if _lame:
-        if _lame[0]:
-            time.sleep(0.5)  # the others leave first
-            _lame[0]()
+        there, last = _lame[0]
+        there.Barrier()  # the first one to leave takes the others along: all have printed
+        time.sleep(0.5)  # and the launcher has read it
+        last()
         os._exit(status)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Barrier()  # all print before the first one leaves
@@ -121,12 +122,12 @@ def runs(pid: int) -> bool:
         return False
 
 
-_lame: list[Callable[[], None] | None] = []
+_lame: list[tuple["Intracomm", Callable[[], None]]] = []
 
 
-def lame(last: Callable[[], None] | None) -> None:
-    """Some rank's process is lost: the world cannot meet any more, and ends without; `last` is called before."""
-    _lame.append(last)
+def lame(there: "Intracomm", last: Callable[[], None]) -> None:
+    """Some process is lost: the world cannot meet any more. In the end those `there` do, then `last` is called."""
+    _lame.append((there, last))
 
 
 class StopRequest:
