@@ -50,3 +50,7 @@ FAST = {"contract", "reassoc", "nsz"}
 
 # Without Python's lock, so that threads of a rank work side by side.
 jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+
+# A kernel that becomes part of those that call it. Called as a plain `jit` it would come as a copy that LLVM has
+# optimised twice: half as fast, and with other roundings; which of the two ran depended on which was loaded first.
+inlined = numba.njit(inline="always", error_model="numpy", fastmath=FAST)

@@ -19,11 +19,13 @@ from kernels import clock, shares
 from kernels._jit import CACHE, config
 from kernels.activations import activate, deactivate
 from kernels.attention import attention_backward_input, attention_forward
+from kernels.checksum import checksum
 from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
 from kernels.denormals import flush_denormals
 from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
 from kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_norm
 from kernels.embedding import embedding_backward_weight, embedding_forward
+from kernels.fletcher import fletcher32
 from kernels.gemm import panels_to_rows, rows_to_panels, transpose_panels
 from kernels.losses import mean_squared_error, softmax_cross_entropy
 from kernels.norm import (
@@ -34,7 +36,7 @@ from kernels.norm import (
     layer_norm_backward_weight,
     layer_norm_forward,
 )
-from kernels.optimizers import adam, adamw, momentum, sgd
+from kernels.optimizers import adam, adam_into, adamw, adamw_into, momentum, momentum_into, sgd, sgd_into
 from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
 from kernels.serve import (
     BLOCK,
@@ -104,6 +106,7 @@ def _base(dtype: np.dtype) -> None:
     clip_value(v, 1.0)
     squared_norm(v)
     scale_by(v, 1.0)
+    fletcher32(np.zeros(2, np.uint16))
     sgd(v, v, 0.0, 0.0)
     momentum(v, v, v, 0.0, 0.0, 0.0)
     adam(v, v, v, v, 0.0, 0.9, 0.999, 1e-8, 0.0, 1)
@@ -171,6 +174,19 @@ def _serve(dtype: np.dtype) -> None:
     scatter(places, v, v.copy())
 
 
+def _keep(dtype: np.dtype) -> None:
+    """What a stage needs that keeps two versions of its state: updates beside the old one, and checksums."""
+    v, words = np.ones(1, dtype), np.ones(1, np.uint32)
+    sgd_into(v, v, v, 0.0, 0.0)
+    momentum_into(v, v, v, v, v, 0.0, 0.0, 0.0)
+    adam_into(v, v, v, v, v, v, v, 0.0, 0.9, 0.999, 1e-8, 0.0, 1)
+    adamw_into(v, v, v, v, v, v, v, 0.0, 0.9, 0.999, 1e-8, 0.0, 1)
+    checksum(words)
+    words.flags.writeable = False  # another type, as of what is mapped from a file
+    checksum(words)
+
+
 FAMILIES: dict[str, Callable[[np.dtype], None]] = {
     "base": _base, "images": _images, "sequences": _sequences, "serve": _serve, "clock": _clock, "shares": _shares,
+    "keep": _keep,
 }  # fmt: skip

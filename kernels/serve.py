@@ -4,29 +4,16 @@ Gradients of all workers lie in rows, one worker each. An update goes over them 
 cache, so that sum, factor, bound and rule cost one pass over memory. The rules are those of `kernels.optimizers`.
 """
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
 
-from kernels._jit import FAST, jit
+from kernels._jit import jit
 from kernels.elementwise import add_to, clip_value, scale_by
-from kernels.optimizers import adam, adamw, momentum, sgd
+from kernels.optimizers import adam_rule, adamw_rule, momentum_rule, sgd_rule
 
 BLOCK = 2048  # numbers of a block, and at least of the room; a whole number of vectors
 _BINS = 11  # bits of a number that one pass of the selection sorts by
-
-
-def _within(rule):  # noqa: ANN001, ANN202
-    """A rule to be compiled as part of what calls it.
-
-    Called as it is, it would come as a copy that LLVM has optimised twice: half as fast, and with other roundings.
-    Which of the two ran, and so AdamW's bits, depended on which had been loaded from the cache first.
-    """
-    return numba.njit(inline="always", error_model="numpy", fastmath=FAST)(getattr(rule, "py_func", rule))
-
-
-_sgd, _momentum, _adam, _adamw = _within(sgd), _within(momentum), _within(adam), _within(adamw)
 
 
 @jit
@@ -70,7 +57,8 @@ def served_sgd(w, rows, which, scale, clip, room, lr, weight_decay, first, last)
     """
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
-        _sgd(w[a:b], _gradient(rows, which, scale, clip, room, a, b), lr, weight_decay)
+        x, g = w[a:b], _gradient(rows, which, scale, clip, room, a, b)
+        sgd_rule(x, g, x, lr, weight_decay)
 
 
 @jit
@@ -78,7 +66,8 @@ def served_momentum(w, rows, which, scale, clip, room, velocity, lr, mu, weight_
     """As `served_sgd`, by `momentum`."""
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
-        _momentum(w[a:b], _gradient(rows, which, scale, clip, room, a, b), velocity[a:b], lr, mu, weight_decay)
+        x, g, u = w[a:b], _gradient(rows, which, scale, clip, room, a, b), velocity[a:b]
+        momentum_rule(x, g, u, x, u, lr, mu, weight_decay)
 
 
 @jit
@@ -86,8 +75,8 @@ def served_adam(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsil
     """As `served_sgd`, by `adam`."""
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
-        g = _gradient(rows, which, scale, clip, room, a, b)
-        _adam(w[a:b], g, m[a:b], v[a:b], lr, beta1, beta2, epsilon, weight_decay, step)
+        x, g, p, q = w[a:b], _gradient(rows, which, scale, clip, room, a, b), m[a:b], v[a:b]
+        adam_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
 @jit
@@ -95,8 +84,8 @@ def served_adamw(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsi
     """As `served_sgd`, by `adamw`."""
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
-        g = _gradient(rows, which, scale, clip, room, a, b)
-        _adamw(w[a:b], g, m[a:b], v[a:b], lr, beta1, beta2, epsilon, weight_decay, step)
+        x, g, p, q = w[a:b], _gradient(rows, which, scale, clip, room, a, b), m[a:b], v[a:b]
+        adamw_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
 def _words(x):  # noqa: ANN001, ANN202

@@ -246,3 +246,25 @@ def top_k(residual, k):
     left = residual.copy()
     left[indices] = 0
     return indices, residual[indices], left
+
+
+def checksum(words, start=0):
+    """Words times weights in blocks of 1024, one block after the other, then how many; in whole numbers."""
+    weights = [int(raw) >> 32 | 1 for raw in np.random.PCG64(0).random_raw(1024)]
+    blocks = [words[first : first + 1024] for first in range(0, len(words), 1024)]
+    terms = [sum(int(word) * weight for word, weight in zip(block, weights, strict=False)) for block in blocks]
+    for term in (*terms, len(words) + 1):
+        start = ((start ^ start >> 32) * 0x9E3779B97F4A7C15 + term) % 2**64
+    return start
+
+
+def fletcher32(data: bytes) -> int:
+    """As in HDF5's H5checksum.c, for an even number of bytes."""
+    one = two = 0
+    for start in range(0, len(data), 720):
+        for i in range(start, min(start + 720, len(data)), 2):
+            one += data[i] << 8 | data[i + 1]
+            two += one
+        one, two = (one & 0xFFFF) + (one >> 16), (two & 0xFFFF) + (two >> 16)
+    one, two = (one & 0xFFFF) + (one >> 16), (two & 0xFFFF) + (two >> 16)
+    return two << 16 | one

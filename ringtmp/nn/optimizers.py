@@ -13,6 +13,19 @@ SLOTS: dict[str, tuple[str, ...]] = {"sgd": (), "momentum": ("velocity",), "adam
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
+_Kernels = dict[str, Callable[..., None]]
+_IN_PLACE: _Kernels = {
+    "sgd": kernels.sgd, "momentum": kernels.momentum, "adam": kernels.adam, "adamw": kernels.adamw,
+}  # fmt: skip
+_INTO: _Kernels = {
+    "sgd": kernels.sgd_into, "momentum": kernels.momentum_into,
+    "adam": kernels.adam_into, "adamw": kernels.adamw_into,
+}  # fmt: skip
+_SERVED: _Kernels = {
+    "sgd": kernels.served_sgd, "momentum": kernels.served_momentum,
+    "adam": kernels.served_adam, "adamw": kernels.served_adamw,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -36,15 +49,21 @@ class Optimizer:
         if self.clip_value is not None:
             kernels.clip_value(g, self.clip_value)
 
-    def update(self, w: Array, g: Array, slots: dict[str, Array], lr: float, step: int) -> None:
-        """One step in place over flat arrays; `step` counts from 1."""
-        if self.name == "sgd":
-            kernels.sgd(w, g, lr, self.weight_decay)
-        elif self.name == "momentum":
-            kernels.momentum(w, g, slots["velocity"], lr, self.momentum, self.weight_decay)
+    def update(
+        self, w: Array, g: Array, slots: dict[str, Array], lr: float, step: int,
+        into: tuple[Array, dict[str, Array]] | None = None,
+    ) -> None:  # fmt: skip
+        """One step over flat arrays; `step` counts from 1.
+
+        `into`, as (w, slots), gets the new numbers, bit for bit those of an update in place, and the old arrays stay as
+        they are; without it the update is in place. Old and new arrays share no number.
+        """
+        now = [slots[name] for name in self.slots]
+        if into is None:
+            _IN_PLACE[self.name](w, g, *now, *self._constants(lr, step))
         else:
-            rule = kernels.adam if self.name == "adam" else kernels.adamw
-            rule(w, g, slots["m"], slots["v"], lr, BETA1, BETA2, EPSILON, self.weight_decay, step)
+            new = [into[1][name] for name in self.slots]
+            _INTO[self.name](w, g, *now, into[0], *new, *self._constants(lr, step))
 
     def serve(
         self, w: Array, rows: Array, which: Array, scale: float, room: Array, slots: dict[str, Array], lr: float,
@@ -56,13 +75,15 @@ class Optimizer:
         they are summed; `room` is scratch of `kernels.SERVE_BLOCK` numbers.
         """
         sums = (w, rows, which, scale, self.clip_value or math.inf, room)
+        _SERVED[self.name](*sums, *(slots[name] for name in self.slots), *self._constants(lr, step), first, last)
+
+    def _constants(self, lr: float, step: int) -> tuple[float, ...]:
+        """What the rule's kernels get after their arrays."""
         if self.name == "sgd":
-            kernels.served_sgd(*sums, lr, self.weight_decay, first, last)
-        elif self.name == "momentum":
-            kernels.served_momentum(*sums, slots["velocity"], lr, self.momentum, self.weight_decay, first, last)
-        else:
-            rule = kernels.served_adam if self.name == "adam" else kernels.served_adamw
-            rule(*sums, slots["m"], slots["v"], lr, BETA1, BETA2, EPSILON, self.weight_decay, step, first, last)
+            return lr, self.weight_decay
+        if self.name == "momentum":
+            return lr, self.momentum, self.weight_decay
+        return lr, BETA1, BETA2, EPSILON, self.weight_decay, step
 
 
 def learning_rate(
