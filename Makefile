@@ -32,10 +32,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps clean
+.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints"
 
 setup: $(READY)
 
@@ -91,6 +91,10 @@ bench-ps: $(READY)
 	$(MPIRUN) -n 2 $(BIN)/python -m jobs.bench.exchange
 	$(BIN)/python -m jobs.bench.servers $(ARGS)
 	$(BIN)/python -m jobs.bench.hidden
+
+# Training with a checkpoint set every second beside training without, on 1 and 2 ranks.
+bench-checkpoints: $(READY)
+	$(BIN)/python -m jobs.bench.checkpoints $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs

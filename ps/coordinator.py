@@ -19,7 +19,8 @@ class Home(Protocol):
 
     def stepped(self, step: int, loss: float, correct: float, idle: float) -> None: ...  # noqa: D102
     def tested(self, step: int, loss: float, correct: float) -> None: ...  # noqa: D102
-    def saved(self, step: int, whole: bool) -> None: ...  # noqa: D102
+    def saved(self, step: int, whole: bool, cost: float) -> None: ...  # noqa: D102
+    def wants_set(self, step: int) -> bool: ...  # noqa: D102
     def say(self, text: str) -> None: ...  # noqa: D102
 
 
@@ -58,7 +59,7 @@ class Coordinator:
         # The newest step that each worker has reported; infinity once it has its last weights.
         self.newest: dict[int, float] = dict.fromkeys(shares.workers, start - 1)
         self.tests: dict[int, dict[int, tuple[float, ...]]] = {}
-        self.parts: dict[int, dict[int, bool]] = {}
+        self.parts: dict[int, dict[int, tuple[bool, float]]] = {}
         self.shares_of_time: dict[int, tuple[float, float]] = {}
         letters.on(post.BEGIN, self._begun)
         letters.on(post.DONE, self._done)
@@ -101,6 +102,7 @@ class Coordinator:
             waited, gone = (sum(each[n] for each in self.shares_of_time.values()) for n in (0, 1))
             whole = self.batch_size / samples
             self.home.stepped(step, loss * whole, correct * whole, waited / max(gone, 1.0))
+            self._order_set()
 
     def _tested(self, worker: int, message: Message) -> None:
         step = int(message[1])
@@ -118,12 +120,12 @@ class Coordinator:
             self.home.tested(step, loss * whole, correct * whole)
 
     def _saved(self, rank: int, message: Message) -> None:
-        step, whole = int(message[1]), bool(message[2])
+        step, whole, cost = int(message[1]), bool(message[2]), message[3]
         parts = self.parts.setdefault(step, {})
-        parts[rank] = whole
+        parts[rank] = whole, cost
         if len(parts) == len(self.writers):
             del self.parts[step]
-            self.home.saved(step, all(parts.values()))
+            self.home.saved(step, all(whole for whole, _ in parts.values()), max(cost for _, cost in parts.values()))
 
     # ---- orders -------------------------------------------------------------------------------------------------
 
@@ -133,6 +135,12 @@ class Coordinator:
         To begin the next step but one a worker needs this rank's answer to the next, and it had to be begun for that.
         """
         return self.begun + 1 + self.period
+
+    def _order_set(self) -> None:
+        """Have a set written, if one is wanted, after the first step with an exchange that nobody can have made."""
+        step = -(-(self._safe() + 1) // self.period) * self.period
+        if not self.stop_signal and self.home.wants_set(step):
+            self.post.tell([rank for rank in self.ranks if rank not in self.lost], post.SET, step)
 
     def _asked(self, rank: int, message: Message) -> None:
         if not self.stop_signal:

@@ -1,19 +1,21 @@
 """Checkpoints of servers: ranges are copied as they pass the step of a set, and brought together layer by layer.
 
 Each layer has a home, the server of its first key, which writes it whole, so that a set does not tell who held what. No
-server waits for another: copies travel beside the training.
+server waits for another: copies travel, and are written, beside the training.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps import post
-from ps.post import Post
+import numpy as np
+
 from ps.server import Served
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
 from ringtmp.run.checkpoint import LayerRecord
+from ringtmp.run.sets import Sets
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -36,6 +38,9 @@ class _Set:
 
     def __init__(self) -> None:
         self.copies: dict[int, dict[str, Array]] = {}
+        self.void = np.zeros(1)  # 1: copies of this server are of another step
+        self.voids: list[Array] = []  # the same of those who send something here
+        self.seconds = 0.0  # for which this server was held up
         self.layers: dict[int, dict[str, Array]] = {}
         self.requests: list[Any] = []
 
@@ -54,35 +59,54 @@ class Keeper:
         This server's.
     slots : sequence of str
         Names of the optimizer's slots; those that servers do not have are stored as zeros.
-    write : callable
-        Writes this rank's part of a set, given its step and records; whether that worked.
-    letters : Post
-    following : callable
-        The step of the first set that is due after so many steps, or -1.
+    sets : Sets
+        Has this rank's part of a set written beside the rest; says when sets are due.
+    period : int
+        Steps between two exchanges.
     """
 
     def __init__(
         self, comm: "Intracomm", model: Model, ranges: Sequence[KeyRange], served: Sequence[Served],
-        slots: Sequence[str], write: Callable[[int, list[LayerRecord]], bool], letters: Post,
-        following: Callable[[int], int], start: int,
+        slots: Sequence[str], to: Sets, period: int, start: int,
     ) -> None:  # fmt: skip
         self.comm, self.model, self.ranges, self.served, self.slots = comm, model, ranges, served, slots
-        self.write, self.post, self.following = write, letters, following
+        self.to, self.period = to, period
         self.homes = homes(ranges, len(model.layers))
-        self.wanted = {each.keys.number: following(start) for each in served}
+        self.made = {each.keys.number: start for each in served}
+        self.wanted = {each.keys.number: to.following(start, period) for each in served}
         self.sets: dict[int, _Set] = {}
 
     def passed(self, served: Served, steps: int) -> None:
         """A range holds the updates of so many steps."""
+        self.made[served.keys.number] = steps
         wanted = self.wanted[served.keys.number]
         while 0 <= wanted <= steps:
-            being_made = self.sets.setdefault(wanted, _Set())
-            being_made.copies[served.keys.number] = {_FLAT: served.weights.copy()} | {
-                name: slot.copy() for name, slot in served.slots.items()
-            }
-            if len(being_made.copies) == len(self.served):
-                self._bring_together(being_made)
-            self.wanted[served.keys.number] = wanted = self.following(wanted)
+            self._copy(served, wanted)
+            self.wanted[served.keys.number] = wanted = self.to.following(wanted, self.period)
+
+    def ordered(self, step: int) -> None:
+        """A set after so many steps is ordered.
+
+        Where a range holds them already the order has come too late. The range is copied as it is, since the others
+        wait for it, and who gets it is told that the set is void.
+        """
+        for served in self.served:
+            if self.made[served.keys.number] >= step:
+                self.sets.setdefault(step, _Set()).void[:] = 1
+                self._copy(served, step)
+            elif self.wanted[served.keys.number] < 0:
+                self.wanted[served.keys.number] = step
+
+    def _copy(self, served: Served, step: int) -> None:
+        """Keep a range as it is for the set of `step`; with the last one of this server layers come together."""
+        begin = time.perf_counter()
+        being_made = self.sets.setdefault(step, _Set())
+        being_made.copies[served.keys.number] = {_FLAT: served.weights.copy()} | {
+            name: slot.copy() for name, slot in served.slots.items()
+        }
+        if len(being_made.copies) == len(self.served):
+            self._bring_together(being_made)
+        being_made.seconds += time.perf_counter() - begin
 
     def _bring_together(self, being_made: _Set) -> None:
         """Put what belongs to layers at home here in place, send what does not, receive the rest."""
@@ -93,6 +117,12 @@ class Keeper:
                 count = self.model.layers[layer].count
                 dtype = next(iter(being_made.copies.values()))[_FLAT].dtype
                 being_made.layers[layer] = {kind: aligned(count, dtype) for kind in kinds}
+        for sender, home in sorted({(k.server, self.homes[s.layer]) for k in self.ranges for s in k.segments}):
+            if home == mine != sender:
+                being_made.voids.append(np.zeros(1))
+                being_made.requests.append(self.comm.Irecv(being_made.voids[-1], sender, 0))
+            elif sender == mine != home:
+                being_made.requests.append(self.comm.Isend(being_made.void, home, 0))
         tag = 0
         for keys in self.ranges:
             for layer, start, stop, at in keys.segments:
@@ -114,14 +144,19 @@ class Keeper:
         return kind == _FLAT or kind in self.served[0].slots
 
     def poll(self) -> bool:
-        """Write what has come together; whether anything has."""
+        """Have the next set written that has come together; whether there was one."""
         moved = False
         for step, being_made in sorted(self.sets.items()):
             if len(being_made.copies) < len(self.served) or not all(each.Test() for each in being_made.requests):
                 continue
+            if self.to.writer.busy:  # it waits, and this server does not
+                break
             del self.sets[step]
             if self.comm.rank in self.homes:
-                self.post.send(0, post.SAVED, step, float(self.write(step, self._records(being_made))))
+                if any(void[0] for void in (being_made.void, *being_made.voids)):
+                    self.to.fail(step, "it was ordered too late")
+                else:
+                    self.to.hand_over(step, self._records(being_made), being_made.seconds)
             moved = True
         return moved
 
@@ -136,10 +171,10 @@ class Keeper:
         self._bring_together(being_made)
         for request in being_made.requests:
             request.Wait()
-        return self._records(being_made)
+        return list(self._records(being_made))
 
-    def _records(self, being_made: _Set) -> list[LayerRecord]:
-        return [
+    def _records(self, being_made: _Set) -> Iterator[LayerRecord]:
+        return (
             LayerRecord.of(self.model, layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
             for layer, arrays in sorted(being_made.layers.items())
-        ]
+        )

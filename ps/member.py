@@ -39,6 +39,7 @@ class Member:
         self.config, self.job, self.roles, self.recorder = launch.config, launch.job, launch.roles, launch.recorder
         self.end = launch.table.total  # steps that are made, unless a stop is ordered
         self.over = self.asked = False
+        self.made = self.job.start  # steps that this worker has made without servers
         self.lost: set[int] = set()  # workers whose processes do not answer
         self.shares = Shares(self.roles.workers)
         self.places = launch.comm.allgather((socket.gethostname(), os.getpid()))
@@ -46,7 +47,8 @@ class Member:
         crowded = launch.crowded()
         self.patience = Patience(crowded)
         self.post = Post(launch.net, self._peers(), self.recorder)
-        for kind, heed in ((post.OVER, self._over), (post.DROP, self._drop), (post.STOP, self._stop)):
+        heeds = ((post.OVER, self._over), (post.DROP, self._drop), (post.STOP, self._stop), (post.SET, self._set))
+        for kind, heed in heeds:
             self.post.on(kind, heed)
         self.filter = make_filter(self.config.filter, self.job.dtype, self.config.topk)
         self.server: Server | None = None
@@ -96,7 +98,7 @@ class Member:
                 kind.initialise(flat, config.seed, layer)
             server.load(layer, flat, slots)
         self.keeper = keeper = Keeper(self.ship, launch.model, launch.ranges, server.served, job.optimizer().slots,
-                                      launch.write_part, self.post, launch.following, job.start)  # fmt: skip
+                                      launch.sets, config.local_steps, job.start)  # fmt: skip
 
         def passed(served: Served) -> None:
             keeper.passed(served, served.version if server.rule.backup else served.clock.least())
@@ -181,6 +183,9 @@ class Member:
         if self.server and self.keeper:
             moved = self.server.poll()
             moved |= self.keeper.poll()
+        for part in self.launch.sets.poll():
+            self.post.send(0, post.SAVED, *part)
+            moved = True
         now = clock()
         if now - self.glanced > _GLANCE:
             self.glanced = now
@@ -229,6 +234,8 @@ class Member:
         """Every worker has its last weights, every report is in, every set is written (rank 0)."""
         if not self.coordinator or not self.coordinator.finished():
             return False
+        if self.launch.sets.writer.busy:
+            return False
         return not self.server or not self.keeper or (self.server.finished() and self.keeper.idle())
 
     def _meet(self) -> None:
@@ -270,8 +277,17 @@ class Member:
             self.worker.dropped = True
 
     def _made(self, step: int) -> None:
-        """Without servers every rank writes its layers as it passes the step of a set."""
-        if self.launch.due(step):
+        """Without servers every rank has its layers written as it passes the step of a set."""
+        self.made = step
+        if self.launch.sets.due(step) and self.rank in self.launch.writers:
             assert self.worker
             self.worker.take_all()
-            self.post.send(0, post.SAVED, step, float(self.launch.write_part(step, self.launch.records())))
+            self.launch.sets.save(step, self.launch.held())
+
+    def _set(self, sender: int, message: Message) -> None:
+        step = int(message[1])
+        if self.keeper:
+            self.launch.sets.orders.add(step)
+            self.keeper.ordered(step)
+        elif self.rank in self.launch.writers:
+            self.launch.sets.ordered(step, self.made)

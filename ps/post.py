@@ -23,9 +23,10 @@ END = 5  # worker -> servers: it has its last weights
 STOP = 6  # rank 0 -> all: first step that is not made, signal
 DROP = 7  # rank 0 -> all: worker, first step in which the others have its share
 SKIP = 8  # server -> worker: the step that is being made (backup workers)
-SAVED = 9  # server -> rank 0: step, whether its part of a set is written
+SAVED = 9  # server -> rank 0: step, whether its part of a set is written, seconds for which it was held up
 OVER = 10  # rank 0 -> all: every worker has ended
 ASK = 11  # any rank -> rank 0: a signal has come that asks for a stop
+SET = 12  # rank 0 -> all: the step after which a set is to be written
 
 Message = tuple[float, ...]
 

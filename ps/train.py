@@ -20,7 +20,7 @@ def _trainer() -> "type[Launch]":
     return ServerLaunch
 
 
-main = program("ps.train", _ABOUT, "Ring", _trainer)
+main, stand_by = program("ps.train", _ABOUT, "Ring", _trainer)
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, stand_by)

@@ -18,6 +18,7 @@ from ringtmp.run.launch import Launch, train_with
 from ringtmp.run.pace import UPDATE_FLOPS, Pace, Paced, lateness, parse_pace
 from ringtmp.run.result import Result
 from ringtmp.run.units import parse_bytes, show_bytes
+from ringtmp.run.writer import Held
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -128,15 +129,6 @@ class ServerLaunch(Launch):
     def drive(self) -> None:  # noqa: D102
         self.member.run()
 
-    def following(self, step: int) -> int:
-        """The step of the first set after so many steps, or -1: when one is due, or the first exchange after that."""
-        every, period = self.config.checkpoint_every, self.config.local_steps
-        if not every or not self.job.folder:
-            return -1
-        following = (step // every + 1) * every
-        following = -(-following // period) * period
-        return following if following < self.table.total else -1
-
     # ---- what the coordinator tells -----------------------------------------------------------------------------
 
     def stepped(self, step: int, loss: float, correct: float, idle: float) -> None:
@@ -149,9 +141,13 @@ class ServerLaunch(Launch):
         assert self.reporter and self.feeder
         self.reporter.tested(step, loss, correct, self.feeder.spread())
 
-    def saved(self, step: int, whole: bool) -> None:
+    def saved(self, step: int, whole: bool, cost: float) -> None:
         """Every part of a set has been written, or not (rank 0)."""
-        self.settle(step, whole)
+        self.sets.settle(step, whole, cost)
+
+    def wants_set(self, step: int) -> bool:
+        """Whether a set after `step` updates is to be ordered now (rank 0)."""
+        return self.sets.wanted(step)
 
     def say(self, text: str) -> None:
         """A line for whoever watches (rank 0)."""
@@ -165,8 +161,13 @@ class ServerLaunch(Launch):
             return self.member.keeper.final()
         if self.roles.servers or not self.stage:
             return []
-        mine = [state for state in self.stage.states if self.homes[state.index] == self.rank]
-        return [checkpoint.LayerRecord.of(self.model, state.index, state.flat, state.slots) for state in mine]
+        return [checkpoint.LayerRecord.of(self.model, *held) for held in self.held()]
+
+    def held(self) -> list[Held]:
+        """The layers that this worker writes where there are no servers."""
+        assert self.stage
+        states = self.stage.states
+        return [(each.index, each.flat, each.slots) for each in states if self.homes[each.index] == self.rank]
 
     def describe(self) -> str:  # noqa: D102
         config, roles = self.config, self.roles

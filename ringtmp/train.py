@@ -20,7 +20,7 @@ def _trainer() -> "type[Launch]":
     return RingLaunch
 
 
-main = program("ringtmp.train", _ABOUT, "Server", _trainer)
+main, stand_by = program("ringtmp.train", _ABOUT, "Server", _trainer)
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, stand_by)

@@ -16,7 +16,8 @@ Shades = dict[tuple[str, int], RGB]  # by kind and chunk
 # Okabe-Ito: told apart by colour-blind readers and in print. B, which is I and W in one, lies between these two.
 COLOURS = {
     "F": "#0072B2", "B": "#7A9A2E", "I": "#009E73", "W": "#E69F00", "U": "#CC79A7", "E": "#56B4E9", "send": "#000000",
-    "receive": "#777777", "wait": "#EEEEEE", "data": "#F0E442", "checkpoint": "#D55E00", "trace": "#A0522D",
+    "replicate": "#5B4B8A", "receive": "#777777", "wait": "#EEEEEE", "data": "#F0E442",
+    "checkpoint": "#D55E00", "trace": "#A0522D",
 }  # fmt: skip
 _NAMES = {
     "F": "F forward", "B": "B input and weight gradient", "I": "I input gradient", "W": "W weight gradient",

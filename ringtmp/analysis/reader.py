@@ -17,7 +17,7 @@ from ringtmp.errors import UserError
 PARTS = ("compute", "transfer", "wait", "checkpoint", "other")
 _PART = {
     "F": "compute", "I": "compute", "W": "compute", "B": "compute", "U": "compute", "E": "compute", "send": "transfer",
-    "receive": "transfer", "wait": "wait", "checkpoint": "checkpoint",
+    "receive": "transfer", "replicate": "transfer", "wait": "wait", "checkpoint": "checkpoint",
 }  # fmt: skip
 
 
@@ -63,9 +63,9 @@ class Run:
         Returns
         -------
         DataFrame
-            rank, kind (F, I, W, U, E, send, receive, wait, data, checkpoint, trace), start and end (int64 nanoseconds
-            since the first rank began), step, micro_batch, stage, peer (-1: none), bytes, version (updates in the
-            weights that F, I and E used or that U made; -1: none, and everywhere in traces of format 1).
+            rank, kind (F, I, W, U, E, send, replicate, receive, wait, data, checkpoint, trace), start and end (int64
+            nanoseconds since the first rank began), step, micro_batch, stage, peer (-1: none), bytes, version (updates
+            in the weights that F, I and E used or that U made; -1: none, and everywhere in traces of format 1).
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Run:
     def communication(self) -> pd.DataFrame:
         """Bytes sent from each rank (row) to each other (column) while training."""
         events = self.events()
-        sends = events[events["kind"] == "send"]
+        sends = events[events["kind"].isin(["send", "replicate"])]
         matrix = sends.pivot_table(index="rank", columns="peer", values="bytes", aggfunc="sum", fill_value=0)
         every = range(len(self._files()))
         return matrix.reindex(index=every, columns=every, fill_value=0).astype("int64")

@@ -6,8 +6,9 @@ again once its micro-batch is gone.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +33,22 @@ class LayerState:
     slots: dict[str, Array]
     parameters: Parameters
     gradients: Parameters
+
+
+class Side(Protocol):
+    """Memory for one version of a stage's parameters and slots (`ringtmp.run.node.Copy`)."""
+
+    def begin(self) -> None:
+        """It is being written: what it holds counts no more."""
+
+    def arrays(self, place: int) -> tuple[Array, dict[str, Array]]:
+        """Parameters and slots of the layer at `place` among the stage's."""
+
+    def seal(self, place: int) -> None:
+        """A layer is complete."""
+
+    def commit(self, step: int) -> None:
+        """All of it is: so many updates are in it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,8 @@ class Stage:
         self._rooms += [self._room() for _ in range(slots - 1)]
         self._works: dict[tuple[int, int], Work] = {}
         self._stashes: list[list[tuple[Array, Array]]] = []
+        self._sides: list[Side] = []  # two: the live version, and the one that the next update writes
+        self.between: Callable[[], None] | None = None  # called before each layer's update
         self._held = [n for n, state in enumerate(self.states) if state.flat.size]
         # Layers of W between which a rank may look at its inbox; `cut` makes more of them.
         self.pieces = [tuple(self._held)] * bool(self._held)
@@ -148,6 +167,27 @@ class Stage:
     @property
     def _tokens(self) -> bool:
         return self.is_first and self.model.takes_tokens
+
+    def house(self, sides: Sequence[Side]) -> None:
+        """Keep parameters and slots in two sides: each update writes the new version beside the old one.
+
+        Whenever the process ends, one of them is whole. The live one has no values yet.
+        """
+        self._sides = list(sides)
+        for n in range(len(self.states)):
+            self._move(n, self._sides[0])
+
+    def _move(self, n: int, side: Side) -> None:
+        state = self.states[n]
+        state.flat, state.slots = side.arrays(n)
+        state.parameters = self._own[n] = state.layer.views(state.flat, state.derived)
+
+    def commit(self, step: int) -> None:
+        """The live version has been set, with so many updates in it."""
+        if self._sides:
+            for n in range(len(self.states)):
+                self._sides[0].seal(n)
+            self._sides[0].commit(step)
 
     def initialise(self, seed: int) -> None:
         """Start values, each layer's by its own index."""
@@ -300,14 +340,29 @@ class Stage:
 
     def update(self, lr: float, step: int, norm: float = 0.0) -> None:
         """U: one optimizer step on all layers; `step` counts from 1; `norm`: of all gradients, if it bounds them."""
+        new = self._sides[1] if self._sides else None
+        if new:
+            new.begin()
 
         def run(thread: int) -> None:
-            for _, state in self._dealt[thread]:
+            for n, state in self._dealt[thread]:
+                if self.between:
+                    self.between()
                 self.optimizer.clip(state.gradient, norm)
-                self.optimizer.update(state.flat, state.gradient, state.slots, lr, step)
+                into = new.arrays(n) if new else None
+                self.optimizer.update(state.flat, state.gradient, state.slots, lr, step, into)
+                if new:
+                    new.seal(n)  # while it is in the cache
+                    self._move(n, new)
                 state.layer.derive(state.parameters)
 
         self._pool.each(run, range(len(self._dealt)))
+        if new:
+            for n, state in enumerate(self.states):
+                if not state.flat.size:
+                    new.seal(n)
+            new.commit(step)
+            self._sides.reverse()
 
     def cut(self, seconds: Sequence[float]) -> None:
         """W in pieces that last at least `LOOK`, given the seconds of each layer's W; threads share a whole one."""

@@ -138,6 +138,7 @@ class Chunk:
         self.gradients: Inbox | None = None
         self.labels: LabelBox | None = None
         self.norm_known: Callable[[], bool] = lambda: True
+        self.durable = 1 << 62  # newest version that all replicas hold, if there are any
         self.group: tuple[list[Work], int, int, int, int] | None = None  # of W: works, step, number, count, end
         self.piece = 0
 
@@ -156,6 +157,8 @@ class Chunk:
         place = f.phase.start + f.number
         if place >= self.acquired:
             return False
+        if self.durable < self.updates and f.phase.training and f.number == self.steps - 1:
+            return False  # nobody can update before this forward (`ringtmp.ring.replica`)
         arrived = place - self.origin
         if self.activations is not None and self.activations.arrived <= arrived:
             return False

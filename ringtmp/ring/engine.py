@@ -18,11 +18,14 @@ from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import Array, Moment
 from ringtmp.nn.stage import Stage, Work
 from ringtmp.ring.chunk import Chunk, Versions
-from ringtmp.ring.links import LabelBox, Outbox, tag_of
+from ringtmp.ring.links import TAG_BACK, TAG_LABELS, LabelBox, Outbox, tag_of
+from ringtmp.ring.neighbours import Neighbours
+from ringtmp.ring.replica import Replicas
 from ringtmp.ring.rule import Policy
-from ringtmp.ring.tokens import Home, Tokens
+from ringtmp.ring.tokens import BEAT, Home, Tokens
 from ringtmp.run.links import ControlLink, Inbox, Patience
 from ringtmp.run.pace import Pace
+from ringtmp.run.probe import Probe
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 
@@ -39,8 +42,11 @@ class Hooks(Home, Protocol):
     def rate(self, step: int) -> float:
         """Learning rate of `step`."""
 
-    def save(self, step: int) -> bool:
-        """Write this rank's part of a checkpoint after `step` updates if one is due; False if writing failed."""
+    def save(self, step: int) -> None:
+        """After `step` updates: have this rank's part of a checkpoint written if one is due."""
+
+    def hung(self, rank: int) -> None:
+        """A neighbour gives no sign of life: end it, and this."""
 
 
 class Engine:
@@ -68,8 +74,10 @@ class Engine:
         Whether the stages' first stash holds the weights before `start`'s.
     paces : sequence of Pace
         One for each stage on an emulated node, else empty.
-    seed, synchronous, delay, stall_timeout :
+    seed, synchronous, delay, stall_timeout, heartbeat :
         As in `RunConfig`.
+    probe : Probe or None
+        Where this rank says what it is about to do.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Engine:
         recorder: Recorder, *, start: int = 0, w_group: int = 1, seed: int = 0, crowded: bool = False,
         synchronous: bool = False, delay: float = 0.0, stall_timeout: float = 600.0, lag: int | None = 0,
         stashed: bool = False, paces: Sequence[Pace] = (), stop_request: Callable[[], int] = lambda: 0,
+        heartbeat: float = 60.0, probe: Probe | None = None,
     ) -> None:  # fmt: skip
         self.table, self.policy, self.hooks, self.recorder = table, policy, hooks, recorder
         self.rank, self.size = comm.rank, comm.size
@@ -93,10 +102,17 @@ class Engine:
             for c, stage in enumerate(stages)
         ]  # fmt: skip
         last_stage = comm.size * len(stages) - 1
-        self.control = ControlLink(comm, self.left, self.right) if self.size > 1 else None
+        self.control = self.back = self.neighbours = None
+        if self.size > 1:
+            self.control = ControlLink(comm, self.left, self.right)
+            self.back = ControlLink(comm, self.right, self.left, TAG_BACK)
+            self.neighbours = Neighbours(self.left, self.right, self.control, self.back, heartbeat)
+        self.replicas: Replicas | None = None  # set once there is something to copy
+        self.probe = probe
         self.tokens = Tokens(
-            self.rank, self.size, self.control, self.chunks, table, hooks, recorder, start, stop_request
-        )
+            self.rank, self.size, self.control, self.chunks, table, hooks, recorder, start, stop_request,
+            lambda message: self.heed_beat(self.left, message),
+        )  # fmt: skip
         self.bounded = stages[0].optimizer.clip_norm is not None
         if self.bounded:
             for chunk in self.chunks:
@@ -108,7 +124,7 @@ class Engine:
             self._connect(comm, chunk, synchronous)
         self.labels_out: Outbox | None = None
         if last_stage and self.rank == 0:
-            self.labels_out = self._outbox(comm, self.left, tag_of("labels"), synchronous)
+            self.labels_out = self._outbox(comm, self.left, TAG_LABELS, synchronous)
         if last_stage and self.rank == self.size - 1:
             # As many as rank 0 can ever have under way, so that no label waits for a slot here.
             self.chunks[-1].labels = LabelBox(comm, self.right, stages[-1].buffers(0)[2], policy.room(0))
@@ -155,10 +171,31 @@ class Engine:
             elif peer >= 0 and not tokens.interrupted:
                 self._record("receive", free, clock(), self.chunks[0], peer=peer)
             tokens.interrupted = False
+            if self.probe:
+                self._tell(self.probe, what)
             if self.delay:
                 time.sleep(self.random.random() * self.delay)
             perform[what % 8](chunks[what // 8])
             free = clock()
+        self._part()
+
+    def _part(self) -> None:
+        """Take leave of the neighbours: after that nothing comes from them any more."""
+        if not self.neighbours or not self.control or not self.back:
+            return
+        self.neighbours.leave()
+        self.patience.reset()
+        with self.recorder.timed("wait", self.updates):
+            while self.neighbours.heard or not (self.control.idle() and self.back.idle()):
+                self._poll()
+                if (silent := self.neighbours.silent(clock())) >= 0:
+                    self.hooks.hung(silent)
+                self.patience.pause()
+
+    def _tell(self, probe: Probe, what: int) -> None:
+        """Say what comes next, where somebody listens."""
+        evaluates = what % 8 == F and self.chunks[what // 8].evaluating()
+        probe.at("E" if evaluates else "FIWUB"[what % 8], self.updates)
 
     def _wait(self, since: int) -> int:
         """Poll until something can run or all is done (-1). Books the wait, and the poll that ended it."""
@@ -180,6 +217,8 @@ class Engine:
                 self._record("receive", begin, clock(), chunk, peer=peer)
                 self.policy.waited(begin - since)
                 return what
+            if self.neighbours and (silent := self.neighbours.silent(begin)) >= 0:
+                self.hooks.hung(silent)
             if begin - since > self.stall:
                 raise RunFailure(self._stalled(begin - since))
             self.patience.pause()
@@ -193,33 +232,69 @@ class Engine:
     def _while_blocked(self, since: int) -> None:
         """A blocking send is waiting for its receive: keep reading, and never for ever."""
         self._poll()
+        if self.neighbours and (silent := self.neighbours.silent(clock())) >= 0:
+            self.hooks.hung(silent)
         if clock() - since > self.stall:
             raise RunFailure(self._stalled(clock() - since))
         os.sched_yield()
 
+    def look(self) -> None:
+        """Read what has come, and give signs of life, while something else than training goes on."""
+        self._poll()
+
     def _poll(self) -> int:
         """Read the whole inbox, retire and acquire slots; the rank of a neighbour from which something came, or -1."""
-        peer = -1
+        peer = left = right = -1
         for chunk in self.chunks:
             came, back = chunk.poll()
             if came:
-                peer = self.left
+                peer = left = self.left
             if back:
-                peer = self.right
-        self.tokens.poll()
+                peer = right = self.right
+        if self.tokens.poll():
+            left = self.left
+        if self.back is not None and self._read_back():
+            right = self.right
+        if self.replicas is not None:
+            self.replicas.poll()
+        if self.neighbours is not None:
+            self.neighbours.poll(left, right)
         if self.bounded:
             self.tokens.sum_squares()
         return peer
 
+    def _read_back(self) -> bool:
+        """Heed what the right neighbour says; whether it has said anything."""
+        assert self.back
+        messages = self.back.poll()
+        for message in messages:
+            if message[0] == BEAT:
+                self.heed_beat(self.right, message)
+            elif self.replicas:
+                self.replicas.heed(message)
+        return bool(messages)
+
+    def heed_beat(self, rank: int, message: tuple[float, ...]) -> None:
+        """A sign of life, perhaps the last one."""
+        if message[1] and self.neighbours:
+            self.neighbours.forget(rank)
+
     def _finished(self) -> bool:
-        return all(chunk.finished() for chunk in self.chunks) and self.tokens.finished()
+        return (
+            all(chunk.finished() for chunk in self.chunks)
+            and self.tokens.finished()
+            and (self.replicas is None or self.replicas.finished(self.updates))
+        )
 
     def close(self) -> None:
         """Give back all requests. Collective."""
         for chunk in self.chunks:
             chunk.close()
-        if self.control is not None:
-            self.control.close()
+        for link in (self.control, self.back):
+            if link is not None:
+                link.close()
+        if self.replicas is not None:
+            self.replicas.close()
         for outbox in self.outboxes:
             outbox.close()
 
@@ -330,12 +405,14 @@ class Engine:
             pace.until(begin, pace.update * pace.factor(U, step - chunk.start))
         end = clock()
         self._record("U", begin, end, chunk, step=step, version=step + 1)
+        if self.replicas is not None:
+            self.replicas.updated(self._index(chunk), step + 1)
         if self.updates == chunk.updates:  # the last of this rank's stages
             self.policy.stepped(end - self.step_began)
             self.step_began = end
-            saved = self.hooks.save(self.updates)
+            self.hooks.save(self.updates)
             self.recorder.between_steps(step)
-            self.tokens.stepped(step, saved)
+            self.tokens.stepped(step)
 
     # ---- what actions share -------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ place in the stream (`ringtmp.run.links`).
     gradients     rank r     -> r - 1    likewise
     labels        rank 0     -> P - 1    the one hop that closes the ring
     control       rank r     -> r + 1    tokens, test results and the order to stop; the last rank's go to rank 0
+    back          rank r     -> r - 1    signs of life, and which copies are whole
+    replica       rank r     -> r + 1    copies of stages
 """
 
 from collections.abc import Callable
@@ -19,12 +21,13 @@ from ringtmp.run.trace import clock
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
 
-TAG_LABELS, _TAG_STAGES = FIRST_TAG, FIRST_TAG + 1
+TAG_LABELS, TAG_BACK, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 3)
+_KINDS = ("activations", "gradients", "replica")
 
 
-def tag_of(what: str, stage: int = 0) -> int:
-    """The tag of `labels`, or of the `activations` or `gradients` that cross the boundary before `stage`."""
-    return TAG_LABELS if what == "labels" else _TAG_STAGES + 2 * stage + (what == "gradients")
+def tag_of(what: str, number: int) -> int:
+    """The tag of `activations` or `gradients` that cross the boundary before stage `number`, or of a `replica`."""
+    return _TAG_STAGES + len(_KINDS) * number + _KINDS.index(what)
 
 
 class LabelBox(Inbox):

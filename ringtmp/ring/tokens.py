@@ -1,9 +1,9 @@
-"""Talk about a run as a whole, over the ring's own links: losses and waits, test results, the norm, the order to stop.
+"""Talk about a run as a whole, over the ring's own links: losses and waits, test results, the norm, sets, orders.
 
 What rank 0 needs to know of the others comes to it as a *token*: rank 0 sends one to the right after each of its
 updates, each rank passes it on once its own update of that step is done, adding its share, and the last rank adds the
-loss and sends it home. An order to stop goes the same way; the sum of squares for `clip_norm` goes from stage to stage
-and its root once round to all.
+loss and sends it home. Orders to stop, or to write a checkpoint, go the same way; the sum of squares for `clip_norm`
+goes from stage to stage and its root once round to all.
 """
 
 import math
@@ -15,14 +15,26 @@ from ringtmp.run.links import CONTROL_FIELDS, ControlLink
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 
-TOKEN, TEST, STOP, SQUARES, NORM = range(5)  # first number of a control message
+TOKEN, TEST, STOP, SQUARES, NORM, BEAT, HELD, SET = range(8)  # first number of a control message
 
 
 class Home(Protocol):
-    """What is told where tokens come home (rank 0)."""
+    """What is told where tokens come home (rank 0), and what each rank is asked for one and told of orders."""
 
-    def trained(self, step: int, loss: float, correct: float, idle: float, saved: bool) -> None: ...  # noqa: D102
-    def tested(self, step: int, loss: float, correct: float) -> None: ...  # noqa: D102
+    def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
+        """A step is done everywhere, and all parts of sets up to that of `written`, which held up nobody for longer."""
+
+    def tested(self, step: int, loss: float, correct: float) -> None:
+        """An evaluation is complete."""
+
+    def written(self) -> tuple[int, float]:
+        """Step of the newest set whose part this rank has finished, or -1; seconds for which it held up the rank."""
+
+    def wants_set(self, step: int) -> bool:
+        """A step is done here (rank 0): whether all ranks are to write a set after `step` updates."""
+
+    def ordered(self, step: int, made: int) -> None:
+        """A set after `step` updates is ordered, and so many are `made` here."""
 
 
 class Tokens:
@@ -42,12 +54,16 @@ class Tokens:
         Updates made before.
     stop_request : callable
         Number of the signal that asks for a stop, or 0.
+    beat : callable
+        Heeds a sign of life from the left neighbour.
     """
 
     def __init__(
         self, rank: int, size: int, link: ControlLink | None, chunks: list[Any], table: Timetable, home: Home,
         recorder: Recorder, start: int, stop_request: Callable[[], int],
+        beat: Callable[[tuple[float, ...]], None] = lambda message: None,
     ) -> None:  # fmt: skip
+        self.beat = beat
         self.rank, self.size, self.link, self.chunks, self.table = rank, size, link, chunks, table
         self.home, self.recorder, self.stop_request = home, recorder, stop_request
         self.first, self.last = rank == 0, rank == size - 1
@@ -55,7 +71,6 @@ class Tokens:
         self.tokens = start  # passed on (rank 0: come home)
         self.waiting: dict[int, tuple[float, ...]] = {}
         self.losses: dict[int, tuple[float, float]] = {}
-        self.saved: dict[int, bool] = {}
         self.tests_home = table.index_of(start) - start  # evaluations that rank 0 has heard of
         self.squares: dict[int, float] = {}  # by stage: sum over the gradients of all stages before it
         self.added: set[int] = set()  # stages of this rank whose squares have been passed on
@@ -80,21 +95,28 @@ class Tokens:
             return False
         return self.link is None or self.link.idle()
 
-    def poll(self) -> None:
-        """Heed what has arrived."""
-        if self.link is not None:
-            for message in self.link.poll():
+    def poll(self) -> bool:
+        """Heed what has arrived; whether anything has."""
+        if self.link is None:
+            return False
+        messages = self.link.poll()
+        for message in messages:
+            if message[0] == BEAT:
+                self.beat(message)
+            else:
                 self._heed(message)
+        return bool(messages)
 
-    def stepped(self, step: int, saved: bool) -> None:
-        """This rank has made its update of `step` on every chunk, and tried to save if that was due."""
-        self.saved[step] = saved
+    def stepped(self, step: int) -> None:
+        """This rank has made its update of `step` on every chunk."""
         self.norm = None
         self.stop_signal = self.stop_signal or self.stop_request()
         if self.first:
             index = self._next_whole_phase()
             if self.stop_signal and index < self.end:
                 self._order_stop(index)
+            elif index < self.end and self.home.wants_set(after := self.table.phase(index).step + 1):
+                self._order_set(after)  # nobody can have made that update: its first forward has not been begun
             self._pass_on(step, (TOKEN, step) + (0.0,) * (CONTROL_FIELDS - 2))
         elif step in self.waiting:
             self._pass_on(step, self.waiting.pop(step))
@@ -165,6 +187,8 @@ class Tokens:
         elif kind == STOP:
             self.stop_signal = int(message[2])
             self._order_stop(step)
+        elif kind == SET:
+            self._order_set(step)
         elif self.first:
             self._home(message)
         elif self.updates > step:
@@ -174,12 +198,14 @@ class Tokens:
 
     def _pass_on(self, step: int, token: tuple[float, ...]) -> None:
         """Add this rank's share to a token and send it to the right; on one rank it is home at once."""
-        _, _, loss, correct, waited, gone, failed, signal, *_ = token
+        _, _, loss, correct, waited, gone, written, signal, cost, *_ = token
         if self.last:
             loss, correct = self.losses.pop(step)
         wait_here, gone_here = self.recorder.wait_share()
-        failed += not self.saved.pop(step)
-        token = (TOKEN, step, loss, correct, waited + wait_here, gone + gone_here, failed, signal or self.stop_signal)
+        written_here, cost_here = self.home.written()
+        written = written_here if self.first else min(written, written_here)
+        token = (TOKEN, step, loss, correct, waited + wait_here, gone + gone_here, written,
+                 signal or self.stop_signal, max(cost, cost_here))  # fmt: skip
         if not self.first:
             self.tokens += 1
         if self.link is None:
@@ -188,10 +214,10 @@ class Tokens:
             self._tell_right(step, token)
 
     def _home(self, token: tuple[float, ...]) -> None:
-        _, step, loss, correct, waited, gone, failed, signal, *_ = token
+        _, step, loss, correct, waited, gone, written, signal, cost, *_ = token
         self.tokens += 1
         self.stop_signal = self.stop_signal or int(signal)
-        self.home.trained(int(step), loss, correct, waited / max(gone, 1.0), not failed)
+        self.home.trained(int(step), loss, correct, waited / max(gone, 1.0), int(written), cost)
 
     def _order_stop(self, index: int) -> None:
         """Leave out the phases from `index` on, here and on the ranks to the right."""
@@ -199,3 +225,9 @@ class Tokens:
             chunk.end = index
         if self.link is not None and not self.last:
             self._tell_right(self.updates, (STOP, index, self.stop_signal))
+
+    def _order_set(self, step: int) -> None:
+        """Have a set written after `step` updates, here and on the ranks to the right."""
+        self.home.ordered(step, self.updates)
+        if self.link is not None and not self.last:
+            self._tell_right(self.updates, (SET, step))

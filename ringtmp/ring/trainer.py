@@ -1,24 +1,34 @@
 """`ringtmp.train`: from a configuration to trained weights, on a ring of any size."""
 
+import os
+import signal
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.errors import UserError
+from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.ring.engine import Engine
 from ringtmp.ring.layout import make_layout, resolve_auto
+from ringtmp.ring.replica import Replicas
 from ringtmp.run import checkpoint
 from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
+from ringtmp.run.node import Copy, NodeMemory, node_name
 from ringtmp.run.pace import lateness
+from ringtmp.run.probe import probe_of
+from ringtmp.run.recover import Recalled, fetch, room_for, shape_of
 from ringtmp.run.result import Result
 from ringtmp.run.timetable import Phase
+from ringtmp.run.writer import Held
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 
+GENERATION = 1000  # of the nodes' memory, for each launch: within one there is room for changes of membership
 _BEFORE = "weights-before"  # slot of a checkpoint that holds the weights of the step before (2BW)
 
 
@@ -58,6 +68,8 @@ def train(
 class RingLaunch(Launch):
     """One launch on a rank of the ring; also the engine's surroundings."""
 
+    recalls = True
+
     @staticmethod
     def check(config: RunConfig, ranks: int) -> None:  # noqa: D102
         if config.micro_batches > config.batch_size:
@@ -82,8 +94,19 @@ class RingLaunch(Launch):
                 f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"
             )
 
+    def families(self) -> set[str]:  # noqa: D102
+        return {"keep"} if self.config.replicate else set()
+
     def load(self) -> None:  # noqa: D102
+        self.probe = probe_of(self.rank)
+        self.memory: NodeMemory | None = None
+        if self.config.replicate and self.job.folder:
+            self._house()
+        if self.probe:
+            self.probe.at("restore", self.job.start)
         self.stashed = self._start_values()
+        for stage in self.stages:
+            stage.commit(self.job.start)
         self.paces = self.layout.paces(self.rank)
         for c, stage in enumerate(self.stages):
             stage.warm_up(self.table.sizes, self.policy.window(c))
@@ -99,7 +122,16 @@ class RingLaunch(Launch):
             w_group=self.layout.w_group, seed=config.seed, crowded=self.crowded(),
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
             lag=self.layout.lag, stashed=self.stashed, paces=self.paces, stop_request=self.stop_request,
+            heartbeat=config.heartbeat, probe=self.probe,
         )  # fmt: skip
+        self.sets.probe, self.sets.meanwhile = self.probe, self.engine.look
+        if self.memory:
+            memory, generation = self.memory, self.generation
+            self.engine.replicas = Replicas(
+                self.net, self.engine.back, self.sides, self.engine.chunks, memory, self.nodes,
+                min(config.replicate, self.size - 1), self.job.start, self.recorder,
+                lambda: memory.forget(generation), self.probe,
+            )  # fmt: skip
 
     def drive(self) -> None:  # noqa: D102
         self.engine.run()
@@ -107,11 +139,34 @@ class RingLaunch(Launch):
             self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
         self.engine.close()
 
+    def _house(self) -> None:
+        """Keep this rank's stages in the node's memory, in two versions."""
+        assert self.job.folder
+        self.memory = NodeMemory(self.job.folder.identity(), node_name(self.rank))
+        self.generation = GENERATION * self.job.launch
+        shapes = [
+            shape_of(self.model, first, last, self.job.optimizer().slots, self.job.dtype.str,
+                     generation=self.generation, stage=c * self.size + self.rank, owner=self.rank)
+            for c, (first, last) in enumerate(self.layout.layers(self.rank))
+        ]  # fmt: skip
+        self.sides: list[tuple[Copy, Copy]] = room_for(self.comm, self.memory, shapes)
+        for stage, sides in zip(self.stages, self.sides, strict=True):
+            stage.house(sides)
+            stage.between = self._between if self.probe else None
+
+    def _between(self) -> None:
+        """In the middle of an update."""
+        assert self.probe
+        self.probe.at("U", self.engine.updates)
+
     def _start_values(self) -> bool:
         """Weights and slots to begin with; whether those of the step before came with them (2BW) and are stashed."""
         if self.job.marker is None:
             for stage in self.stages:
                 stage.initialise(self.config.seed)
+            return False
+        if self.job.recalled:
+            self._recall(self.job.recalled)
             return False
         assert self.job.resume
         names = [self.model.layer_name(state.index) for state in self._states()]
@@ -132,6 +187,17 @@ class RingLaunch(Launch):
             stage.derive()
         return stash
 
+    def _recall(self, recalled: Recalled) -> None:
+        """Take this rank's layers from whichever node remembers them, and give out those that are remembered here."""
+        owners = [0] * len(self.model.layers)
+        for rank in range(self.size):
+            for first, last in self.layout.layers(rank):
+                owners[first:last] = [rank] * (last - first)
+        states = {state.index: state for state in self._states()}
+        fetch(self.comm, recalled, owners, lambda index: (states[index].flat, states[index].slots))
+        for stage in self.stages:
+            stage.derive()
+
     def _states(self) -> list[LayerState]:
         """Every layer of this rank, in the order of the chain."""
         return [state for stage in self.stages for state in stage.states]
@@ -147,26 +213,65 @@ class RingLaunch(Launch):
         else:
             self.feeder.test(first, x, labels)
 
-    def save(self, step: int) -> bool:
-        """Write this rank's part of a set if one is due after `step` updates."""
-        return not self.due(step) or self.write_part(step, self.records())
+    def save(self, step: int) -> None:
+        """Have this rank's part of a set written if one is due after `step` updates."""
+        self.sets.poll()
+        if self.sets.due(step):
+            self.sets.save(step, self._held())
+
+    def written(self) -> tuple[int, float]:
+        """Step of the newest set whose part this rank has finished, and the seconds for which it was held up."""
+        return self.sets.newest, self.sets.cost
+
+    def wants_set(self, step: int) -> bool:
+        """Whether a set after `step` updates is to be ordered now (rank 0)."""
+        return self.sets.wanted(step)
+
+    def ordered(self, step: int, made: int) -> None:
+        """A set after `step` updates is ordered, of which so many are `made` here."""
+        self.sets.ordered(step, made)
+
+    def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
+        """A step is done on every rank, and each part of a set up to that of step `written` (rank 0)."""
+        assert self.reporter
+        self.reporter.trained(step, loss, correct, idle, self.rate(step))
+        self.sets.settle_up_to(written, cost)
 
     def tested(self, step: int, loss: float, correct: float) -> None:
         """An evaluation is complete (rank 0)."""
         assert self.reporter and self.feeder
         self.reporter.tested(step, loss, correct, self.feeder.spread())
 
+    def released(self) -> None:
+        """Results are on disk: the nodes can forget the run."""
+        if self.job.folder and (self.memory or self.job.recalled):
+            NodeMemory(self.job.folder.identity(), node_name(self.rank)).remove()
+
+    def hung(self, rank: int) -> None:
+        """A neighbour gives no sign of life: kill what is left of it, if it is on this host, and end the job."""
+        host, pid = self.places[rank]
+        if host == socket.gethostname():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        raise RunFailure(
+            f"rank {rank} on {host} (process {pid}) has given no sign of life for {self.config.heartbeat:g} s "
+            "(--heartbeat): taken for hung, and killed"
+        )
+
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
     def records(self) -> list[checkpoint.LayerRecord]:
-        """This rank's layers as a checkpoint stores them; where weights lag by one update, those before it as well."""
-        records = []
+        """This rank's layers as a checkpoint stores them."""
+        return [checkpoint.LayerRecord.of(self.model, *held) for held in self._held()]
+
+    def _held(self) -> list[Held]:
+        """This rank's layers; where weights lag by one update, those before it beside the slots."""
+        held = []
         for chunk in self.engine.chunks:
             before = chunk.versions.stashed_before() if self.layout.lag == 1 else None
             for n, state in enumerate(chunk.stage.states):
-                slots = state.slots | ({_BEFORE: before[n]} if before else {})
-                records.append(checkpoint.LayerRecord.of(self.model, state.index, state.flat, slots))
-        return records
+                held.append((state.index, state.flat, state.slots | ({_BEFORE: before[n]} if before else {})))
+        return held
 
     def describe(self) -> str:  # noqa: D102
         return f"batch {self.config.batch_size} in {self.config.micro_batches}; {self.layout.describe()}"

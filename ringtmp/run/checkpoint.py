@@ -7,12 +7,14 @@
         COMMIT.json                      the set counts once this is here: step, configuration, SHA-256 of every file
 
 HDF5 is not crash-safe, so a file is written under a temporary name, closed, flushed to disk and renamed, and its
-folder flushed. No rank waits for another: each writes as it passes the step, and rank 0 commits when the step's token
-comes home. Any rank count can load a set: layers are found by name, and only those wanted are read.
+folder flushed. No rank waits for another: each copies its layers as it passes the step and writes them beside the
+training, and rank 0 commits once it has heard that all have. Any rank count can load a set: layers are found by name,
+and only those wanted are read.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+import kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model
@@ -58,9 +61,13 @@ def set_folder(root: Path, step: int) -> Path:
 
 
 def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) -> None:
-    """Write this rank's file of a set, and the note that says what is in it. Raises `OSError`, as on a full disk."""
+    """Write this rank's file of a set, and the note that says what is in it. Raises `OSError`, as on a full disk.
+
+    Without the note the set cannot be committed; one of the same step that is there from before is removed first.
+    """
     folder = set_folder(root, step)
     folder.mkdir(parents=True, exist_ok=True)
+    withdraw(root, step, rank)
     path = folder / f"rank-{rank:04d}.h5"
     temporary = folder / f".{path.name}.{os.getpid()}"
     names = []
@@ -74,13 +81,27 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
                 group.attrs["table"] = json.dumps(layer.table)
                 for place, arrays in [("", layer.parameters), *((f"slots/{s}/", a) for s, a in layer.slots.items())]:
                     for key, values in arrays.items():
-                        group.create_dataset(place + key, data=values, fletcher32=True, chunks=_chunks(values))
+                        _store(group, place + key, values)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     note = {"file": path.name, "bytes": path.stat().st_size, "sha256": digest(path), "layers": names}
-    write_durably(folder / f"rank-{rank:04d}.json", json.dumps(note))
+    write_durably(_note(root, step, rank), json.dumps(note))
+
+
+def withdraw(root: Path, step: int, rank: int) -> None:
+    """Remove this rank's note of a set, if there is one: the set cannot be committed. Raises `OSError`."""
+    _note(root, step, rank).unlink(missing_ok=True)
+
+
+def whole(root: Path, step: int, ranks: Iterable[int]) -> bool:
+    """Whether the notes of all these ranks are there."""
+    return all(_note(root, step, rank).exists() for rank in ranks)
+
+
+def _note(root: Path, step: int, rank: int) -> Path:
+    return set_folder(root, step) / f"rank-{rank:04d}.json"
 
 
 def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -> None:
@@ -89,7 +110,7 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
     `facts` go into the marker: configuration, data set, versions. Raises `OSError`.
     """
     folder = set_folder(root, step)
-    notes = [json.loads((folder / f"rank-{rank:04d}.json").read_text()) for rank in ranks]
+    notes = [json.loads(_note(root, step, rank).read_text()) for rank in ranks]
     index, temporary = folder / "index.h5", folder / ".index.h5"
     with hdf5(temporary, "w", durable=True) as file:
         file.attrs["format"] = "ringtmp-checkpoint-1"
@@ -103,14 +124,20 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
     body = {"step": step, "ranks": len(ranks), "files": files, "facts": facts}
     write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
     before = [old for old in steps(root) if old <= step]  # a newer one was passed over by a resume; it does not count
-    whole = [old for old in committed(root) if old <= step]
-    for old in set(before) - set(whole[-KEPT:]):
+    count = [old for old in committed(root) if old <= step]
+    for old in set(before) - set(count[-KEPT:]):
         discard(root, old)
 
 
 def discard(root: Path, step: int) -> None:
     """Remove a set, or what there is of it."""
     shutil.rmtree(set_folder(root, step), ignore_errors=True)
+
+
+def clear(root: Path) -> None:
+    """Remove sets that were never committed, before a launch: no part of them may be taken for one of this launch."""
+    for step in set(steps(root)) - set(committed(root)):
+        discard(root, step)
 
 
 def _sha(body: dict[str, Any]) -> str:
@@ -171,6 +198,24 @@ def read_layers(root: Path, marker: dict[str, Any], wanted: Iterable[str]) -> It
 
 def _arrays(group: h5py.Group) -> dict[str, Array]:
     return {name: np.asarray(item) for name, item in group.items() if isinstance(item, h5py.Dataset)}
+
+
+def _store(group: h5py.Group, name: str, values: Array) -> None:
+    """Write an array chunk by chunk, each with the checksum that HDF5 would have made.
+
+    HDF5 makes it with Python's lock held, and slowly: the thread that trains would stand still meanwhile. Here only
+    the bookkeeping of a chunk holds the lock; the copy, the checksum and the write do not.
+    """
+    shape = _chunks(values)
+    data = group.create_dataset(name, values.shape, values.dtype, fletcher32=True, chunks=shape)
+    chunk = np.zeros(math.prod(shape) * values.itemsize + 4, np.uint8)
+    content = chunk[:-4].view(values.dtype).reshape(shape)
+    for first in range(0, len(values), shape[0]):
+        rows = values[first : first + shape[0]]
+        content[: len(rows)] = rows
+        content[len(rows) :] = 0  # HDF5 stores whole chunks
+        chunk[-4:] = np.frombuffer(kernels.fletcher32(chunk[:-4].view(np.uint16)).to_bytes(4, "little"), np.uint8)
+        data.id.write_direct_chunk((first,) + (0,) * (values.ndim - 1), chunk)
 
 
 def _chunks(values: Array) -> tuple[int, ...]:

@@ -144,6 +144,17 @@ class RunConfig(BaseModel):
         ge=1,
         le=1024,
     )
+    replicate: int = _field(
+        "Ring",
+        "off, or to how many ranks on its right each rank copies its layers after every update. They then lie in its "
+        "node's memory (/dev/shm) in two versions, and a run that is resumed goes on from there: at most one step is "
+        "lost with a process or, if copies lie on other nodes, with a node",
+        0,
+        ge=0,
+    )
+    heartbeat: float = _field(
+        "Ring", "seconds without a sign of life after which a neighbour is taken for hung and killed", 60.0, gt=0
+    )
     stall_timeout: float = _field("Training", "seconds a rank waits for others before it ends the job", 600.0, gt=0)
 
     consistency: Literal["bsp", "ssp", "asp", "allreduce"] = _field(
@@ -198,6 +209,13 @@ class RunConfig(BaseModel):
         None,
     )
     checkpoint_every: int = _field("Run folder", "steps between checkpoints; 0: only at the end", 200, ge=0)
+    mtbf: float | None = _field(
+        "Run folder",
+        "expected seconds between failures: checkpoints come at Young and Daly's interval, by what the one before has "
+        "cost, instead of every --checkpoint-every steps",
+        None,
+        gt=0,
+    )
     trace: bool = _field("Run folder", "on|off: record every action of every rank", True)
     sends: Literal["standard", "synchronous"] = _field(
         "Ring",
@@ -216,6 +234,11 @@ class RunConfig(BaseModel):
     )
     delay: float = _field("Proving", "largest random delay before each action, in seconds", 0.0, ge=0, le=10)
 
+    @field_validator("replicate", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return 0 if value in ("off", False) else value
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str | None) -> str | None:
@@ -227,6 +250,8 @@ class RunConfig(BaseModel):
     def _combinations(self) -> "RunConfig":
         if self.steps is not None and "epochs" in self.model_fields_set:
             raise ValueError("epochs and steps: expected one of them, got both")
+        if self.mtbf is not None and "checkpoint_every" in self.model_fields_set:
+            raise ValueError("checkpoint_every and mtbf: expected one of them, got both")
         if self.jitter and not self.pace:
             raise ValueError("jitter: only emulated nodes have it; give --pace as well")
         self._check_asynchronous()
@@ -253,6 +278,11 @@ class RunConfig(BaseModel):
             raise ValueError("mode: schedule pipedream has an order of its own; leave --mode out, or say strict")
         if self.schedule == "2bw" and self.mode == "strict":
             raise ValueError("mode: schedule 2bw follows no plan; leave --mode out, or say ready")
+        if self.schedule in ("pipedream", "2bw") and self.replicate:
+            raise ValueError(
+                f"replicate: with schedule {self.schedule} no step is whole on all ranks at once; expected off "
+                "(checkpoints serve it)"
+            )
         if self.schedule == "pipedream" and self.clip_norm:
             raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
         if self.schedule in ("pipedream", "2bw") and self.effective_chunks > 1:
@@ -260,7 +290,8 @@ class RunConfig(BaseModel):
 
     def stored(self) -> dict[str, Any]:
         """What run folders, traces and checkpoints say of it: every value, in a form that can be read back."""
-        return self.model_dump(exclude_none=True, exclude={"epochs"} if self.steps else None)
+        instead = {"epochs"} if self.steps else set()
+        return self.model_dump(exclude_none=True, exclude=instead | ({"checkpoint_every"} if self.mtbf else set()))
 
     @property
     def effective_mode(self) -> str:

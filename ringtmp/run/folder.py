@@ -2,11 +2,12 @@
 
 runs/NAME/
     config.toml     what the run was told, whole; `--config` reads it
+    id              what tells this run from all others, also in the nodes' memory
     data.json       the data set as it was used: shapes, split, normalisation
     status.json     running, finished, stopped or failed, and at which step
     history.csv     loss and accuracy of each step and test, readable while the run goes on
     checkpoints/    the last two sets
-    traces/000/     one HDF5 file per rank; 001 and so on after each resume
+    traces/000/     one HDF5 file per rank, and which process each was; 001 and so on after each resume
     .lock           held by the job that writes here
 """
 
@@ -16,6 +17,9 @@ import os
 import shutil
 import socket
 import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,9 +51,25 @@ class RunFolder:
         """Trace file of a rank in the run's n-th launch."""
         return self.path / "traces" / f"{launch:03d}" / f"rank-{rank:04d}.h5"
 
+    def set_processes(self, launch: int, places: Sequence[tuple[str, int]]) -> None:
+        """Note host and process number of each rank of a launch."""
+        write_durably(self.path / "traces" / f"{launch:03d}" / "processes.json", json.dumps(places))
+
     def config(self) -> dict[str, Any]:
         """The stored configuration."""
         return read_toml(str(self.path / "config.toml"), "resume")
+
+    def identity(self) -> str:
+        """What tells this run from all others; made when first asked for. Raises `OSError`."""
+        path = self.path / "id"
+        with suppress(FileNotFoundError):
+            return path.read_text().strip()
+        write_durably(path, uuid.uuid4().hex)
+        return path.read_text().strip()
+
+    def data(self) -> dict[str, Any]:
+        """The data set as it was used."""
+        return json.loads((self.path / "data.json").read_text())
 
     def status(self) -> dict[str, Any]:
         """The stored marker; empty if there is none."""
@@ -71,6 +91,18 @@ class RunFolder:
         return launch
 
 
+def _usual_name(data: str) -> str:
+    return f"{Path(data.split(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def new_name(out: str, data: str) -> str:
+    """A name for a run folder that is not there yet."""
+    name, number = _usual_name(data), 1
+    while (Path(out) / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return name if number == 1 else f"{name}-{number}"
+
+
 def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
     """Make a new run folder and write `config` and `data` into it.
 
@@ -79,7 +111,7 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
     UserError
         There is one of that name already, or it cannot be made.
     """
-    name = config.name or f"{Path(config.data.split(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.name or _usual_name(config.data)
     path = Path(config.out) / name
     number = 1
     while True:
@@ -100,6 +132,7 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
     try:
         store_config(folder, config)
         write_durably(path / "data.json", json.dumps(data, indent=1))
+        folder.identity()
         folder.set_status("running", step=0)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)

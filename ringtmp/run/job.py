@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.forms import gpt_options
 from ringtmp.nn.layer import Array
@@ -18,7 +19,10 @@ from ringtmp.run import checkpoint
 from ringtmp.run.config import RunConfig, make_config, read_toml
 from ringtmp.run.data import DataInfo, DataSet, epoch_order, open_data
 from ringtmp.run.folder import RunFolder, lock, make_run_folder, open_run_folder, store_config
+from ringtmp.run.history import tested
 from ringtmp.run.mpi import agreed, from_rank_0
+from ringtmp.run.recover import Recalled, recall
+from ringtmp.run.story import supervised
 from ringtmp.run.timetable import Timetable
 from ringtmp.run.trace import environment
 
@@ -30,7 +34,8 @@ _FIXED = ("data", "dtype", "optimizer", "seed", "batch_size", "test_fraction", "
 
 # Settings that a later value of another one puts out of force.
 _INSTEAD = {
-    "steps": ("epochs",), "epochs": ("steps",), "servers": ("colocate",), "colocate": ("servers",),
+    "steps": ("epochs",), "epochs": ("steps",), "mtbf": ("checkpoint_every",), "checkpoint_every": ("mtbf",),
+    "servers": ("colocate",), "colocate": ("servers",),
     "consistency": ("staleness", "backup", "servers", "colocate", "filter", "local_steps"),
 }  # fmt: skip
 
@@ -51,6 +56,8 @@ class Job:
     lock: Any = None
     notes: list[str] = field(default_factory=list)
     given: tuple[str, ...] = ()  # keys that were set, in a file, by a flag or by the run that is resumed
+    recalled: Recalled | None = None  # where the layers come from, if not from a checkpoint
+    again: bool = False  # the evaluation that belongs to `start` was lost
 
     @property
     def dtype(self) -> np.dtype:
@@ -71,7 +78,8 @@ class Job:
         """Phases of the run."""
         every = self.config.eval_every
         every = self.steps_per_epoch if every is None else every
-        return Timetable(self.total, self.config.batch_size, self.config.micro_batches, self.info.n_test, every)
+        return Timetable(self.total, self.config.batch_size, self.config.micro_batches, self.info.n_test, every,
+                         self.start if self.again else -1)  # fmt: skip
 
     def optimizer(self) -> Optimizer:
         """The update rule."""
@@ -107,7 +115,7 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 def prepare(
     comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None,
-    check: Callable[[RunConfig, int], None] = lambda config, ranks: None,
+    check: Callable[[RunConfig, int], None] = lambda config, ranks: None, recalls: bool = False,
 ) -> Job:  # fmt: skip
     """Check everything that can be checked before a run folder is touched. Collective over `comm`.
 
@@ -120,6 +128,8 @@ def prepare(
         Data given from Python instead of `data`.
     check : callable
         Raises `UserError` for settings with which the trainer cannot run on so many ranks.
+    recalls : bool
+        Whether the trainer can go on from what the nodes' memory holds.
 
     Raises
     ------
@@ -127,54 +137,76 @@ def prepare(
         On every rank, whichever rank found the fault.
     """
     data: DataSet | None = None
+    run = from_rank_0(comm, lambda: _identity(merge(from_file, flags)))
+    recalled, lost = recall(comm, run) if run and recalls else (None, [])
 
     def on_rank_0() -> dict[str, Any]:
         nonlocal data
         values = merge(from_file, flags)
         stored: dict[str, Any] = {}
-        resume, marker = None, None
+        resume, marker, done = None, None, True
         notes: list[str] = []
         if values.get("resume"):
             folder = open_run_folder(
                 str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default))
             )
             stored, resume = folder.config(), str(folder.path)
-            marker, notes = find_set(folder)
+            marker, notes = find_start(folder, recalled, lost)
+            done = folder.status().get("state") in ("finished", "stopped")
         config = make_config(merge(stored, values))
         if isinstance(config.model, str) and config.model.endswith(".toml"):
             config = config.model_copy(update={"model": _layers_of(config.model)})
         check(config, comm.size)
         if marker:
             _check_fixed(make_config(marker["facts"]["config"]), config)
-        data = open_data(
-            arrays or config.data, dtype=np.dtype(config.dtype), normalise=config.normalise,
-            test_fraction=config.test_fraction, context=_context(config.model),
-            like=DataInfo.from_json(marker["facts"]["data"]) if marker else None,
-        )  # fmt: skip
+        data = _data(config, arrays, DataInfo.from_json(marker["facts"]["data"]) if marker else None)
         if config.batch_size > data.info.n_train:
             raise UserError(
                 f"batch_size: {config.batch_size} exceeds the {data.info.n_train} training samples of {config.data}"
             )
         return {"config": config.model_dump(), "info": data.info.to_json(), "resume": resume, "marker": marker,
-                "notes": notes, "given": tuple(merge(stored, values))}  # fmt: skip
+                "notes": notes, "given": tuple(merge(stored, values)), "done": done}  # fmt: skip
 
     common = from_rank_0(comm, on_rank_0)
     config = RunConfig.model_construct(**common["config"])
     info = DataInfo.from_json(common["info"])
-    model = build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
-                        bool(info.alphabet))  # fmt: skip
+    model = _model(config, info)
     resume = RunFolder(Path(common["resume"])) if common["resume"] else None
     job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"],
               given=common["given"])  # fmt: skip
     if job.marker:
-        job.start = job.marker["step"]
+        job.start, job.recalled = job.marker["step"], job.marker.get("recalled")
         _check_model(job)
-        if job.start >= job.total:
+        _check_tested(comm, job)
+        if job.start > job.total or (job.start == job.total and common["done"]):
             raise UserError(
                 f"resume: {common['resume']} has made {job.start} steps already, {job.total} are asked for; "
                 "give more --epochs or --steps"
             )
     return job
+
+
+def rehearse(from_file: dict[str, Any], flags: dict[str, Any], reads: bool) -> None:
+    """Load everything that a launch which resumes a run will need, kernels and (where it `reads`) data included.
+
+    Raises `UserError`.
+    """
+    values = merge(from_file, flags)
+    folder = open_run_folder(str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default)))
+    config, info = make_config(merge(folder.config(), values)), DataInfo.from_json(folder.data())
+    kernels.compile_all(config.dtype, _model(config, info).families | {"keep", "serve"})
+    if reads:
+        _data(config, None, info)
+
+
+def _model(config: RunConfig, info: DataInfo) -> Model:
+    return build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
+                       bool(info.alphabet))  # fmt: skip
+
+
+def _data(config: RunConfig, arrays: tuple[Array, ...] | None, like: DataInfo | None) -> DataSet:
+    return open_data(arrays or config.data, dtype=np.dtype(config.dtype), normalise=config.normalise,
+                     test_fraction=config.test_fraction, context=_context(config.model), like=like)  # fmt: skip
 
 
 def _context(model: str | list[dict[str, Any]]) -> int:
@@ -192,6 +224,43 @@ def _layers_of(path: str) -> list[dict[str, Any]]:
             f"model: {path}: expected [[layers]] tables and nothing else, got {', '.join(tables) or 'nothing'}"
         )
     return tables["layers"]
+
+
+def _identity(values: dict[str, Any]) -> str:
+    """The identity of the run that is gone on with in its own folder; empty if none is (rank 0)."""
+    if not values.get("resume") or values.get("name"):
+        return ""
+    folder = open_run_folder(str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default)))
+    try:
+        return folder.identity()
+    except OSError as error:
+        raise UserError(f"out: cannot write to {folder.path}: {error.strerror}") from None
+
+
+def find_start(
+    folder: RunFolder, recalled: Recalled | None, lost: list[str]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Where a run goes on from: the nodes' memory or its newest sound set, whichever is newer; and notes on that.
+
+    None: from its beginning. Only a supervised run may have nothing to go on from.
+    """
+    newest = max(checkpoint.committed(folder.checkpoints), default=-1)
+    marker: dict[str, Any] | None = None
+    notes: list[str] = []
+    if recalled is None or recalled.step < newest:
+        try:
+            marker, notes = find_set(folder)
+        except UserError:
+            if recalled is None and (not supervised() or newest >= 0):
+                raise
+    notes = lost + notes
+    if recalled and (marker is None or recalled.step > marker["step"]):
+        facts = {"config": folder.config(), "data": folder.data(), "model": {"layers": recalled.tables}}
+        marker = {"step": recalled.step, "facts": facts, "recalled": recalled}
+    elif lost:
+        where = f"the checkpoint of step {marker['step']}" if marker else "the beginning"
+        notes.append(f"goes on from {where}")
+    return marker, notes
 
 
 def find_set(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
@@ -213,6 +282,14 @@ def _check_fixed(stored: RunConfig, config: RunConfig) -> None:
         old, new = getattr(stored, key), getattr(config, key)
         if old != new:
             raise UserError(f"resume: {key} was {old!r} in the checkpoint's run and cannot become {new!r}")
+
+
+def _check_tested(comm: "Intracomm", job: Job) -> None:
+    """Find out whether the evaluation that is due where the run goes on has been made. Collective."""
+    assert job.resume
+    due = job.start % job.timetable().every == 0 or job.start == job.total
+    history = job.resume.history
+    job.again = from_rank_0(comm, lambda: due and not job.config.name and not tested(history, job.start))
 
 
 def _check_model(job: Job) -> None:
@@ -239,6 +316,7 @@ def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
         try:
             job.lock = lock(folder)
             if not new:
+                checkpoint.clear(folder.checkpoints)
                 store_config(folder, job.config)
                 folder.set_status("running", step=job.start)
             return folder.next_launch()

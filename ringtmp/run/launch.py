@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import signal
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,13 +19,18 @@ from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Job, open_folder, prepare
 from ringtmp.run.links import TAG_CLOCK
-from ringtmp.run.mpi import abort, meet, warn
+from ringtmp.run.mpi import abort, meet
+from ringtmp.run.node import node_name
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.result import Result
+from ringtmp.run.sets import Sets
+from ringtmp.run.story import Story, supervised
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
+
+_PATIENCE = 5.0  # seconds that a launch which has failed gives a checkpoint that is being written
 
 
 def train_with(
@@ -64,9 +71,11 @@ def launch(
         net.Free()
 
     job: Job | None = None
+    story = Story()
     try:
-        job = prepare(comm, from_file, flags, arrays, trainer.check)
-        result = trainer(parent, comm, net, job, write, show, stop_request).run()
+        job = prepare(comm, from_file, flags, arrays, trainer.check, trainer.recalls)
+        story.mark("agree")
+        result = trainer(parent, comm, net, job, write, show, stop_request, story).run()
         free()
         return result
     except UserError:  # on every rank
@@ -98,21 +107,25 @@ class Launch(ABC):
         Whether there is a run folder, and whether rank 0 prints.
     stop_request : callable
         Number of the signal that asks for a stop, or 0.
+    story : Story
     """
 
     def __init__(
         self, parent: "Intracomm", comm: "Intracomm", net: "Intracomm", job: Job, write: bool, show: bool,
-        stop_request: Callable[[], int],
+        stop_request: Callable[[], int], story: "Story",
     ) -> None:  # fmt: skip
+        self.story = story
         self.parent, self.comm, self.net, self.job, self.stop_request = parent, comm, net, job, stop_request
         self.rank, self.size = comm.rank, comm.size
         self.config, self.model = job.config, job.model
         self.table = job.timetable()
+        self.places: list[tuple[str, int]] = []  # host and process number of each rank
+        self.nodes: list[str] = []
         self.write, self.show = write, show and self.rank == 0
-        self.committed = -1  # step of the newest set that this launch has made (rank 0)
         self.writers: Sequence[int] = range(self.size)  # ranks that write a part of each set
         self.reporter: Reporter | None = None
         self.recorder: Recorder
+        self.sets: Sets
 
     # ---- a trainer's own ----------------------------------------------------------------------------------------
 
@@ -141,6 +154,9 @@ class Launch(ABC):
     def records(self) -> list[checkpoint.LayerRecord]:
         """The layers that this rank writes and digests, as they are now."""
 
+    def released(self) -> None:  # noqa: B027 - most have nothing to let go
+        """The last weights are on disk."""
+
     @abstractmethod
     def describe(self) -> str:
         """How the work is dealt, for the first line."""
@@ -164,6 +180,7 @@ class Launch(ABC):
         """The signal that stopped the run, or 0 (rank 0)."""
 
     notes: list[str] = []  # more for the first lines
+    recalls = False  # whether the trainer keeps its state in the nodes' memory, and can go on from there
     heading = "layers"  # of the column in which the table shows rows
 
     # ---- the course of a launch ---------------------------------------------------------------------------------
@@ -172,14 +189,22 @@ class Launch(ABC):
         """The whole launch."""
         self.build()
         open_folder(self.comm, self.job, self.write)  # its lock comes first: another job would discard what is read
+        self.places = self.comm.allgather((socket.gethostname(), os.getpid()))
+        self.nodes = self.comm.allgather(node_name(self.rank))
+        if self.rank == 0 and self.job.folder:
+            with suppress(OSError):
+                self.job.folder.set_processes(self.job.launch, self.places)
         self.reporter = self._reporter()
         self._say_first()
         log = self.reporter.say if self.reporter else None
         kernels.compile_all(self.job.dtype, self.model.families | self.families(), log=log)
         if self.config.pace:
             kernels.compile_all(np.float64, {"clock"})
+        self.story.mark("split")
         self.load()
+        self.story.mark("restore")
         self.recorder = self._recorder()
+        self.sets = Sets(self.job, self.rank, self.writers, self.table.total, self.recorder)
         self.connect()
         meet(self.comm)
         clocks = compare_clocks(self.net, TAG_CLOCK)
@@ -187,14 +212,28 @@ class Launch(ABC):
         self.comm.Barrier()
         if self.reporter:
             self.reporter.begin()
+            self.reporter.first = self._recovered
         self.recorder.begin()
         try:
             with kernels.flush_denormals():
                 self.drive()
         except BaseException:
             self.recorder.flush()  # what led to it
+            self.sets.close(_PATIENCE)
             raise
-        return self._end()
+        result = self._end()
+        if result.saved and not (supervised() and result.signal == signal.SIGUSR1):  # then it goes on at once
+            self.released()
+        return result
+
+    def _recovered(self) -> None:
+        """The first step of this launch is done everywhere (rank 0)."""
+        self.story.mark("redo")
+        if self.story.cause and self.reporter:
+            recalled = self.job.recalled
+            again = recalled.newest - recalled.step if recalled else -1
+            self.reporter.say(self.story.told(self.job.start, again))
+            self.recorder.note({"recovery": self.story.facts(self.job.start, again)})
 
     def families(self) -> set[str]:
         """Families of kernels beside the model's."""
@@ -225,7 +264,8 @@ class Launch(ABC):
         for note in self.notes:
             self.reporter.say(note)
         if job.folder:
-            again = f", resumed at step {job.start}" if job.marker else ""
+            source = " from the memory of the nodes" if job.recalled else ""
+            again = f", resumed at step {job.start}{source}" if job.marker else ""
             self.reporter.say(f"run folder: {job.folder.path}{again}")
 
     def _recorder(self) -> Recorder:
@@ -245,69 +285,25 @@ class Launch(ABC):
         node.Free()
         return size > len(os.sched_getaffinity(0))
 
-    # ---- steps, tests and sets ----------------------------------------------------------------------------------
+    # ---- steps --------------------------------------------------------------------------------------------------
 
     def rate(self, step: int) -> float:
         """Learning rate of `step`."""
         return self.job.rate(step)
-
-    def due(self, step: int) -> bool:
-        """Whether a set is due after `step` updates. The last one is written at the end."""
-        every = self.config.checkpoint_every
-        return bool(self.job.folder and every and step % every == 0 and step < self.table.total)
-
-    def write_part(self, step: int, records: list[checkpoint.LayerRecord]) -> bool:
-        """Write this rank's part of a set; False, and a warning, if that failed."""
-        assert self.job.folder
-        with self.recorder.timed("checkpoint", step):
-            try:
-                checkpoint.write_part(self.job.folder.checkpoints, step, self.rank, records)
-                return True
-            except OSError as error:
-                warn(f"could not write its checkpoint of step {step}: {error}; the one before it is kept")
-                return False
-
-    def trained(self, step: int, loss: float, correct: float, idle: float, saved: bool) -> None:
-        """A step is done on every rank (rank 0); `saved`: whether all parts of a set that was due are written."""
-        assert self.reporter
-        self.reporter.trained(step, loss, correct, idle, self.rate(step))
-        if self.due(step + 1):
-            with self.recorder.timed("checkpoint", step):
-                self.settle(step + 1, saved)
-
-    def settle(self, step: int, saved: bool) -> bool:
-        """Every rank has tried to write its part of a set (rank 0): make the set count, or give its room back."""
-        assert self.job.folder
-        if saved:
-            try:
-                checkpoint.commit(self.job.folder.checkpoints, step, self.writers, self.job.facts())
-                self.committed = step
-            except OSError as error:
-                warn(f"could not complete the checkpoint of step {step}: {error}; the one before it is kept")
-        if self.committed != step:
-            checkpoint.discard(self.job.folder.checkpoints, step)
-            return False
-        with suppress(OSError):
-            self.job.folder.set_status("running", step=step)
-        return True
 
     # ---- end ----------------------------------------------------------------------------------------------------
 
     def _end(self) -> Result:
         job, step = self.job, self.step
         records = self.records()
-        saved = False
-        if job.folder:
-            saved = self.comm.bcast(self.committed == step)  # stopped just after a checkpoint
-            if not saved:
-                written = all(self.comm.allgather(self.rank not in self.writers or self.write_part(step, records)))
-                saved = self.comm.bcast(self.settle(step, written) if self.rank == 0 else None)
+        saved = bool(job.folder) and self.sets.finish(self.comm, step, records)
+        self.sets.close()
         self.recorder.ended = clock()
         late = compare_clocks(self.net, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
         digests = {record.name: _digest(record.parameters) for record in records}
         mine = {"rank": self.rank, **self.row(), "parts": self.recorder.parts(), "memory": peak_memory(),
-                "digests": digests}  # fmt: skip
+                "digests": digests, "signal": self.stop_request()}  # fmt: skip
         ranks = self.comm.allgather(mine)
         every = dict(sorted(pair for row in ranks for pair in row.pop("digests").items()))
         sha256 = hashlib.sha256("".join(every.values()).encode()).hexdigest()
@@ -327,7 +323,9 @@ class Launch(ABC):
         reporter.close()
         if job.folder:
             with suppress(OSError):  # a full disk: what could not be saved has been told already
-                job.folder.set_status(state, step=step, signal=stop, sha256=sha256, saved=saved)
+                job.folder.set_status(
+                    state, step=step, signal=stop, sha256=sha256, saved=saved, leavers=self._leavers(ranks)
+                )
         if not self.show:
             return
         working = [row["parts"] for row in ranks if row.get("role") != "server"]
@@ -343,6 +341,11 @@ class Launch(ABC):
         reporter.say(f"weights sha256 {sha256}")
         if state == "stopped" and saved and job.folder:
             reporter.say(f"go on with: --resume {job.folder.path}")
+
+    def _leavers(self, ranks: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+        """Rank, host and node of those that were told to leave; none if all were."""
+        told = [row["rank"] for row in ranks if row["signal"] == signal.SIGUSR1]
+        return [(rank, self.places[rank][0], self.nodes[rank]) for rank in told] if len(told) < self.size else []
 
 
 def _digest(arrays: dict[str, Array]) -> str:

@@ -65,15 +65,16 @@ class ControlLink:
     comm : Intracomm
     source, dest : int
         The left and the right neighbour in a ring, the same rank twice between a server and a worker.
+    tag : int
     """
 
     BYTES = CONTROL_FIELDS * 8
 
-    def __init__(self, comm: "Intracomm", source: int, dest: int) -> None:
+    def __init__(self, comm: "Intracomm", source: int, dest: int, tag: int = TAG_CONTROL) -> None:
         self._incoming = [aligned(CONTROL_FIELDS, np.float64) for _ in range(_CONTROL_SLOTS)]
         self._outgoing = [aligned(CONTROL_FIELDS, np.float64) for _ in range(_CONTROL_SLOTS)]
-        self._inbox = Inbox(comm, source, TAG_CONTROL, self._incoming)
-        self._sends = [comm.Send_init(buffer, dest, TAG_CONTROL) for buffer in self._outgoing]
+        self._inbox = Inbox(comm, source, tag, self._incoming)
+        self._sends = [comm.Send_init(buffer, dest, tag) for buffer in self._outgoing]
         self._busy: list[bool] = [False] * _CONTROL_SLOTS
         self._queue: deque[tuple[float, ...]] = deque()
         self._sent = 0

@@ -131,14 +131,17 @@ def lame(there: "Intracomm", last: Callable[[], None]) -> None:
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM, so that training can stop between two steps; the second one kills as usual."""
+    """Notes SIGINT, SIGTERM and SIGUSR1, so that training can stop between two steps; the second one kills as usual.
+
+    SIGUSR1 is for a node that is about to be taken away: a supervisor starts again without it.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
 
     def listen(self) -> "StopRequest":
         """Install the handlers (main thread only)."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
         return self
 
@@ -147,14 +150,17 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
-def run_main(main: "Callable[[Intracomm, StopRequest], int]") -> NoReturn:
-    """Run a program on every rank and end it on every rank.
+def run_main(
+    main: "Callable[[Intracomm, StopRequest], int]", before: Callable[[StopRequest], None] = lambda stop: None
+) -> NoReturn:
+    """Run a program on every rank and end it on every rank; `before` is called ahead of MPI's start.
 
     A `UserError`, raised alike on every rank, becomes one line and status 2. Any other exception, on any one rank,
     is printed with its rank and host and ends the whole job with status 1; `main` returns the status otherwise.
     """
     stop = StopRequest().listen()
     try:
+        before(stop)
         comm = world()
     except UserError as error:
         _tell(error)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ringtmp.run.mpi import StopRequest, from_rank_0
+from ringtmp.run.standby import STANDBY, wait
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -17,10 +18,11 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_
 
 def program(
     name: str, about: str, others: str, trainer: "Callable[[], type[Launch]]"
-) -> "Callable[[Intracomm, StopRequest], int]":
-    """The `main` of a trainer, for `run_main`: it parses, trains, and returns the exit status.
+) -> "tuple[Callable[[Intracomm, StopRequest], int], Callable[[StopRequest], None]]":
+    """What `run_main` is to call of a trainer: `main`, and before MPI is started `stand_by`.
 
-    That is 0, 128 + the signal that stopped the run, or 1 if its last weights could not be saved.
+    `main` parses, trains, and returns the exit status: 0, 128 + the signal that stopped the run, or 1 if its last
+    weights could not be saved.
 
     Parameters
     ----------
@@ -32,16 +34,24 @@ def program(
         Imports and returns the trainer.
     """
 
-    def main(comm: "Intracomm", stop: StopRequest) -> int:
+    def read_flags() -> tuple[dict[str, Any], dict[str, Any], int]:
         from ringtmp.run.cli import parse
 
-        def read_flags() -> tuple[dict[str, Any], dict[str, Any], int]:
-            try:
-                from_file, flags = parse(sys.argv[1:], name, about, others)
-            except SystemExit:  # --help has been printed
-                return {}, {}, 0
-            return from_file, flags, _threads({**from_file, **flags}.get("threads", 1))
+        try:
+            from_file, flags = parse(sys.argv[1:], name, about, others)
+        except SystemExit:  # --help has been printed
+            return {}, {}, 0
+        return from_file, flags, _threads({**from_file, **flags}.get("threads", 1))
 
+    def stand_by(stop: StopRequest) -> None:
+        """Wait to be needed, where a supervisor has started this process for that."""
+        if STANDBY in os.environ:
+            from_file, flags, threads = read_flags()
+            os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+            trainer()
+            wait(from_file, flags, lambda: stop.signal)
+
+    def main(comm: "Intracomm", stop: StopRequest) -> int:
         from_file, flags, threads = from_rank_0(comm, read_flags)
         if not threads:
             return 0
@@ -54,7 +64,7 @@ def program(
             return 128 + result.signal
         return 0 if result.saved else 1
 
-    return main
+    return main, stand_by
 
 
 def _threads(value: Any) -> int:

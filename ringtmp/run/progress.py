@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from ringtmp.run.mpi import warn
+from ringtmp.run.history import History
 
 _LAUNCHERS = ("hydra_pmi_proxy", "mpiexec", "mpirun", "mpiexec.hydra", "prterun", "prted", "orterun", "orted")
 
@@ -67,7 +67,7 @@ class Reporter:
         CSV file to append to.
     """
 
-    COLUMNS = ("kind", "step", "epoch", "loss", "score", "lr", "idle", "samples_per_s", "seconds")
+    first: Callable[[], None] = staticmethod(lambda: None)  # called once, when the first step is done everywhere
     EVERY = 10.0  # seconds between plain lines where tests are further apart
 
     def __init__(
@@ -80,16 +80,9 @@ class Reporter:
         self.test_score = self.train_score = self.loss = float("nan")
         self.idle = 0.0
         self.began = self._printed = time.perf_counter()
-        self._file: IO[str] | None = None
-        if history:
-            try:
-                self._file = history.open("a")
-            except OSError as error:
-                warn(f"could not open {history}: {error}; losses are printed only")
-            if self._file and not history.stat().st_size:
-                self._keep(lambda file: file.write(",".join(self.COLUMNS) + "\n"))
         self._show = show
         self._bar: Progress | None = None
+        self._history = History(history, start, self.say) if history else None
         columns = launcher_terminal() if show else None
         if columns:
             console = Console(force_terminal=True, width=columns)
@@ -106,6 +99,8 @@ class Reporter:
 
     def trained(self, step: int, loss: float, correct: float, idle: float, lr: float) -> None:
         """A step is done everywhere; `loss` and `correct` are sums over its samples, `idle` a share of 1."""
+        first, self.first = self.first, lambda: None
+        first()
         predictions = self.batch_size * self.scored
         self.loss, self.idle = loss / predictions, idle
         self.train_score = correct / predictions
@@ -122,7 +117,6 @@ class Reporter:
         predictions = self.test_samples * self.scored
         self.test_score = correct / predictions if self.classes else 1 - loss / spread if spread else float("nan")
         self._add("test", step, loss / predictions, self.test_score, float("nan"))
-        self._keep(lambda file: file.flush())
         if not self._bar:
             self._line(step)
 
@@ -137,17 +131,8 @@ class Reporter:
         }  # fmt: skip
         self.rows.append(row)
         row["samples_per_s"] = self._rate()
-        text = ",".join(v if isinstance(v, str) else f"{v:.9g}" for v in row.values())
-        self._keep(lambda file: file.write(text + "\n"))
-
-    def _keep(self, act: Callable[[IO[str]], Any]) -> None:
-        """Do something with the history file; on a full disk one line says so, and it is left as it is."""
-        try:
-            if self._file:
-                act(self._file)
-        except OSError as error:
-            self.say(f"warning: {self._file.name if self._file else ''} is not written any further: {error}")
-            self._file = None
+        if self._history:
+            self._history.add(row)
 
     def _facts(self) -> str:
         facts = [f"loss {self.loss:.4f}"]
@@ -181,7 +166,8 @@ class Reporter:
             done = self.rows[-1]["step"] if self.rows else self.start
             self._bar.update(self._task, completed=done, facts=self._facts(), refresh=True)
             self._bar.stop()
-        self._keep(lambda file: file.close())
+        if self._history:
+            self._history.close()
 
 
 def summary(rows: list[dict[str, Any]], heading: str, title: str) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringtmp.nn.layer import Array
-from ringtmp.run.progress import Reporter
+from ringtmp.run.history import COLUMNS
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -53,7 +53,7 @@ class Result:
         """Losses and scores as a data frame (rank 0)."""
         from pandas import DataFrame
 
-        return DataFrame(self.rows, columns=list(Reporter.COLUMNS))
+        return DataFrame(self.rows, columns=list(COLUMNS))
 
     def weights(self) -> dict[str, dict[str, Array]]:
         """All layers, on rank 0 (elsewhere empty). Collective over the communicator that trained."""

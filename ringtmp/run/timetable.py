@@ -52,9 +52,14 @@ class Timetable:
         Samples of an evaluation, in pieces as large as the largest micro-batch.
     every : int
         Steps between evaluations; 0: only after the last step.
+    again : int
+        Step after which a run goes on with the evaluation that came there, because it was lost; -1: it was not.
     """
 
-    def __init__(self, total: int, batch_size: int, micro_batches: int, test_samples: int, every: int) -> None:
+    def __init__(
+        self, total: int, batch_size: int, micro_batches: int, test_samples: int, every: int, again: int = -1
+    ) -> None:
+        self.again = again
         self.total, self.batch_size = total, batch_size
         self.every = every or total
         self.train_sizes = pieces(batch_size, micro_batches)
@@ -70,8 +75,9 @@ class Timetable:
         return tuple(sorted({*self.train_sizes, *self.test_sizes}, reverse=True))
 
     def index_of(self, step: int) -> int:
-        """Index of the training step that comes after `step` updates."""
-        return step + step // self.every
+        """Index of the phase that comes after `step` updates: training, unless an evaluation is to be made again."""
+        tests = step // self.every + (step == self.total and step % self.every > 0)
+        return step + tests - (step == self.again)
 
     def _phase(self, index: int) -> Phase:
         rounds, place = divmod(index, self.every + 1)

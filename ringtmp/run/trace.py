@@ -33,6 +33,7 @@ KINDS = {
     "E": "compute",  # forward of an evaluation
     "data": "other",  # reading a micro-batch from the data set
     "send": "transfer",
+    "replicate": "transfer",  # a piece of a stage's copy leaves
     "receive": "transfer",  # the poll in which a message came in
     "wait": "wait",  # nothing can run: blocked on a neighbour
     "checkpoint": "checkpoint",
@@ -71,6 +72,8 @@ class Recorder:
         self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
         self._flushed = self.began
         self._count = 0
+        self._notes: dict[str, Any] = {}
+        self._outer: list[tuple[str, int, int]] = []  # kind, start and step of what is being timed
         self.recorded = 0  # events in all
         self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
         if path:
@@ -90,6 +93,19 @@ class Recorder:
         """
         if self.beside:
             start, end = (start, start) if kind == "send" else (end, end)
+        if self._outer:  # what it interrupts is cut in two
+            self._cut(start, end)
+        self._keep(kind, start, end, step, micro_batch, peer, size, stage, version)
+
+    def _cut(self, start: int, end: int) -> None:
+        kind, since, step = self._outer.pop()
+        self._keep(kind, since, start, step)
+        self._outer.append((kind, end, step))
+
+    def _keep(
+        self, kind: str, start: int, end: int, step: int, micro_batch: int = -1, peer: int = -1, size: int = 0,
+        stage: int = -1, version: int = -1,
+    ) -> None:  # fmt: skip
         self.totals[kind] += end - start
         self.recorded += 1
         if self.path:
@@ -105,12 +121,20 @@ class Recorder:
 
     @contextmanager
     def timed(self, kind: str, step: int) -> Iterator[None]:
-        """Record what happens inside as one event."""
-        start = clock()
+        """Record what happens inside as one event, cut up by the events that are recorded meanwhile."""
+        begin = clock()
+        if self._outer:
+            self._cut(begin, begin)
+        self._outer.append((kind, begin, step))
         try:
             yield
         finally:
-            self.record(kind, start, clock(), step)
+            end = clock()
+            _, since, _ = self._outer.pop()
+            self._keep(kind, since, end, step)
+            if self._outer:
+                outer, _, of = self._outer.pop()
+                self._outer.append((outer, end, of))
 
     def between_steps(self, step: int) -> None:
         """Write the block out if it is nearly full or old: here, where no neighbour waits for a micro-batch."""
@@ -144,6 +168,10 @@ class Recorder:
         for key, value in attributes.items():
             file.attrs[key] = value if isinstance(value, int | float | str) else json.dumps(value)
 
+    def note(self, attributes: dict[str, Any]) -> None:
+        """Attributes for the file, to be set when it is next written to."""
+        self._notes |= attributes
+
     def flush(self, attributes: dict[str, Any] | None = None) -> None:
         """Append what is in memory to the file, and set further attributes.
 
@@ -152,7 +180,8 @@ class Recorder:
         if not self.path:
             return
         try:
-            self._append(attributes or {})
+            self._append(self._notes | (attributes or {}))
+            self._notes = {}
         except OSError as error:
             self._give_up(error)
         self._count, self._flushed = 0, clock()

@@ -9,7 +9,7 @@ from ringtmp.analysis import draw_gantt, open_run
 from ringtmp.analysis.reader import _align
 from ringtmp.errors import RunFailure
 from ringtmp.run import trace
-from ringtmp.run.trace import EVENT, KINDS, Recorder
+from ringtmp.run.trace import EVENT, KINDS, Recorder, clock
 
 
 def test_what_goes_in_comes_out(tmp_path, monkeypatch):
@@ -141,3 +141,26 @@ def test_gantt_of_steps_that_are_not_there(run):
 def test_no_run_folder(tmp_path):
     with pytest.raises(ringtmp.UserError, match="no config.toml"):
         open_run(tmp_path)
+
+
+def test_what_is_timed_is_cut_up_by_what_happens_meanwhile():
+    """No moment counts twice, also two blocks deep."""
+    recorder = Recorder(None, {})
+    noted = []
+    plain = recorder.totals
+    recorder.begin()
+    with recorder.timed("wait", 3):
+        begin = clock()
+        while clock() - begin < 2_000_000:
+            pass
+        recorder.record("send", begin, clock(), 3)
+        with recorder.timed("checkpoint", 3):
+            begin = clock()
+            while clock() - begin < 2_000_000:
+                pass
+            recorder.record("receive", begin, clock(), 3)
+    wall = clock() - recorder.began
+    noted = [plain[kind] for kind in ("wait", "send", "checkpoint", "receive")]
+    assert sum(noted) <= wall
+    assert min(plain["send"], plain["receive"]) >= 2_000_000
+    assert plain["wait"] + plain["checkpoint"] < 2_000_000

@@ -1,0 +1,70 @@
+"""history.csv: a row for each step and test, written as it happens, and cut back to where a run goes on from."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ringtmp.run.files import write_durably
+
+COLUMNS = ("kind", "step", "epoch", "loss", "score", "lr", "idle", "samples_per_s", "seconds")
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))[1:]
+    except OSError:
+        return []
+    return [row for row in rows if len(row) == len(COLUMNS) and row[1].isdigit()]  # a killed job's last one is cut off
+
+
+def tested(path: Path, step: int) -> bool:
+    """Whether the test after so many steps is there."""
+    return any(row[0] == "test" and int(row[1]) == step for row in _rows(path))
+
+
+class History:
+    """The file of one launch. If it cannot be written, one line says so and it is left as it is.
+
+    Parameters
+    ----------
+    path : Path
+    start : int
+        Step at which this launch begins: rows beyond it are of steps that are made again.
+    say : callable
+        Where that line goes.
+    """
+
+    def __init__(self, path: Path, start: int, say: Callable[[str], None]) -> None:
+        self.path, self.say, self.file = path, say, None
+        try:
+            kept = [",".join(row) for row in _rows(path) if int(row[1]) <= start]
+            write_durably(path, "\n".join([",".join(COLUMNS), *kept]) + "\n")
+            # Line by line: what a killed job had done can be read.
+            self.file = path.open("a", buffering=1)
+        except OSError as error:
+            say(f"warning: could not open {path}: {error}; losses are printed only")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row, `COLUMNS` in their order."""
+        self._keep(",".join(value if isinstance(value, str) else f"{value:.9g}" for value in row.values()) + "\n")
+
+    def _keep(self, text: str) -> None:
+        try:
+            if self.file:
+                self.file.write(text)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.say(f"warning: {self.path} is not written any further: {error}")
+        self.file = None
+
+    def close(self) -> None:
+        """End it."""
+        try:
+            if self.file:
+                self.file.close()
+        except OSError as error:
+            self._give_up(error)

@@ -1,0 +1,407 @@
+"""``python -m ringtmp.supervise -n 8 -- python -m ringtmp.train ...``: start a job, and start it again when it is lost.
+
+Needs nothing of MPI but that it can be started: the job ends with its first lost process, and begins again on what is
+left, each rank with layers from the memory of the nodes (`ringtmp.run.node`), at most one step behind.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ringtmp.errors import UserError
+from ringtmp.run.folder import RunFolder
+from ringtmp.run.jobs import End, Launched
+from ringtmp.run.standby import STANDBY, give, live
+from ringtmp.run.story import SUPERVISED
+
+AGAIN = 75  # exit status (EX_TEMPFAIL): the run is to go on later, as after SIGUSR1 to the supervisor
+_PROGRAMS = {"ringtmp.train": "Server", "ps.train": "Ring"}
+_MOST_WAIT = 60.0  # seconds between two starts, whatever went before
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    page = _Parser(
+        prog="python -m ringtmp.supervise",
+        usage="python -m ringtmp.supervise -n RANKS [--flag value ...] -- python -m ringtmp.train [--flag value ...]",
+        description=__doc__.split("\n\n")[1],
+        epilog="SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank makes its "
+        "node leave at the next step; to the supervisor: the job stops there, exit status 75, to be started again.",
+        allow_abbrev=False,
+    )
+    page.add_argument("-n", "--ranks", type=int, required=True, metavar="RANKS", help="ranks, as long as there is room")
+    page.add_argument("--hosts", metavar="A,B:4,...", help="hosts, and the ranks on each if more than one")
+    page.add_argument(
+        "--probe", metavar="CMD", help="prints the hosts that can be used now, one per line, asked before each start. "
+        "Default with --hosts: those that ssh reaches"
+    )  # fmt: skip
+    page.add_argument(
+        "--probe-every", type=float, default=10.0, metavar="S", help="seconds between two looks whether a lost host is "
+        "back while the job runs on fewer ranks; it then joins at a step's end [10]"
+    )  # fmt: skip
+    page.add_argument(
+        "--min-ranks", type=int, default=1, metavar="N", help="wait for hosts rather than run on fewer [1]"
+    )
+    page.add_argument("--max-restarts", type=int, default=100, metavar="N", help="then the job is given up [100]")
+    page.add_argument(
+        "--back-off", type=float, default=1.0, metavar="S", help="seconds to wait before the next start when the last "
+        "one made no step, twice as long each time, at most a minute [1]"
+    )  # fmt: skip
+    page.add_argument(
+        "--standby",
+        choices=("on", "off"),
+        default="on",
+        help="keep as many processes again, which have loaded everything and sleep: a lost job is back a second or two "
+        "earlier, for about 150 MB a rank [on]",
+    )
+    page.add_argument(
+        "--mpirun", default=_mpirun(), metavar="CMD", help="launcher, with flags of its own [%(default)s]"
+    )
+    page.add_argument(
+        "--emulate",
+        action="store_true",
+        help="hosts are names only: all ranks run here, each node with memory of its own",
+    )
+    page.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return page
+
+
+def _mpirun() -> str:
+    beside = Path(sys.executable).parent / "mpirun"
+    return os.environ.get("MPIRUN") or (str(beside) if beside.exists() else "mpirun")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        print(f"supervise: {text}", file=sys.stderr, flush=True)
+
+
+class Supervisor:
+    """Starts a job again and again until it has ended of itself.
+
+    Parameters
+    ----------
+    options : Namespace
+        Of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.words, self.module, self.flags, values = _program(options.program)
+        if options.ranks < 1:
+            raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
+        self.hosts = _hosts(options.hosts, options.ranks) if options.hosts else []
+        self.folder = _place(values, self.flags)
+        self.signal = 0  # that this process got
+        self.joining = False  # the job has been asked to stop so that a host can join
+        self.gone: set[str] = set()  # hosts that have left
+        self.restarts = self.fruitless = self.left = 0
+        self.names: list[str] = []  # hosts of the ranks of the launch that runs
+        self.waiting = self.folder.path / ".standby"
+        self.spare: Launched | None = None  # a job that stands by
+        self.recruited, self.order = 0, self.waiting
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def run(self) -> int:
+        """Until the end; the exit status."""
+        cause: dict[str, Any] = {}
+        try:
+            while True:
+                names = self._usable()
+                if self.signal:
+                    return self._stopped()
+                before, job = self._step(), self._start(names, cause)
+                end = self._watch(job)
+                job.clear()
+                ended = time.time()
+                status = self.folder.status() if self._begun() else {}
+                status = status if status.get("time", 0) >= job.started else {}
+                verdict = self._verdict(end, status)
+                if verdict is not None:
+                    return verdict
+                cause = self._cause(end, status, ended)
+                self._back_off(self._step() > before or self.joining)
+                self.joining = False
+        finally:
+            self._dismiss()
+            shutil.rmtree(self.waiting, ignore_errors=True)
+
+    def _start(self, names: list[str], cause: dict[str, Any]) -> Launched:
+        """Start the job: by those who stand by, if they are as many and where they should be."""
+        env = self._environment(names, cause)
+        if self.spare and self.spare.process.poll() is None and self.names == names:
+            job, self.spare = self.spare, None
+            job.started = time.time()
+            give(self.order, env)
+        else:
+            self._dismiss()
+            job = Launched(self._command(names), env)
+        self.names = names
+        return job
+
+    def _watch(self, job: Launched) -> End:
+        """Until the job ends: pass signals on, see whether lost hosts are back, have others stand by."""
+        told, look, begun = 0, time.time() + self.options.probe_every, self._step()
+        while True:
+            end = job.wait(self.folder if self._begun() else None, time.time() + 0.25)
+            if end:
+                return end
+            if self.signal != told:
+                told = self.signal
+                job.tell(signal.SIGTERM if told == signal.SIGUSR1 else told)
+            if not told and time.time() > look and len(self.names) < self.options.ranks:
+                look = time.time() + self.options.probe_every
+                if len(self._probe()) > len(self.names):
+                    self.joining = True
+                    job.tell(signal.SIGUSR1)
+            if self._begun():
+                live(self.waiting)
+                if self.options.standby == "on" and not self.spare and self._step() > begun:
+                    self._recruit()
+
+    def _recruit(self) -> None:
+        """Start processes that load everything and wait."""
+        self.recruited += 1
+        self.order = self.waiting / f"launch-{self.recruited}"
+        self.spare = Launched(self._command(self.names), {STANDBY: str(self.order.resolve())})
+
+    def _dismiss(self) -> None:
+        if self.spare:
+            self.spare.clear()
+            self.spare = None
+
+    # ---- what to start, and where -------------------------------------------------------------------------------
+
+    def _begun(self) -> bool:
+        return (self.folder.path / "config.toml").exists()
+
+    def _step(self) -> int:
+        """The newest step that the run is known to have made."""
+        try:
+            last = self.folder.history.read_text().rstrip("\n").rsplit("\n", 1)[-1]
+            return int(last.split(",")[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def _probe(self) -> list[str]:
+        """A host for each rank that there is room for now; empty names where there is one machine only."""
+        if self.options.probe:
+            done = subprocess.run(self.options.probe, shell=True, capture_output=True, text=True, timeout=60)
+            found = _hosts(",".join(done.stdout.split()), self.options.ranks)
+        elif self.hosts and not self.options.emulate:
+            reached = {host for host in dict.fromkeys(self.hosts) if _reach(host)}
+            found = [host for host in self.hosts if host in reached]
+        else:
+            found = self.hosts or [""] * (self.options.ranks - self.left)
+        return [host for host in found if host not in self.gone or not host][: self.options.ranks]
+
+    def _usable(self) -> list[str]:
+        """As `_probe`, once there are enough."""
+        told = False
+        while True:
+            names = self._probe()
+            if len(names) >= max(1, self.options.min_ranks) or self.signal:
+                return names
+            if not told:
+                _say(f"{len(names)} ranks have room, {self.options.min_ranks} are needed (--min-ranks): waiting")
+                told = True
+            time.sleep(min(self.options.probe_every, 1.0))
+
+    def _command(self, names: list[str]) -> list[str]:
+        launcher = [*shlex.split(self.options.mpirun), "-n", str(len(names))]
+        if any(names) and not self.options.emulate:
+            launcher += ["-hosts" if "Open MPI" not in _version(self.options.mpirun) else "-host", ",".join(names)]
+        program = [*self.words, "-m", self.module]
+        if not self._begun():
+            return [*launcher, *program, *self.flags]
+        return [*launcher, *program, *_without(self.flags, "name", "resume"), "--resume", str(self.folder.path)]
+
+    def _environment(self, names: list[str], cause: dict[str, Any]) -> dict[str, str]:
+        env = {SUPERVISED: json.dumps(cause | {"started": time.time()} if cause else {})}
+        if self.options.emulate and any(names):
+            env["RINGTMP_NODES"] = ",".join(names)
+        return env
+
+    # ---- what to make of an end ---------------------------------------------------------------------------------
+
+    def _verdict(self, end: End, status: dict[str, Any]) -> int | None:
+        """The exit status, or None if the job is to be started again. `status`: what the job itself says of its end."""
+        state = status.get("state")
+        if state == "finished":
+            return 0 if status.get("saved", True) else 1
+        if state == "stopped" and not self._leaves(status):
+            return self._stopped(status.get("signal", 0))
+        if self.signal:
+            return self._stopped()
+        if end.status == 2 and not state:
+            return 2  # bad input has been told by the job
+        if state == "stopped":
+            return None
+        self.restarts += 1
+        if self.restarts > self.options.max_restarts:
+            _say(f"given up after {self.options.max_restarts} restarts (--max-restarts); {self._go_on()}")
+            return 1
+        if self.fruitless >= 5:
+            _say(f"given up: {self.fruitless} starts in a row made no step; {self._go_on()}")
+            return 1
+        return None
+
+    def _leaves(self, status: dict[str, Any]) -> bool:
+        return status.get("signal") == signal.SIGUSR1 and not self.signal
+
+    def _stopped(self, number: int = 0) -> int:
+        number = self.signal or number
+        if number == signal.SIGUSR1:
+            _say(f"stopped; {self._go_on()}")
+            return AGAIN
+        return 128 + number
+
+    def _go_on(self) -> str:
+        return f"go on with the same command, or --resume {self.folder.path}" if self._begun() else "nothing was begun"
+
+    def _cause(self, end: End, status: dict[str, Any], ended: float) -> dict[str, Any]:
+        """What the next launch is to tell of this one's end."""
+        leavers = status.get("leavers", [])
+        if status.get("state") == "stopped":
+            what = ", ".join(f"rank {rank} on {host} has left" for rank, host, _ in leavers) or "a host has joined"
+            for _, _, node in leavers:
+                if node in self.hosts:
+                    self.gone.add(node)
+                else:
+                    self.left += 1
+        elif status.get("state") == "failed":
+            what = f"rank {status.get('rank')} on {status.get('host')} has failed ({status.get('error')})"
+        elif end.where:
+            what = f"{end.where} is gone"
+        else:
+            what = f"the job has ended, status {end.status}"
+        _say(f"{what}; the job was cleared away in {ended - end.noticed:.2f} s; starting again")
+        return {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
+
+    def _back_off(self, fruitful: bool) -> None:
+        self.fruitless = 0 if fruitful else self.fruitless + 1
+        if self.fruitless:
+            wait = min(_MOST_WAIT, self.options.back_off * 2 ** (self.fruitless - 1))
+            until = time.time() + wait
+            while time.time() < until and not self.signal:
+                time.sleep(min(0.1, wait))
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------
+
+
+def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any]]:
+    """Interpreter, module, flags, and the values that these give. Raises `UserError`."""
+    from ringtmp.run.cli import parse
+    from ringtmp.run.job import merge
+
+    words = words[1:] if words[:1] == ["--"] else words
+    if "-m" not in words[:4] or words[words.index("-m") + 1 :][:1] == []:
+        got = shlex.join(words) or "none"
+        raise UserError(f"program: expected -- python -m ringtmp.train (or ps.train) and its flags, got {got}")
+    at = words.index("-m")
+    module, flags = words[at + 1], words[at + 2 :]
+    if module not in _PROGRAMS:
+        raise UserError(f"program: expected ringtmp.train or ps.train, got {module}")
+    if not shutil.which(words[0]):
+        raise UserError(f"program: there is no {words[0]}")
+    values = merge(*parse(flags, module, "", _PROGRAMS[module]))
+    if module == "ringtmp.train" and "replicate" not in values and values.get("schedule") not in ("pipedream", "2bw"):
+        flags = [*flags, "--replicate", "1"]
+    return words[:at], module, flags, values
+
+
+def _place(values: dict[str, Any], flags: list[str]) -> RunFolder:
+    """The run folder of the job. Its name is settled here, so that it can be found again.
+
+    One of that name that is not finished is gone on with: a batch system has started the same command again.
+    """
+    from ringtmp.run.config import RunConfig
+    from ringtmp.run.folder import new_name, open_run_folder
+
+    out = str(values.get("out", RunConfig.model_fields["out"].default))
+    if values.get("resume") and not values.get("name"):
+        return open_run_folder(str(values["resume"]), out)
+    if not values.get("name"):
+        name = new_name(out, str(values.get("data", RunConfig.model_fields["data"].default)))
+        flags += ["--name", name]
+        return RunFolder(Path(out) / name)
+    folder = RunFolder(Path(out) / str(values["name"]))
+    if folder.status().get("state") == "finished":
+        raise UserError(
+            f"name: {folder.path} exists already, is finished and is not overwritten; choose another --name, or go on "
+            f"with --resume {folder.path}"
+        )
+    return folder
+
+
+def _without(flags: list[str], *names: str) -> list[str]:
+    """Flags without some of them."""
+    left: list[str] = []
+    skip = False
+    for word in flags:
+        if skip:
+            skip = False
+        elif word in (f"--{name}" for name in names):
+            skip = True
+        elif not any(word.startswith(f"--{name}=") for name in names):
+            left.append(word)
+    return left
+
+
+def _hosts(text: str, ranks: int) -> list[str]:
+    """A host for each rank, from `a,b:4`."""
+    names: list[str] = []
+    for word in filter(None, text.split(",")):
+        host, _, count = word.partition(":")
+        if not host or (count and not count.isdigit()):
+            raise UserError(f"hosts: expected names as in a,b:4, got {word!r}")
+        names += [host] * int(count or 1)
+    return names
+
+
+def _reach(host: str) -> bool:
+    try:
+        command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", host, "true"]
+        return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _version(mpirun: str) -> str:
+    done = subprocess.run([*shlex.split(mpirun)[:1], "--version"], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; the exit status."""
+    try:
+        options = _parser().parse_args(argv)
+        if not shutil.which(shlex.split(options.mpirun)[0]):
+            raise UserError(f"mpirun: there is no {options.mpirun}; --mpirun names the launcher")
+        return Supervisor(options).run()
+    except UserError as error:
+        print(f"ringtmp: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
