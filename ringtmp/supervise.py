@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ringtmp.errors import UserError
+from ringtmp.run import ulfm
 from ringtmp.run.folder import RunFolder
 from ringtmp.run.jobs import End, Launched
 from ringtmp.run.standby import STANDBY, give, live
@@ -110,6 +111,7 @@ class Supervisor:
         self.joining = False  # the job has been asked to stop so that a host can join
         self.gone: set[str] = set()  # hosts that have left
         self.restarts = self.fruitless = self.left = 0
+        self.heals = "--with-ft" in options.mpirun or ulfm.asked()
         self.names: list[str] = []  # hosts of the ranks of the launch that runs
         self.waiting = self.folder.path / ".standby"
         self.spare: Launched | None = None  # a job that stands by
@@ -153,7 +155,7 @@ class Supervisor:
             give(self.order, env)
         else:
             self._dismiss()
-            job = Launched(self._command(names), env)
+            job = Launched(self._command(names), env, self.heals)
         self.names = names
         return job
 
@@ -181,7 +183,7 @@ class Supervisor:
         """Start processes that load everything and wait."""
         self.recruited += 1
         self.order = self.waiting / f"launch-{self.recruited}"
-        self.spare = Launched(self._command(self.names), {STANDBY: str(self.order.resolve())})
+        self.spare = Launched(self._command(self.names), {STANDBY: str(self.order.resolve())}, self.heals)
 
     def _dismiss(self) -> None:
         if self.spare:

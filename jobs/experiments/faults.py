@@ -5,17 +5,22 @@
         job.kill(2)                     # SIGKILL, from outside, by process number
     print(job.text)
 
+    strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)     # one after the other, in one run
+
 A rank is held where `ringtmp.run.probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
 """
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,33 +29,26 @@ from ringtmp.run import probe
 from ringtmp.run.mpi import runs
 
 PHASES = ("F", "I", "W", "U", "E", "replicate", "checkpoint", "restore")
+Case = tuple[int, str]  # rank and phase
 
 
-class Supervised:
-    """A job under `ringtmp.supervise`.
+class Struck:
+    """A job whose ranks may be held and struck.
 
     Parameters
     ----------
     folder : Path
         Where it runs; what it says goes to `said.txt` there.
     ranks : int
-    flags : sequence of str
-        Of the trainer.
-    options : sequence of str
-        Of the supervisor.
-    module : str
+    command : sequence of str
+        With its launcher.
     env : mapping
     """
 
-    def __init__(
-        self, folder: Path, ranks: int, flags: Sequence[str], options: Sequence[str] = (),
-        module: str = "ringtmp.train", env: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, ranks: int, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.ranks, self.said = folder, ranks, folder / "said.txt"
         self.rows = probe.table(folder / "probe", ranks)
-        command = [sys.executable, "-m", "ringtmp.supervise", "-n", str(ranks), *options, "--", sys.executable, "-m",
-                   module, *flags]  # fmt: skip
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
@@ -101,6 +99,39 @@ class Supervised:
         """The step in which a rank is."""
         return int(self.rows[rank, probe.STEP])
 
+    @property
+    def run(self) -> Path:
+        """The run folder: the first one here."""
+        return next(iter(sorted(self.folder.glob("runs/*"))), self.folder / "runs" / "run")
+
+    def pids(self) -> list[int]:
+        """Process number of each rank of the newest launch; empty while it starts. Needs no probe, so of `ps` too."""
+        found = sorted(self.run.glob("traces/*/processes.json"))
+        try:
+            return [pid for _, pid in json.loads(found[-1].read_text())]
+        except (OSError, ValueError, IndexError):
+            return []
+
+    def lives(self, pid: int) -> bool:
+        """Whether this is a process of this job, and there."""
+        return pid > 0 and runs(pid) and os.path.realpath(f"/proc/{pid}/cwd") == os.path.realpath(self.folder)
+
+    def signal(self, rank: int, number: int, timeout: float = 60) -> tuple[float, int]:
+        """Send a signal to a rank wherever it is, as soon as there is one; the moment, and its process number.
+
+        A fault that falls into a recovery so hits its rank as soon as that is back.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self.process.poll() is None:
+            pids = self.pids()
+            if rank < len(pids) and self.lives(pids[rank]):
+                moment = time.time()
+                with suppress(ProcessLookupError):
+                    os.kill(pids[rank], number)
+                    return moment, pids[rank]
+            time.sleep(0.005)
+        raise TimeoutError(f"there is no rank {rank}:\n{self.text}")
+
     def wait(self, timeout: float = 120) -> int:
         """Until the supervisor ends; its exit status."""
         return self.process.wait(timeout)
@@ -110,8 +141,8 @@ class Supervised:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        for pid in {int(row[probe.PID]) for row in self.rows}:
-            if pid and runs(pid) and str(self.folder) in os.path.realpath(f"/proc/{pid}/cwd"):
+        for pid in {int(row[probe.PID]) for row in self.rows} | {*self.pids()}:
+            if self.lives(pid):
                 os.kill(pid, signal.SIGKILL)
 
     def recoveries(self) -> list[dict]:
@@ -125,11 +156,129 @@ class Supervised:
                     told.append(json.loads(file.attrs["recovery"]))
         return told
 
+    def recovered(self) -> int:
+        """How often it has gone on so far."""
+        return self.text.count("recovered: ")
+
     def redone(self) -> list[int]:
         """Steps made a second time after each recovery."""
         return [int(number) for number in re.findall(r"(\d+) steps? made again", self.text)]
+
+    def state(self) -> str:
+        """What the run itself says of its end."""
+        files = sorted(self.folder.glob("runs/*/status.json"))
+        return json.loads(files[-1].read_text())["state"] if files else ""
 
     def sha256(self) -> str:
         """Of the weights at the end."""
         found = re.findall(r"weights sha256 ([0-9a-f]{64})", self.text)
         return found[-1] if found else ""
+
+
+class Supervised(Struck):
+    """A job under `ringtmp.supervise`.
+
+    Parameters
+    ----------
+    folder, ranks, env :
+        As for `Struck`.
+    flags : sequence of str
+        Of the trainer.
+    options : sequence of str
+        Of the supervisor.
+    module : str
+    """
+
+    def __init__(
+        self, folder: Path, ranks: int, flags: Sequence[str], options: Sequence[str] = (),
+        module: str = "ringtmp.train", env: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        words = [sys.executable, "-m", "ringtmp.supervise", "-n", str(ranks), *options, "--", sys.executable]
+        super().__init__(folder, ranks, [*words, "-m", module, *flags], env)
+
+
+# ---- many faults, one after the other -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A SIGKILL that was sent, and how long until the first step after it was done everywhere."""
+
+    rank: int
+    phase: str
+    step: int
+    seconds: float
+
+
+def nodes(ranks: int) -> list[str]:
+    """Options of the supervisor: each rank on a node with memory of its own."""
+    return ["--hosts", ",".join(chr(ord("a") + rank) for rank in range(ranks)), "--emulate"]
+
+
+def cases(ranks: int, apart: bool, seed: int, most: int | None = None) -> list[Case]:
+    """Every rank and phase, shuffled; the first `most` of them. Only ranks on nodes `apart` send copies."""
+    every = [(rank, phase) for rank in range(ranks) for phase in PHASES if phase != "replicate" or apart]
+    random.Random(seed).shuffle(every)
+    return every[:most]
+
+
+def strike_all(
+    job: Struck, which: Sequence[Case], every: int, limit: float = 60, tell: Callable[[Strike], object] = bool
+) -> list[Strike]:
+    """Kill as the cases say, `every` steps or more from one to the next; raises `TimeoutError` if one hangs.
+
+    `restore` is a phase of a recovery, so another kill goes before it; that one is told with a time of 0.
+    """
+    struck, step = [], 3
+    for rank, phase in which:
+        before = job.recovered()
+        if phase == "restore":
+            job.catch(rank, "F", step, timeout=limit)
+            struck.append(Strike(rank, "F", job.step(rank), 0.0))
+            job.kill(rank)
+            tell(struck[-1])
+        job.catch(rank, phase, step if phase != "restore" else 0, timeout=limit)
+        at, moment = job.step(rank), time.time()
+        job.kill(rank)
+        while job.recovered() == before:
+            if time.time() > moment + limit or job.process.poll() is not None:
+                raise TimeoutError(f"no recovery from a kill of rank {rank} in {phase} of step {at}:\n{job.text}")
+            time.sleep(0.005)
+        struck.append(Strike(rank, phase, at, time.time() - moment))
+        tell(struck[-1])
+        step += every
+    return struck
+
+
+def kills(
+    folder: Path, flags: Sequence[str], steps: int, undisturbed: str, ranks: int, apart: bool, which: Sequence[Case],
+    tell: Callable[[Strike], object] = bool,
+) -> list[Strike]:  # fmt: skip
+    """Kill as the cases say in one run of so many steps, and look whether all is well. Raises `AssertionError`.
+
+    RINGTMP_NODE_MEMORY has to be `folder / "memory"`. `undisturbed`: SHA-256 of the weights without a fault.
+    """
+    with Supervised(folder, ranks, flags, nodes(ranks) if apart else []) as job:
+        struck = strike_all(job, which, max(1, (steps - 20) // len(which)), tell=tell)
+        assert job.wait() == 0, job.text
+    assert job.sha256() == undisturbed, f"other weights than those of the undisturbed run:\n{job.text}"
+    again = job.redone()
+    assert len(again) == len(which) and max(again) <= 1, f"made again: {again}\n{job.text}"
+    assert not (folder / "memory").exists(), "the run has ended, and is not forgotten"
+    assert {told["lost"] for told in job.recoveries()} <= {*range(ranks)}, job.text
+    return struck
+
+
+def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[float, int]]:
+    """Moments (seconds from 0 to `length`) and ranks of failures that come at random, one in `mean` seconds.
+
+    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same bad
+    luck comes faster.
+    """
+    draw, at, found = random.Random(seed), 0.0, []
+    while True:
+        at += draw.expovariate(1.0)
+        rank = draw.randrange(ranks)
+        if at * mean >= length:
+            return found
+        found.append((at * mean, rank))

@@ -30,7 +30,7 @@ from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from mpi4py.MPI import Intracomm, Prequest
 
 
 class Hooks(Home, Protocol):
@@ -188,9 +188,13 @@ class Engine:
         with self.recorder.timed("wait", self.updates):
             while self.neighbours.heard or not (self.control.idle() and self.back.idle()):
                 self._poll()
-                if (silent := self.neighbours.silent(clock())) >= 0:
-                    self.hooks.hung(silent)
+                self._look_for_the_hung(clock())
                 self.patience.pause()
+
+    def _look_for_the_hung(self, now: int) -> None:
+        if self.neighbours and (silent := self.neighbours.silent(now)) >= 0:
+            self.neighbours.heard[silent] = now  # told once
+            self.hooks.hung(silent)
 
     def _tell(self, probe: Probe, what: int) -> None:
         """Say what comes next, where somebody listens."""
@@ -217,8 +221,7 @@ class Engine:
                 self._record("receive", begin, clock(), chunk, peer=peer)
                 self.policy.waited(begin - since)
                 return what
-            if self.neighbours and (silent := self.neighbours.silent(begin)) >= 0:
-                self.hooks.hung(silent)
+            self._look_for_the_hung(begin)
             if begin - since > self.stall:
                 raise RunFailure(self._stalled(begin - since))
             self.patience.pause()
@@ -232,8 +235,7 @@ class Engine:
     def _while_blocked(self, since: int) -> None:
         """A blocking send is waiting for its receive: keep reading, and never for ever."""
         self._poll()
-        if self.neighbours and (silent := self.neighbours.silent(clock())) >= 0:
-            self.hooks.hung(silent)
+        self._look_for_the_hung(clock())
         if clock() - since > self.stall:
             raise RunFailure(self._stalled(clock() - since))
         os.sched_yield()
@@ -285,6 +287,14 @@ class Engine:
             and self.tokens.finished()
             and (self.replicas is None or self.replicas.finished(self.updates))
         )
+
+    def requests(self) -> "list[Prequest]":
+        """All persistent requests, started or not: what `close` would give back."""
+        inboxes = [box for chunk in self.chunks for box in (chunk.activations, chunk.gradients, chunk.labels) if box]
+        found = [request for box in inboxes for request in box.requests]
+        found += [request for outbox in self.outboxes for request in outbox.requests.values()]
+        found += [request for link in (self.control, self.back) if link for request in link.requests()]
+        return found + (self.replicas.requests() if self.replicas else [])
 
     def close(self) -> None:
         """Give back all requests. Collective."""

@@ -208,6 +208,11 @@ class Replicas:
             return False
         return all(chunk.durable >= version for chunk in self.chunks)
 
+    def requests(self) -> "list[Prequest]":
+        """All persistent requests."""
+        lanes = self.lanes.values()
+        return [each for lane in lanes for side in (*lane.receives, *lane.sends) for each in side]
+
     def close(self) -> None:
         """Give back all requests; when nothing is on its way."""
         for lane in self.lanes.values():
@@ -215,8 +220,8 @@ class Replicas:
             for request in requests[: lane.posted]:
                 request.Cancel()
                 request.Wait()
-            for request in (*lane.receives[0], *lane.receives[1], *lane.sends[0], *lane.sends[1]):
-                request.Free()
+        for request in self.requests():
+            request.Free()
 
 
 def _leaves(nodes: Sequence[str], owner: int, depth: int) -> bool:

@@ -12,10 +12,11 @@ from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.ring.engine import Engine
 from ringtmp.ring.layout import make_layout, resolve_auto
 from ringtmp.ring.replica import Replicas
-from ringtmp.run import checkpoint
+from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
+from ringtmp.run.mpi import runs, warn
 from ringtmp.run.node import Copy, NodeMemory, node_name
 from ringtmp.run.pace import lateness
 from ringtmp.run.probe import probe_of
@@ -25,7 +26,7 @@ from ringtmp.run.timetable import Phase
 from ringtmp.run.writer import Held
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from mpi4py.MPI import Intracomm, Prequest
 
 
 GENERATION = 1000  # of the nodes' memory, for each launch: within one there is room for changes of membership
@@ -68,7 +69,7 @@ def train(
 class RingLaunch(Launch):
     """One launch on a rank of the ring; also the engine's surroundings."""
 
-    recalls = True
+    recalls = heals = True
 
     @staticmethod
     def check(config: RunConfig, ranks: int) -> None:  # noqa: D102
@@ -98,7 +99,7 @@ class RingLaunch(Launch):
         return {"keep"} if self.config.replicate else set()
 
     def load(self) -> None:  # noqa: D102
-        self.probe = probe_of(self.rank)
+        self.probe = probe_of()
         self.memory: NodeMemory | None = None
         if self.config.replicate and self.job.folder:
             self._house()
@@ -142,7 +143,7 @@ class RingLaunch(Launch):
     def _house(self) -> None:
         """Keep this rank's stages in the node's memory, in two versions."""
         assert self.job.folder
-        self.memory = NodeMemory(self.job.folder.identity(), node_name(self.rank))
+        self.memory = NodeMemory(self.job.folder.identity(), node_name())
         self.generation = GENERATION * self.job.launch
         shapes = [
             shape_of(self.model, first, last, self.job.optimizer().slots, self.job.dtype.str,
@@ -245,18 +246,38 @@ class RingLaunch(Launch):
     def released(self) -> None:
         """Results are on disk: the nodes can forget the run."""
         if self.job.folder and (self.memory or self.job.recalled):
-            NodeMemory(self.job.folder.identity(), node_name(self.rank)).remove()
+            NodeMemory(self.job.folder.identity(), node_name()).remove()
+
+    def requests(self) -> "list[Prequest]":
+        """All persistent requests."""
+        engine = getattr(self, "engine", None)
+        return engine.requests() if engine else []
 
     def hung(self, rank: int) -> None:
         """A neighbour gives no sign of life: kill what is left of it, if it is on this host, and end the job."""
         host, pid = self.places[rank]
         if host == socket.gethostname():
+            there = runs(pid)
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+            if ulfm.available() and there:  # then it is told as a loss, like any other
+                warn(f"finds that rank {rank} ({pid}) gives no sign of life (--heartbeat), and has killed it")
+                return
+            if ulfm.available():
+                self._end_all(f"rank {rank} on {host} (process {pid}) has ended, which MPI was not told")
         raise RunFailure(
             f"rank {rank} on {host} (process {pid}) has given no sign of life for {self.config.heartbeat:g} s "
             "(--heartbeat): taken for hung, and killed"
         )
+
+    def _end_all(self, why: str) -> None:
+        """End every process of this host: a rank that left by itself, and not by a signal, is waited for for ever."""
+        warn(f"ends the job: {why}")
+        for host, pid in self.places:
+            if host == socket.gethostname() and pid != os.getpid():
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        ulfm.die()
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 

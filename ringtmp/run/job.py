@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
-from ringtmp.errors import UserError
+from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.forms import gpt_options
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model, build_model
@@ -238,11 +238,11 @@ def _identity(values: dict[str, Any]) -> str:
 
 
 def find_start(
-    folder: RunFolder, recalled: Recalled | None, lost: list[str]
+    folder: RunFolder, recalled: Recalled | None, lost: list[str], begins: bool = False
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Where a run goes on from: the nodes' memory or its newest sound set, whichever is newer; and notes on that.
 
-    None: from its beginning. Only a supervised run may have nothing to go on from.
+    None: from its beginning; only a supervised run, or one that `begins`, may have nothing to go on from.
     """
     newest = max(checkpoint.committed(folder.checkpoints), default=-1)
     marker: dict[str, Any] | None = None
@@ -251,7 +251,7 @@ def find_start(
         try:
             marker, notes = find_set(folder)
         except UserError:
-            if recalled is None and (not supervised() or newest >= 0):
+            if recalled is None and (not (begins or supervised()) or newest >= 0):
                 raise
     notes = lost + notes
     if recalled and (marker is None or recalled.step > marker["step"]):
@@ -261,6 +261,28 @@ def find_start(
         where = f"the checkpoint of step {marker['step']}" if marker else "the beginning"
         notes.append(f"goes on from {where}")
     return marker, notes
+
+
+def go_on(comm: "Intracomm", job: Job) -> Job:
+    """A job that has lost processes, with those who are left: from where, and with which data. Collective over `comm`.
+
+    Raises `RunFailure` if what is lost cannot be had again.
+    """
+    folder = job.folder
+    assert folder
+    recalled, lost = recall(comm, folder.identity())
+    marker, notes = from_rank_0(comm, lambda: find_start(folder, recalled, lost, begins=True))
+    config = job.config.model_copy(update={"name": None, "resume": str(folder.path)})
+    data = job.data
+    if comm.rank == 0 and data is None:
+        if config.data == "arrays":
+            raise RunFailure("the data were given from Python to a process that is lost")
+        data = _data(config, None, job.info)
+    resumed = Job(config, job.info, job.model, data, resume=folder, marker=marker, notes=notes, given=job.given)
+    if marker:
+        resumed.start, resumed.recalled = marker["step"], marker.get("recalled")
+        _check_tested(comm, resumed)
+    return resumed
 
 
 def find_set(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:

@@ -53,9 +53,12 @@ class Launched:
         With its launcher.
     env : mapping
         Environment variables beside this process's.
+    heals : bool
+        Whether the job itself goes on when it loses a process.
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], heals: bool = False) -> None:
+        self.heals = heals
         self.before = _segments()
         self.started = time.time()
         # A session of its own: Ctrl-C reaches the supervisor alone, which tells the job.
@@ -85,10 +88,14 @@ class Launched:
                 time.sleep(_LOOK)
                 continue
             gone, _, _ = select.select(list(self.ranks.values()), [], [], min(left, 0.5))
-            if gone:
-                noticed = time.time()
-                lost = next(rank for rank, handle in self.ranks.items() if handle in gone)
-                return self._ending(lost, noticed, folder)
+            if not gone:
+                continue
+            noticed = time.time()
+            lost = next(rank for rank, handle in self.ranks.items() if handle in gone)
+            if self.heals and len(self.ranks) > 1:
+                os.close(self.ranks.pop(lost))
+                continue
+            return self._ending(lost, noticed, folder)
         return End(self.process.returncode)
 
     def _ending(self, lost: int, noticed: float, folder: RunFolder | None) -> End:

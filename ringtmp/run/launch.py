@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
-from ringtmp.errors import UserError
+from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
-from ringtmp.run import checkpoint
+from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.config import RunConfig
+from ringtmp.run.heal import Circle
 from ringtmp.run.job import Job, open_folder, prepare
 from ringtmp.run.links import TAG_CLOCK
 from ringtmp.run.mpi import abort, meet
@@ -28,7 +30,7 @@ from ringtmp.run.story import Story, supervised
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from mpi4py.MPI import Intracomm, Prequest
 
 _PATIENCE = 5.0  # seconds that a launch which has failed gives a checkpoint that is being written
 
@@ -64,17 +66,21 @@ def launch(
 ) -> Result:  # fmt: skip
     """Check, train, write what is to be written, and tell how it went. Collective over `parent`."""
     comm = parent.Dup()  # start, agreement and end
-    net = parent.Dup()  # training
+    heals = write and trainer.heals and ulfm.available()
+    net = comm if heals else parent.Dup()  # training
 
     def free() -> None:
         comm.Free()
-        net.Free()
+        if net != comm:
+            net.Free()
 
     job: Job | None = None
     story = Story()
     try:
         job = prepare(comm, from_file, flags, arrays, trainer.check, trainer.recalls)
         story.mark("agree")
+        if heals:
+            return _heal(trainer, comm, job, show, stop_request, story)
         result = trainer(parent, comm, net, job, write, show, stop_request, story).run()
         free()
         return result
@@ -84,13 +90,38 @@ def launch(
     except BaseException as error:
         if job and job.folder:
             with suppress(OSError):  # the disk may be what failed
-                job.folder.set_status("failed", rank=comm.rank, error=f"{type(error).__name__}: {error}")
+                text, fatal = f"{type(error).__name__}: {error}", isinstance(error, RunFailure)
+                job.folder.set_status("failed", rank=comm.rank, error=text, fatal=fatal)
         if comm.size == 1:  # on several ranks the job ends
             free()
         raise
     finally:
         if job and job.lock:
             job.lock.close()
+
+
+def _heal(
+    trainer: "type[Launch]", comm: "Intracomm", job: Job, show: bool, stop_request: Callable[[], int], story: Story
+) -> Result:  # fmt: skip
+    """Launch, and again with those who are left as often as processes are lost."""
+    circle = Circle(ulfm.guard(comm), comm.allgather((socket.gethostname(), os.getpid())), time.time())
+    lost = False
+    while True:
+        current = None
+        try:
+            if lost:
+                job = circle.resume(job)
+                story.mark("agree")
+            current = trainer(circle.comm, circle.comm, circle.comm, job, True, show, stop_request, story)
+            result = current.run()
+            if not result.leavers or len(result.leavers) == current.size:
+                return result
+            circle.part(result.leavers)
+        except Exception as error:
+            if not job.folder or not circle.broken(error):
+                raise
+        lost = True
+        story = circle.close_ranks(current, job)
 
 
 class Launch(ABC):
@@ -121,6 +152,7 @@ class Launch(ABC):
         self.table = job.timetable()
         self.places: list[tuple[str, int]] = []  # host and process number of each rank
         self.nodes: list[str] = []
+        self.kept: list[Prequest] = []  # requests that did not end when a process was lost
         self.write, self.show = write, show and self.rank == 0
         self.writers: Sequence[int] = range(self.size)  # ranks that write a part of each set
         self.reporter: Reporter | None = None
@@ -157,6 +189,18 @@ class Launch(ABC):
     def released(self) -> None:  # noqa: B027 - most have nothing to let go
         """The last weights are on disk."""
 
+    def requests(self) -> "list[Prequest]":
+        """All persistent requests, where the trainer `heals`."""
+        return []
+
+    def give_up(self) -> None:
+        """Let go of what the next launch of this process takes up again."""
+        if self.reporter:
+            self.reporter.close()
+        if self.job.lock:
+            self.job.lock.close()
+            self.job.lock = None
+
     @abstractmethod
     def describe(self) -> str:
         """How the work is dealt, for the first line."""
@@ -180,6 +224,7 @@ class Launch(ABC):
         """The signal that stopped the run, or 0 (rank 0)."""
 
     notes: list[str] = []  # more for the first lines
+    heals = False  # whether the trainer can go on within a job that has lost processes
     recalls = False  # whether the trainer keeps its state in the nodes' memory, and can go on from there
     heading = "layers"  # of the column in which the table shows rows
 
@@ -190,7 +235,7 @@ class Launch(ABC):
         self.build()
         open_folder(self.comm, self.job, self.write)  # its lock comes first: another job would discard what is read
         self.places = self.comm.allgather((socket.gethostname(), os.getpid()))
-        self.nodes = self.comm.allgather(node_name(self.rank))
+        self.nodes = self.comm.allgather(node_name())
         if self.rank == 0 and self.job.folder:
             with suppress(OSError):
                 self.job.folder.set_processes(self.job.launch, self.places)
@@ -222,7 +267,8 @@ class Launch(ABC):
             self.sets.close(_PATIENCE)
             raise
         result = self._end()
-        if result.saved and not (supervised() and result.signal == signal.SIGUSR1):  # then it goes on at once
+        goes_on = result.signal == signal.SIGUSR1 and (supervised() or result.leavers)
+        if result.saved and not goes_on:
             self.released()
         return result
 
@@ -277,13 +323,9 @@ class Launch(ABC):
         })  # fmt: skip
 
     def crowded(self) -> bool:
-        """Whether ranks outnumber the cores of this node. Collective."""
-        from mpi4py import MPI
-
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        size = node.size
-        node.Free()
-        return size > len(os.sched_getaffinity(0))
+        """Whether ranks outnumber the cores of this host."""
+        here = [host for host, _ in self.places].count(self.places[self.rank][0])
+        return here > len(os.sched_getaffinity(0))
 
     # ---- steps --------------------------------------------------------------------------------------------------
 
@@ -315,7 +357,8 @@ class Launch(ABC):
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
         everyone = ranks if self.rank == 0 else []
-        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, self.parent)
+        leavers = [rank for rank, _, _ in self._leavers(ranks)] if state == "stopped" else []
+        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, leavers, self.parent)
 
     def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool) -> None:
         reporter, job = self.reporter, self.job

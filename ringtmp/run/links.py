@@ -117,6 +117,10 @@ class ControlLink:
             not busy or request.Test() for busy, request in zip(self._busy, self._sends, strict=True)
         )
 
+    def requests(self) -> "list[Prequest]":
+        """All persistent requests."""
+        return [*self._inbox.requests, *self._sends]
+
     def close(self) -> None:
         """Free everything; call only when `idle`, and after the last message to this rank."""
         self._inbox.close()

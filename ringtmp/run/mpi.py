@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ringtmp.errors import RunFailure, UserError
+from ringtmp.run import ulfm
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -70,8 +71,9 @@ def quiet_exit(status: int) -> NoReturn:
     from mpi4py import MPI
 
     if _lame:
-        there, last = _lame[0]
-        there.Barrier()  # the first one to leave takes the others along: all have printed
+        there, last = _lame[-1]
+        with suppress(Exception):  # one that is lost just now
+            there.Barrier()  # the first one to leave takes the others along: all have printed
         time.sleep(0.5)  # and the launcher has read it
         last()
         os._exit(status)
@@ -201,5 +203,7 @@ def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
         sys.stderr.write(f"{detail}ringtmp: {where}: {text}\n")
         sys.stderr.flush()
     time.sleep(0.5)  # MPICH's launcher drops what it has not read yet once a rank aborts
+    if ulfm.available():  # there an Abort is not told to the others: a signal is
+        ulfm.die()
     comm.Abort(1)
     os._exit(1)  # on a host that is cut off Abort returns

@@ -275,9 +275,13 @@ def _root() -> Path:
     return Path(given) if given else usual / f"ringtmp-{os.getuid()}"
 
 
-def node_name(rank: int) -> str:
-    """The node of this process: its host, unless RINGTMP_NODES names one for each rank (emulated nodes)."""
+def node_name(rank: int | None = None) -> str:
+    """The node of this process: its host, unless RINGTMP_NODES names one for each rank of the world (emulation)."""
     names = os.environ.get("RINGTMP_NODES", "").split(",")
+    if rank is None:
+        from mpi4py import MPI
+
+        rank = MPI.COMM_WORLD.rank  # whatever becomes of its rank when others are lost
     return names[rank] if rank < len(names) and names[rank] else socket.gethostname()
 
 

@@ -43,7 +43,7 @@ class Recalled:
 
 def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
     """What the nodes of these ranks remember of a run, and notes on what is lost, on rank 0. Collective over `comm`."""
-    nodes = comm.allgather(node_name(comm.rank))
+    nodes = comm.allgather(node_name())
     found: list[Held] = []
     faults: list[str] = []
     if nodes.index(nodes[comm.rank]) == comm.rank:  # one rank looks for each node

@@ -35,6 +35,8 @@ class Result:
         The run folder.
     saved : bool
         Whether its checkpoints hold the weights of the last step.
+    leavers : list of int
+        Ranks that were told to leave (SIGUSR1), if not all were.
     """
 
     layers: dict[str, dict[str, Array]]
@@ -46,6 +48,7 @@ class Result:
     step: int
     folder: str | None
     saved: bool
+    leavers: list[int]
     _comm: "Intracomm"
 
     @property

@@ -17,7 +17,7 @@ def supervised() -> bool:
 
 
 class Story:
-    """Made when a launch begins.
+    """Made when a launch begins; `cause`: what happened within the job, if it is the same one that goes on.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ class Story:
         split (deal the layers, make room, load kernels), restore (fetch the layers), redo (to the first step's end).
     """
 
-    def __init__(self) -> None:
-        self.cause: dict[str, Any] = json.loads(os.environ.get(SUPERVISED) or "{}")
+    def __init__(self, cause: dict[str, Any] | None = None) -> None:
+        self.cause: dict[str, Any] = cause or json.loads(os.environ.get(SUPERVISED) or "{}")
         self.seconds: dict[str, float] = {}
         self._last = time.time()
         if self.cause:

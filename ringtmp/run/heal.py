@@ -1,0 +1,108 @@
+"""A job that loses processes and goes on without starting again, where the MPI can tell (`ringtmp.run.ulfm`).
+
+The same course as after a new start, with those who are left: agree on who they are, find the newest step that is
+whole, deal the layers anew, fetch them, train on. Only the processes, their imports and their kernels are there.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from ringtmp.errors import RunFailure
+from ringtmp.run import mpi, ulfm
+from ringtmp.run.job import Job, go_on
+from ringtmp.run.mpi import from_rank_0
+from ringtmp.run.story import Story
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+    from ringtmp.run.launch import Launch
+
+_PATIENCE = 120  # seconds for a rank that computes before it is reached; then this one gives up
+
+
+@dataclass
+class Circle:
+    """Those who are there.
+
+    Attributes
+    ----------
+    comm : Intracomm
+        For everything that they say to each other: revoking it frees a rank from any wait.
+    places : list of tuple
+        Host and process number of each.
+    began : float
+        Seconds since the epoch at which they came together first.
+    idle : int
+        Alarms in a row without anybody being lost.
+    """
+
+    comm: "Intracomm"
+    places: list[tuple[str, int]]
+    began: float
+    idle: int = 0
+
+    def broken(self, error: BaseException) -> bool:
+        """Whether an error comes of a lost process. Collectives that lose one may also return rubbish."""
+        if ulfm.lost(error):
+            return True
+        try:
+            ulfm.watch(self.comm)
+        except Exception as failure:
+            return ulfm.lost(failure)
+        return False
+
+    def close_ranks(self, launch: "Launch | None", job: Job) -> Story:
+        """Go on with those who are left. Collective over them; ends the process if the run has failed for good.
+
+        `launch`: what was under way when the loss was noticed.
+        """
+        noticed = time.time()
+        if launch:
+            launch.give_up()
+        comm, gone = ulfm.regroup(self.comm, patience=_PATIENCE)
+        if launch:
+            launch.kept = ulfm.settle(launch.requests())
+        what = ", ".join(f"rank {rank} on {host} (process {pid})" for rank, (host, pid) in self._named(gone))
+        self.idle = 0 if gone else self.idle + 1
+        self.places = [place for rank, place in enumerate(self.places) if rank not in gone]
+        self.comm = comm
+        mpi.lame(comm, lambda: None)
+        if self.idle > 1:
+            raise RunFailure("processes were said to be lost twice in a row, and all are there")
+        self._end_if_failed(job)
+        cause = {
+            "what": f"{what or 'nobody'} {'are' if len(gone) > 1 else 'is'} gone", "lost": min(gone, default=-1),
+            "gone": list(gone), "noticed": noticed, "cleared": time.time(), "restarts": 0,
+        }  # fmt: skip
+        return Story(cause)
+
+    def _named(self, gone: tuple[int, ...]) -> list[tuple[int, tuple[str, int]]]:
+        return [(rank, self.places[rank]) for rank in gone]
+
+    def _end_if_failed(self, job: Job) -> None:
+        """A rank that fails for a reason that will be everybody's has said so before it left."""
+        folder = job.folder
+        assert folder
+
+        def failed() -> bool:
+            status = folder.status()
+            return bool(status.get("fatal")) and status.get("time", 0) > self.began
+
+        if from_rank_0(self.comm, failed):
+            self.leave(1)
+
+    def part(self, leavers: Sequence[int]) -> None:
+        """Some ranks have been told to leave, and the others hold all that they had: they end here, as if lost."""
+        if self.comm.rank in leavers:
+            ulfm.die()
+
+    def leave(self, status: int) -> NoReturn:
+        """End this process together with the others."""
+        ulfm.leave(self.comm, status)
+
+    def resume(self, job: Job) -> Job:
+        """The job as it goes on. Collective."""
+        return go_on(self.comm, job)
