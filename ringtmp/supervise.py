@@ -107,6 +107,7 @@ class Supervisor:
             raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
         self.hosts = _hosts(options.hosts, options.ranks) if options.hosts else []
         self.folder = _place(values, self.flags)
+        self.flags += _replicate(self.module, values, self.folder.config() if self._begun() else {})
         self.signal = 0  # that this process got
         self.joining = False  # the job has been asked to stop so that a host can join
         self.gone: set[str] = set()  # hosts that have left
@@ -289,7 +290,7 @@ class Supervisor:
                     self.gone.add(node)
                 else:
                     self.left += 1
-        elif status.get("state") == "failed":
+        elif status.get("state") == "failed" and not (status.get("mpi") and end.where):
             what = f"rank {status.get('rank')} on {status.get('host')} has failed ({status.get('error')})"
         elif end.where:
             what = f"{end.where} is gone"
@@ -326,9 +327,24 @@ def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any
     if not shutil.which(words[0]):
         raise UserError(f"program: there is no {words[0]}")
     values = merge(*parse(flags, module, "", _PROGRAMS[module]))
-    if module == "ringtmp.train" and "replicate" not in values and values.get("schedule") not in ("pipedream", "2bw"):
-        flags = [*flags, "--replicate", "1"]
     return words[:at], module, flags, values
+
+
+def _replicate(module: str, values: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """A flag that keeps copies in the nodes' memory, where nothing is said of it and a step is whole on all ranks.
+
+    `stored`: the configuration of the run, if it has begun.
+    """
+    from ringtmp.run.job import merge
+
+    if "replicate" in values:
+        return []
+    values = merge(stored, values)
+    if module == "ringtmp.train":
+        able = values.get("schedule") not in ("pipedream", "2bw")
+    else:
+        able = values.get("consistency") != "allreduce" and str(values.get("backup", 0)) == "0"
+    return ["--replicate", "1"] if able else []
 
 
 def _place(values: dict[str, Any], flags: list[str]) -> RunFolder:

@@ -17,7 +17,7 @@ from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
 from ringtmp.run.mpi import runs, warn
-from ringtmp.run.node import Copy, NodeMemory, node_name
+from ringtmp.run.node import GENERATION, Copy, NodeMemory, node_name
 from ringtmp.run.pace import lateness
 from ringtmp.run.probe import probe_of
 from ringtmp.run.recover import Recalled, fetch, room_for, shape_of
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
 
 
-GENERATION = 1000  # of the nodes' memory, for each launch: within one there is room for changes of membership
 _BEFORE = "weights-before"  # slot of a checkpoint that holds the weights of the step before (2BW)
 
 

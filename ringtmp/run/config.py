@@ -145,10 +145,11 @@ class RunConfig(BaseModel):
         le=1024,
     )
     replicate: int = _field(
-        "Ring",
-        "off, or to how many ranks on its right each rank copies its layers after every update. They then lie in its "
-        "node's memory (/dev/shm) in two versions, and a run that is resumed goes on from there: at most one step is "
-        "lost with a process or, if copies lie on other nodes, with a node",
+        "Surviving",
+        "off, or to how many ranks on its right each rank copies its layers after every update; a server copies its "
+        "part to one other rank. They then lie in its node's memory (/dev/shm) in two versions, and a run that is "
+        "resumed goes on from there: at most one step is lost with a process or, if copies lie on other nodes, with a "
+        "node",
         0,
         ge=0,
     )

@@ -91,7 +91,9 @@ def launch(
         if job and job.folder:
             with suppress(OSError):  # the disk may be what failed
                 text, fatal = f"{type(error).__name__}: {error}", isinstance(error, RunFailure)
-                job.folder.set_status("failed", rank=comm.rank, error=text, fatal=fatal)
+                # An error of MPI's is most often what another rank's end looks like from here.
+                told = "mpi4py" in type(error).__module__
+                job.folder.set_status("failed", rank=comm.rank, error=text, fatal=fatal, mpi=told)
         if comm.size == 1:  # on several ranks the job ends
             free()
         raise

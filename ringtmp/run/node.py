@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,11 +38,21 @@ _FIXED = struct.Struct("<8sqq")
 _TEXT = 64  # where the description begins
 _LINE = 64
 _FLAT = "flat"  # name of the parameters among a layer's arrays
+GENERATION = 1000  # of copies, for each launch: within one there is room for changes of membership
+
+
+class Part(NamedTuple):
+    """The numbers `start`...`stop` - 1 of a layer that has `whole` of them."""
+
+    layer: int
+    start: int
+    stop: int
+    whole: int
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a copy holds: a stage's layers, and the arrays of each.
+    """What a copy holds: a stage's layers, or parts of layers as servers have them, and the arrays of each.
 
     Attributes
     ----------
@@ -51,7 +61,7 @@ class Shape:
     stage, owner : int
         Number of the stage along the chain, and the rank that trains it.
     layers, counts : tuple of int
-        Index and number of parameters of each layer.
+        Index and number of parameters of each layer, or part of one.
     tables : tuple of dict
         What each layer is.
     total : int
@@ -59,6 +69,8 @@ class Shape:
     slots : tuple of str
         Of the optimizer.
     dtype : str
+    starts, wholes : tuple of int
+        Where there are parts: the first number of each, and how many its layer has.
     """
 
     generation: int
@@ -70,6 +82,8 @@ class Shape:
     total: int
     slots: tuple[str, ...]
     dtype: str
+    starts: tuple[int, ...] = ()
+    wholes: tuple[int, ...] = ()
 
     def text(self) -> bytes:
         """As stored."""
@@ -83,6 +97,13 @@ class Shape:
             if isinstance(value, list):
                 values[key] = tuple(value)
         return cls(**values)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What it holds, in the order of its places."""
+        starts, wholes = self.starts or (0,) * len(self.layers), self.wholes or self.counts
+        each = zip(self.layers, starts, self.counts, wholes, strict=True)
+        return tuple(Part(layer, start, start + count, whole) for layer, start, count, whole in each)
 
     def places(self) -> list[dict[str, tuple[int, int]]]:
         """For each layer, start (bytes after the checksums' start) and size (bytes) of each array."""
@@ -207,6 +228,12 @@ class Held:
     layers: tuple[int, ...]
     tables: tuple[dict[str, Any], ...]
     total: int
+    parts: tuple[Part, ...] = ()  # of which layers; none: all of each
+    slots: tuple[str, ...] = ()
+
+    def pieces(self) -> tuple[Part, ...]:
+        """What it holds of which layers."""
+        return self.parts or tuple(Part(layer, 0, 0, 0) for layer in self.layers)
 
 
 class NodeMemory:
@@ -247,7 +274,8 @@ class NodeMemory:
                     continue
                 if copy.sound():
                     shape = copy.shape
-                    found.append(Held(str(path), shape.generation, copy.step, shape.layers, shape.tables, shape.total))
+                    what = (shape.layers, shape.tables, shape.total, shape.parts, shape.slots)
+                    found.append(Held(str(path), shape.generation, copy.step, *what))
                 else:
                     faults.append(f"{path}: contents do not match their checksum")
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -285,24 +313,34 @@ def node_name(rank: int | None = None) -> str:
     return names[rank] if rank < len(names) and names[rank] else socket.gethostname()
 
 
-def newest(held: Iterable[tuple[int, Held]], layers: int) -> tuple[int, int, dict[int, tuple[int, str]]] | None:
-    """Generation and step of the newest step of which all layers are held, and for each layer by which rank and where.
+def covered(parts: Iterable[Part]) -> set[int]:
+    """Layers of which every number is in one of these parts, which have no number in common."""
+    found: dict[int, int] = {}
+    wholes: dict[int, int] = {}
+    for part in set(parts):
+        found[part.layer] = found.get(part.layer, 0) + part.stop - part.start
+        wholes[part.layer] = part.whole
+    return {layer for layer, count in found.items() if count == wholes[layer]}
+
+
+def newest(held: Iterable[tuple[int, Held]], layers: int) -> tuple[int, int, dict[Part, tuple[int, str]]] | None:
+    """Generation and step of the newest step of which all layers are held, and for each part by which rank and where.
 
     None if there is none. A later generation comes first, even with an earlier step: what an earlier one still holds
     was given up. Copies of different generations are never put together.
     """
-    sets: dict[tuple[int, int], dict[int, tuple[int, str]]] = {}
+    sets: dict[tuple[int, int], dict[Part, tuple[int, str]]] = {}
     for rank, copy in held:
         where = sets.setdefault((copy.generation, copy.step), {})
-        for layer in copy.layers:
-            where.setdefault(layer, (rank, copy.path))
-    whole = [key for key, where in sets.items() if len(where) == layers]
+        for part in copy.pieces():
+            where.setdefault(part, (rank, copy.path))
+    whole = [key for key, where in sets.items() if len(covered(where)) == layers]
     if not whole:
         return None
     return *max(whole), sets[max(whole)]
 
 
-def arrays_of(path: str, layer: int) -> tuple[Array, dict[str, Array]]:
-    """Parameters and slots (views) of a layer of the chain in a copy."""
+def arrays_of(path: str, part: Part) -> tuple[Array, dict[str, Array]]:
+    """Parameters and slots (views) of a layer of the chain, or a part of one, in a copy."""
     copy = Copy(Path(path))
-    return copy.arrays(copy.shape.layers.index(layer))
+    return copy.arrays(copy.shape.parts.index(part))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.run.mpi import agreed
-from ringtmp.run.node import Held, NodeMemory, Shape, arrays_of, newest, node_name
+from ringtmp.run.node import Held, NodeMemory, Part, Shape, arrays_of, covered, newest, node_name
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -27,18 +27,21 @@ class Recalled:
     ----------
     generation, step : int
     where : dict
-        By layer: the rank that can read it, and the copy's path there.
+        By layer, or part of one: the rank that can read it, and the copy's path there.
     tables : list of dict
         What each layer is.
     newest : int
         The newest step that some rank had made.
+    slots : tuple of str
+        Of the optimizer that was there: what lies beside the parameters.
     """
 
     generation: int
     step: int
-    where: dict[int, tuple[int, str]]
+    where: dict[Part, tuple[int, str]]
     tables: list[dict[str, Any]]
     newest: int
+    slots: tuple[str, ...] = ()
 
 
 def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
@@ -66,13 +69,14 @@ def _newest(held: list[tuple[int, Held]], notes: list[str]) -> Recalled | None:
     best = newest(held, layers)
     if best is None:
         last = max((copy.generation, copy.step) for _, copy in held)
-        there = {index for _, copy in held if (copy.generation, copy.step) == last for index in copy.layers}
+        there = covered(part for _, copy in held if (copy.generation, copy.step) == last for part in copy.pieces())
         gone = ", ".join(str(index) for index in range(layers) if index not in there)
         notes.append(
             f"no step is whole in the memory of the nodes that are left: layers {gone} of step {last[1]} are lost"
         )
         return None
-    return Recalled(*best, [tables[n] for n in range(layers)], max(copy.step for _, copy in held))
+    slots = next(copy.slots for _, copy in held if (copy.generation, copy.step) == best[:2])
+    return Recalled(*best, [tables[n] for n in range(layers)], max(copy.step for _, copy in held), slots)
 
 
 def fetch(
@@ -91,13 +95,14 @@ def fetch(
         Flat parameters and slots of a layer of this rank, to be filled in.
     """
     rank = comm.rank
-    for index, (holder, path) in sorted(recalled.where.items()):
-        owner = owners[index]
+    for part, (holder, path) in sorted(recalled.where.items()):
+        owner = owners[part.layer]
         if rank not in (holder, owner):
             continue
-        held = _listed(arrays_of(path, index)) if rank == holder else []
+        held = _listed(arrays_of(path, part), recalled.slots) if rank == holder else []
         if rank == owner:
-            for number, into in enumerate(_listed(mine(index))):
+            for number, whole in enumerate(_listed(mine(part.layer), recalled.slots)):
+                into = whole[part.start : part.stop]
                 if holder == owner:
                     into[...] = held[number]
                 else:
@@ -107,15 +112,15 @@ def fetch(
                 comm.Send(array, owner, number)
 
 
-def _listed(arrays: tuple[Array, dict[str, Array]]) -> list[Array]:
-    return [arrays[0], *arrays[1].values()]
+def _listed(arrays: tuple[Array, dict[str, Array]], slots: Sequence[str]) -> list[Array]:
+    return [arrays[0], *(arrays[1][name] for name in slots)]
 
 
 def shape_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype: str, **what: int) -> Shape:
     """What a copy of layers `first` ... `last` - 1 holds; `what`: generation, stage, owner."""
     layers = range(first, last)
     return Shape(
-        **what, layers=tuple(layers), counts=tuple(model.layers[n].count for n in layers),
+        what["generation"], what["stage"], what["owner"], layers=tuple(layers), counts=tuple(model.layers[n].count for n in layers),
         tables=tuple(model.layers[n].to_dict() for n in layers), total=len(model.layers), slots=tuple(slots),
         dtype=dtype,
     )  # fmt: skip

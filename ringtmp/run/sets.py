@@ -109,10 +109,7 @@ class Sets:
         with self.recorder.timed("checkpoint", step):
             self.writer.wait(self.meanwhile)
             self.snapshot.take(layers)
-        records = self.snapshot.records()
-        if self.probe:
-            records = self._watched(self.probe, step, records)
-        self.hand_over(step, records, time.perf_counter() - begin)
+        self.hand_over(step, self.snapshot.records(), time.perf_counter() - begin)
 
     def _watched(self, probe: Probe, step: int, records: Iterable[LayerRecord]) -> Iterator[LayerRecord]:
         """The records, with a word before each: this is where a fault may be wanted."""
@@ -124,6 +121,8 @@ class Sets:
         """Have a part written from arrays that nobody changes until that is done. `cost`: seconds it took so far."""
         assert self.job.folder
         root = self.job.folder.checkpoints
+        if self.probe:
+            records = self._watched(self.probe, step, records)
         self._begin(step, partial(checkpoint.write_part, root, step, self.rank, records), cost)
 
     def fail(self, step: int, why: str) -> None:

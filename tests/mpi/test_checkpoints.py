@@ -69,7 +69,9 @@ def test_sets_by_the_clock(comm, shared_path, slow, train):
     layout = {"colocate": True} if train is ps.train else {}
     settings = SMALL | layout | {"steps": 60}
     result = train(comm=comm, **settings, mtbf=0.5, delay=0.0005, out=str(shared_path), name="run")
-    begun = [step for step, _ in slow]
+    every = comm.allgather([step for step, _ in slow])
+    begun = max(every, key=len)
+    assert all(mine == begun or (not mine and train is ps.train) for mine in every)  # some servers have no layer's home
     assert begun == sorted({*begun})
     assert begun[-1] == 60
     assert 11 <= begun[0] <= 20 or comm.size > 3  # ten steps, and two or so until the order is everywhere
@@ -110,7 +112,7 @@ def test_a_late_order(comm, shared_path, slow, train, monkeypatch, capfd):
     meet(comm)
     folder = shared_path / "run" / "checkpoints"
     assert (result.step, result.saved) == (60, True)
-    if late:
+    if late and slow:  # of 8 servers the last one may be no layer's home, and writes nothing
         assert late[0] not in [step for step, _ in slow]
         assert f"could not write its checkpoint of step {late[0]}: it was ordered too late" in capfd.readouterr().err
     assert len(checkpoint.committed(folder)) == 2
