@@ -21,12 +21,13 @@ from typing import Any, NoReturn
 from ringtmp.errors import UserError
 from ringtmp.run import ulfm
 from ringtmp.run.folder import RunFolder
-from ringtmp.run.jobs import End, Launched
+from ringtmp.run.launched import End, Launched
 from ringtmp.run.standby import STANDBY, give, live
 from ringtmp.run.story import SUPERVISED
 
 AGAIN = 75  # exit status (EX_TEMPFAIL): the run is to go on later, as after SIGUSR1 to the supervisor
 _PROGRAMS = {"ringtmp.train": "Server", "ps.train": "Ring"}
+_PROBE = 60.0  # seconds that a probe may take
 _MOST_WAIT = 60.0  # seconds between two starts, whatever went before
 
 
@@ -105,7 +106,7 @@ class Supervisor:
         self.words, self.module, self.flags, values = _program(options.program)
         if options.ranks < 1:
             raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
-        self.hosts = _hosts(options.hosts, options.ranks) if options.hosts else []
+        self.hosts = _hosts(options.hosts) if options.hosts else []
         self.folder = _place(values, self.flags)
         self.flags += _replicate(self.module, values, self.folder.config() if self._begun() else {})
         self.signal = 0  # that this process got
@@ -116,6 +117,7 @@ class Supervisor:
         self.names: list[str] = []  # hosts of the ranks of the launch that runs
         self.waiting = self.folder.path / ".standby"
         self.spare: Launched | None = None  # a job that stands by
+        self.ended: Launched | None = None  # the last one
         self.recruited, self.order = 0, self.waiting
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
@@ -132,9 +134,10 @@ class Supervisor:
                 if self.signal:
                     return self._stopped()
                 before, job = self._step(), self._start(names, cause)
+                self._sweep()
                 end = self._watch(job)
                 job.clear()
-                ended = time.time()
+                self.ended, ended = job, time.time()
                 status = self.folder.status() if self._begun() else {}
                 status = status if status.get("time", 0) >= job.started else {}
                 verdict = self._verdict(end, status)
@@ -145,6 +148,7 @@ class Supervisor:
                 self.joining = False
         finally:
             self._dismiss()
+            self._sweep()
             shutil.rmtree(self.waiting, ignore_errors=True)
 
     def _start(self, names: list[str], cause: dict[str, Any]) -> Launched:
@@ -174,7 +178,7 @@ class Supervisor:
                 look = time.time() + self.options.probe_every
                 if len(self._probe()) > len(self.names):
                     self.joining = True
-                    job.tell(signal.SIGUSR1)
+                    job.tell(signal.SIGTERM)
             if self._begun():
                 live(self.waiting)
                 if self.options.standby == "on" and not self.spare and self._step() > begun:
@@ -190,6 +194,12 @@ class Supervisor:
         if self.spare:
             self.spare.clear()
             self.spare = None
+
+    def _sweep(self) -> None:
+        """Tidy up after the last job, once the next one is on its way."""
+        if self.ended:
+            self.ended.sweep()
+            self.ended = None
 
     # ---- what to start, and where -------------------------------------------------------------------------------
 
@@ -207,8 +217,7 @@ class Supervisor:
     def _probe(self) -> list[str]:
         """A host for each rank that there is room for now; empty names where there is one machine only."""
         if self.options.probe:
-            done = subprocess.run(self.options.probe, shell=True, capture_output=True, text=True, timeout=60)
-            found = _hosts(",".join(done.stdout.split()), self.options.ranks)
+            found = _hosts(",".join(_output(self.options.probe).split()))
         elif self.hosts and not self.options.emulate:
             reached = {host for host in dict.fromkeys(self.hosts) if _reach(host)}
             found = [host for host in self.hosts if host in reached]
@@ -250,14 +259,12 @@ class Supervisor:
         state = status.get("state")
         if state == "finished":
             return 0 if status.get("saved", True) else 1
-        if state == "stopped" and not self._leaves(status):
-            return self._stopped(status.get("signal", 0))
+        if state == "stopped":
+            return None if self._leaves(status) else self._stopped(status.get("signal", 0))
         if self.signal:
             return self._stopped()
         if end.status == 2 and not state:
             return 2  # bad input has been told by the job
-        if state == "stopped":
-            return None
         self.restarts += 1
         if self.restarts > self.options.max_restarts:
             _say(f"given up after {self.options.max_restarts} restarts (--max-restarts); {self._go_on()}")
@@ -268,7 +275,8 @@ class Supervisor:
         return None
 
     def _leaves(self, status: dict[str, Any]) -> bool:
-        return status.get("signal") == signal.SIGUSR1 and not self.signal
+        """Whether the job has stopped only to go on elsewhere."""
+        return not self.signal and (self.joining or bool(status.get("leavers")))
 
     def _stopped(self, number: int = 0) -> int:
         number = self.signal or number
@@ -297,7 +305,8 @@ class Supervisor:
         else:
             what = f"the job has ended, status {end.status}"
         _say(f"{what}; the job was cleared away in {ended - end.noticed:.2f} s; starting again")
-        return {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
+        told = {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
+        return told | ({"stopped": status["step"]} if status.get("state") == "stopped" else {})
 
     def _back_off(self, fruitful: bool) -> None:
         self.fruitless = 0 if fruitful else self.fruitless + 1
@@ -385,7 +394,16 @@ def _without(flags: list[str], *names: str) -> list[str]:
     return left
 
 
-def _hosts(text: str, ranks: int) -> list[str]:
+def _output(command: str) -> str:
+    """What a probe prints; nothing if it takes too long."""
+    try:
+        return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=_PROBE).stdout
+    except subprocess.TimeoutExpired:
+        _say(f"the probe was given up after {_PROBE:g} s: {command}")
+        return ""
+
+
+def _hosts(text: str) -> list[str]:
     """A host for each rank, from `a,b:4`."""
     names: list[str] = []
     for word in filter(None, text.split(",")):

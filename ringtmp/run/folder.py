@@ -140,8 +140,18 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def lock(folder: RunFolder) -> IO[str]:
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock(folder: RunFolder, patience: float = 0.0) -> IO[str]:
     """Keep other jobs from writing to a run folder for as long as what is returned stays open.
+
+    `patience`: seconds to wait for another job's end, as of one whose rank 0 was cut off and has yet to notice.
 
     Raises
     ------
@@ -151,13 +161,16 @@ def lock(folder: RunFolder) -> IO[str]:
         It cannot be written to.
     """
     file = (folder.path / ".lock").open("a")
+    until = time.monotonic() + patience
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        holder = folder.status()
-        where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        raise UserError(f"resume: {folder.path} is being written by another job ({where})") from None
+        while not _locked(file):
+            if time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            file.close()
+            holder = folder.status()
+            where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+            raise UserError(f"resume: {folder.path} is being written by another job ({where})")
     except OSError:
         pass  # a file system without locks
     return file

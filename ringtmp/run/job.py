@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # What a checkpoint fixes: with another value its weights, slots or place in the data order would mean something else.
 _FIXED = ("data", "dtype", "optimizer", "seed", "batch_size", "test_fraction", "normalise", "loss")
 
+_LOCK = 120.0  # seconds that a job which goes on after a failure waits for what is left of the one before
+
 # Settings that a later value of another one puts out of force.
 _INSTEAD = {
     "steps": ("epochs",), "epochs": ("steps",), "mtbf": ("checkpoint_every",), "checkpoint_every": ("mtbf",),
@@ -336,7 +338,7 @@ def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
 
     def begin() -> int:
         try:
-            job.lock = lock(folder)
+            job.lock = lock(folder, _LOCK if supervised() else 0.0)
             if not new:
                 checkpoint.clear(folder.checkpoints)
                 store_config(folder, job.config)

@@ -32,6 +32,7 @@ from ringtmp.run.trace import Recorder, clock, environment, peak_memory
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
 
+_SIGNAL = 0.2  # seconds that a launcher may take to pass a signal on to all ranks
 _PATIENCE = 5.0  # seconds that a launch which has failed gives a checkpoint that is being written
 
 
@@ -116,7 +117,7 @@ def _heal(
                 story.mark("agree")
             current = trainer(circle.comm, circle.comm, circle.comm, job, True, show, stop_request, story)
             result = current.run()
-            if not result.leavers or len(result.leavers) == current.size:
+            if not result.leavers:
                 return result
             circle.part(result.leavers)
         except Exception as error:
@@ -269,7 +270,7 @@ class Launch(ABC):
             self.sets.close(_PATIENCE)
             raise
         result = self._end()
-        goes_on = result.signal == signal.SIGUSR1 and (supervised() or result.leavers)
+        goes_on = result.leavers and (supervised() or ulfm.available())
         if result.saved and not goes_on:
             self.released()
         return result
@@ -279,7 +280,8 @@ class Launch(ABC):
         self.story.mark("redo")
         if self.story.cause and self.reporter:
             recalled = self.job.recalled
-            again = recalled.newest - recalled.step if recalled else -1
+            newest = recalled.newest if recalled else self.story.cause.get("stopped", -1)
+            again = max(newest - self.job.start, 0) if newest >= 0 else -1
             self.reporter.say(self.story.told(self.job.start, again))
             self.recorder.note({"recovery": self.story.facts(self.job.start, again)})
 
@@ -347,29 +349,37 @@ class Launch(ABC):
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
         digests = {record.name: _digest(record.parameters) for record in records}
         mine = {"rank": self.rank, **self.row(), "parts": self.recorder.parts(), "memory": peak_memory(),
-                "digests": digests, "signal": self.stop_request()}  # fmt: skip
+                "digests": digests}  # fmt: skip
         ranks = self.comm.allgather(mine)
         every = dict(sorted(pair for row in ranks for pair in row.pop("digests").items()))
         sha256 = hashlib.sha256("".join(every.values()).encode()).hexdigest()
         state = "finished" if step == self.table.total else "stopped"
         stop = self.comm.bcast(self.stop_signal) if state == "stopped" else 0
+        leavers = self._leavers() if state == "stopped" else []
         if self.reporter:
-            self._tell(ranks, state, stop, step, sha256, saved)
+            self._tell(ranks, state, stop, step, sha256, saved, leavers)
         layers = {record.name: record.parameters for record in records}
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
         everyone = ranks if self.rank == 0 else []
-        leavers = [rank for rank, _, _ in self._leavers(ranks)] if state == "stopped" else []
         return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, leavers, self.parent)
 
-    def _tell(self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool) -> None:
+    def _tell(
+        self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool,
+        leavers: list[int],
+    ) -> None:  # fmt: skip
         reporter, job = self.reporter, self.job
         assert reporter
         reporter.close()
         if job.folder:
             with suppress(OSError):  # a full disk: what could not be saved has been told already
                 job.folder.set_status(
-                    state, step=step, signal=stop, sha256=sha256, saved=saved, leavers=self._leavers(ranks)
+                    state,
+                    step=step,
+                    signal=stop,
+                    sha256=sha256,
+                    saved=saved,
+                    leavers=[(rank, self.places[rank][0], self.nodes[rank]) for rank in leavers],
                 )
         if not self.show:
             return
@@ -387,10 +397,12 @@ class Launch(ABC):
         if state == "stopped" and saved and job.folder:
             reporter.say(f"go on with: --resume {job.folder.path}")
 
-    def _leavers(self, ranks: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
-        """Rank, host and node of those that were told to leave; none if all were."""
-        told = [row["rank"] for row in ranks if row["signal"] == signal.SIGUSR1]
-        return [(rank, self.places[rank][0], self.nodes[rank]) for rank in told] if len(told) < self.size else []
+    def _leavers(self) -> list[int]:
+        """Ranks that were told to leave; none if all were. Collective."""
+        if signal.SIGUSR1 in self.comm.allgather(self.stop_request()):
+            time.sleep(_SIGNAL)  # one that is for all does not reach all at the same time
+        told = [number == signal.SIGUSR1 for number in self.comm.allgather(self.stop_request())]
+        return [] if all(told) else [rank for rank in range(self.size) if told[rank]]
 
 
 def _digest(arrays: dict[str, Array]) -> str:

@@ -15,7 +15,6 @@ from conftest import MPIRUN, ROOT
 
 from ringtmp.run import probe
 from ringtmp.run.mpi import runs
-from ringtmp.run.ulfm import SETTINGS
 
 sys.path.insert(0, str(ROOT))
 
@@ -65,8 +64,9 @@ def undisturbed(tmp_path_factory) -> str:
 
 def ring(folder: Path, ranks: int, *more: str) -> Struck:
     """A ring with a node for each rank, of which any may be struck."""
-    env = OPEN_MPI | SETTINGS | ONE_THREAD | {"RINGTMP_NODES": ",".join("abcdefgh"[:ranks])}
-    return Struck(folder, ranks, [FOUND[0], "-n", str(ranks), FOUND[1], "-m", "ringtmp.train", *FLAGS, *more], env)
+    env = OPEN_MPI | ONE_THREAD | {"RINGTMP_NODES": ",".join("abcdefgh"[:ranks])}
+    launcher = [FOUND[0], "--with-ft", "ulfm", "-n", str(ranks)]
+    return Struck(folder, ranks, [*launcher, FOUND[1], "-m", "ringtmp.train", *FLAGS, *more], env)
 
 
 def well(job: Struck, undisturbed: str, losses: int, again: int = 1) -> None:

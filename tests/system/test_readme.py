@@ -22,7 +22,8 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 
 # A cluster's commands, stood in for by what shows that they were called rightly: srun starts real ranks.
 STAND_INS = {
-    "sbatch": 'while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && export SLURM_NTASKS=${1#*=}; '
+    "sbatch": 'export SLURM_JOB_NAME=job SLURM_JOB_ID=1; '
+              'while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && export SLURM_NTASKS=${1#*=}; '
               '[[ $1 == --export=* ]] && for v in ${1#*=}; do IFS=, read -ra set <<< "$v"; for s in "${set[@]}"; do '
               '[[ $s == *=* ]] && export "$s"; done; done; shift; done; script=$1; shift; exec bash "$script" "$@"',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$REAL_MPIRUN" -n 2 "$@"',

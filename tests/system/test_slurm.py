@@ -33,8 +33,8 @@ def until(condition, log: Path, seconds: float = 60) -> None:
 def test_a_job_survives_a_kill_and_is_queued_again(tmp_path_factory, tmp_path, monkeypatch):
     """A rank is killed: made good within the job. The job is told that its time is up: it queues itself, and ends."""
     monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(tmp_path / "memory"))
-    flags = ["--model", "mlp:64-48x6-10", "--steps", "250", "--batch-size", "32", "--micro-batches", "4", "--pace", "0.05",
-             "--data", "digits"]  # fmt: skip
+    flags = ["--model", "mlp:64-48x6-10", "--steps", "250", "--batch-size", "32", "--micro-batches", "4",
+             "--pace", "0.05"]  # fmt: skip
     with Slurm(tmp_path_factory.mktemp("s"), nodes=2, cpus=2) as slurm:
         job = slurm.submit(
             str(ROOT / "jobs/slurm/supervise.sbatch"), flags, {"PYTHON": sys.executable, "LAUNCH": MPIRUN},

@@ -59,7 +59,7 @@ class Launched:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], heals: bool = False) -> None:
         self.heals = heals
-        self.before = _segments()
+        self.before, self.left = _segments(), set[Path]()
         self.started = time.time()
         # A session of its own: Ctrl-C reaches the supervisor alone, which tells the job.
         self.process = subprocess.Popen(
@@ -124,7 +124,7 @@ class Launched:
                     self.ranks[rank] = os.pidfd_open(pid)
 
     def clear(self) -> None:
-        """Kill what is left of it on this host, and remove what its MPI left in shared memory."""
+        """Kill what is left of it on this host."""
         for handle in self.ranks.values():
             with suppress(OSError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -134,7 +134,11 @@ class Launched:
             with suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        _remove_segments(self.before)
+        self.left = _segments() - self.before
+
+    def sweep(self) -> None:
+        """Remove what its MPI has left in shared memory, as a killed one does; after `clear`, when there is time."""
+        _remove(self.left)
 
 
 def _segments() -> set[Path]:
@@ -148,15 +152,12 @@ def _segments() -> set[Path]:
     return found
 
 
-def _remove_segments(before: set[Path]) -> None:
-    """Remove segments that came after those `before`, if no process has them mapped: a killed job leaves them."""
-    new = _segments() - before
-    if not new:
-        return
+def _remove(segments: set[Path]) -> None:
+    """Remove those that no process has mapped."""
     mapped = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+    for maps in Path("/proc").glob("[0-9]*/maps") if segments else ():
         with suppress(OSError):
             text = maps.read_text()
-            mapped |= {path for path in new if str(path) in text}
-    for path in new - mapped:
+            mapped |= {path for path in segments if str(path) in text}
+    for path in segments - mapped:
         path.unlink(missing_ok=True)
