@@ -32,10 +32,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints clean
+.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints bench-replication soak experiment-survive clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints, make bench-replication, make soak, make experiment-survive"
 
 setup: $(READY)
 
@@ -95,6 +95,19 @@ bench-ps: $(READY)
 # Training with a checkpoint set every second beside training without, on 1 and 2 ranks.
 bench-checkpoints: $(READY)
 	$(BIN)/python -m jobs.bench.checkpoints $(ARGS)
+
+# Training with copies of every update beside training without: on one node, on several, on emulated ones.
+bench-replication: $(READY)
+	$(BIN)/python -m jobs.bench.replication $(ARGS)
+
+# 204 SIGKILLs: every rank in every phase on 3, 4 and 5 ranks; ten minutes.
+soak: $(READY)
+	MPIRUN=$(MPIRUN) $(BIN)/python tests/soak/kills.py $(ARGS)
+
+# Recovery time, throughput after a loss, efficiency under failures, outcomes by role and fault; an hour and a half.
+# ARGS=--quick: three minutes on a quiet machine, and nothing is written.
+experiment-survive: $(READY)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m jobs.experiments.survive $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs

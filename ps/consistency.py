@@ -26,6 +26,10 @@ class VectorClock:
         """A worker is gone."""
         self.ticks.pop(worker, None)
 
+    def join(self, worker: int, steps: int) -> None:
+        """A worker is back, as if it had pushed all steps before `steps`."""
+        self.ticks[worker] = steps
+
     def least(self) -> int:
         """Steps that all have pushed."""
         return min(self.ticks.values())

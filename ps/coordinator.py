@@ -39,19 +39,21 @@ class Coordinator:
     places : sequence of tuple
         Host and process number of each rank.
     batch_size, test_samples : int
-    start, period : int
-        Steps made before; steps between two exchanges.
+    start, period, total : int
+        Steps made before; steps between two exchanges; steps of the run.
     """
 
     def __init__(
         self, letters: Post, shares: Shares, ranks: Sequence[int], writers: Sequence[int], home: Home,
-        places: Sequence[tuple[str, int]], *, batch_size: int, test_samples: int, start: int, period: int,
+        places: Sequence[tuple[str, int]], *, batch_size: int, test_samples: int, start: int, period: int, total: int,
     ) -> None:  # fmt: skip
         self.post, self.shares, self.ranks, self.home, self.places = letters, shares, ranks, home, places
         self.batch_size, self.test_samples, self.period = batch_size, test_samples, period
         self.writers = writers
         self.alive = set(shares.workers)
         self.lost: set[int] = set()  # their processes take no part in the end
+        self.generation = 0  # workers that have come back
+        self.end = total  # steps that are made
         self.stop_signal = 0
         self.begun = start  # newest step that anybody has begun
         self.next = start  # first step that is not reported
@@ -67,16 +69,20 @@ class Coordinator:
         letters.on(post.SAVED, self._saved)
         letters.on(post.END, self._ended)
         letters.on(post.ASK, self._asked)
-        letters.on(post.LEAVE, lambda worker, message: self.drop(worker, "has failed", lost=False))
+        letters.on(post.BACK, self._back)
+        letters.on(post.LEAVE, lambda worker, message: self.drop(worker, "has failed", post.FAILED))
 
     # ---- reports ------------------------------------------------------------------------------------------------
 
     def _begun(self, worker: int, message: Message) -> None:
-        self.begun = max(self.begun, int(message[1]))
+        if worker in self.alive:
+            self.begun = max(self.begun, int(message[1]))
 
     def _done(self, worker: int, message: Message) -> None:
         _, number, loss, correct, samples, waited, gone, *_ = message
         step = int(number)
+        if worker not in self.alive:
+            return  # it was sent before the worker was dropped, and is made by others
         self.begun, self.newest[worker] = max(self.begun, step), step
         self.done.setdefault(step, {})[worker] = loss, correct, samples
         self.shares_of_time[worker] = waited, gone
@@ -106,6 +112,8 @@ class Coordinator:
 
     def _tested(self, worker: int, message: Message) -> None:
         step = int(message[1])
+        if worker not in self.alive:
+            return
         self.tests.setdefault(step, {})[worker] = message[2:5]
         self._report_tests()
 
@@ -140,19 +148,20 @@ class Coordinator:
         """Have a set written, if one is wanted, after the first step with an exchange that nobody can have made."""
         step = -(-(self._safe() + 1) // self.period) * self.period
         if not self.stop_signal and self.home.wants_set(step):
-            self.post.tell([rank for rank in self.ranks if rank not in self.lost], post.SET, step)
+            self.post.tell(self.ranks, post.SET, step)
 
     def _asked(self, rank: int, message: Message) -> None:
         if not self.stop_signal:
-            self.stop_signal = int(message[1])
-            self.post.tell(self.ranks, post.STOP, self._safe(), self.stop_signal)
+            self.stop_signal, step = int(message[1]), self._safe()
+            self.end = min(self.end, step)
+            self.post.tell(self.ranks, post.STOP, step, self.stop_signal)
 
-    def drop(self, worker: int, why: str, lost: bool) -> None:
-        """Go on without a worker; `lost`: its process does not answer."""
+    def drop(self, worker: int, why: str, how: int) -> None:
+        """Go on without a worker; `how` it was lost, as in `DROP`."""
         if worker not in self.alive:
             return
         self.alive.discard(worker)
-        if lost:
+        if how != post.FAILED:
             self.lost.add(worker)
         host, pid = self.places[worker]
         step = self._safe()
@@ -162,12 +171,25 @@ class Coordinator:
         )
         if not self.alive:
             raise RunFailure("no worker is left; the last checkpoint is kept")
-        there = [rank for rank in self.ranks if rank == worker or rank not in self.lost]  # it may yet come back
-        self.post.tell(there, post.DROP, worker, step, float(lost))
-        if lost:
-            self.post.cut(worker)
+        self.post.tell(self.ranks, post.DROP, worker, step, how)  # those who are silent too: they may yet come back
         self._report()
         self._report_tests()
+
+    def _back(self, worker: int, message: Message) -> None:
+        """A worker that was silent is there again: give it a share from a step on that nobody can have begun."""
+        step = -(-self._safe() // self.period) * self.period
+        if worker not in self.lost or step >= self.end:
+            return  # at the end it is too late
+        self.lost.discard(worker)
+        self.alive.add(worker)
+        self.newest[worker] = step - 1
+        self.generation += 1
+        host, pid = self.places[worker]
+        self.home.say(
+            f"rank {worker} on {host} (process {pid}) is back and is taken in again; {len(self.alive)} "
+            f"worker{'s' * (len(self.alive) != 1)} share the batches from step {step} on"
+        )
+        self.post.tell(self.ranks, post.JOIN, worker, step, message[1], self.generation)
 
     def look(self, silent: Sequence[int], limit: float) -> None:
         """Drop workers whose process is gone, and those that have been silent for too long (`limit` seconds)."""
@@ -175,9 +197,9 @@ class Coordinator:
         for worker in tuple(self.alive):
             host, pid = self.places[worker]
             if worker and host == here and not runs(pid):
-                self.drop(worker, "was killed", lost=True)
+                self.drop(worker, "was killed", post.KILLED)
         for worker in silent:
-            self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", lost=True)
+            self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", post.SILENT)
 
     def finished(self) -> bool:
         """Every worker has its last weights, and all reports are in."""
@@ -186,7 +208,7 @@ class Coordinator:
 
     def over(self) -> None:
         """Every worker has ended: tell all."""
-        self.post.tell([rank for rank in self.ranks if rank not in self.lost], post.OVER)
+        self.post.tell(self.ranks, post.OVER)
 
     def fence(self) -> None:
         """Kill what is left of lost workers on this host: they may only sleep, and the launcher waits for them."""

@@ -42,6 +42,7 @@ class Departures:
         self._flying: list[tuple[Any, int, int, int, int]] = []  # request, rank, key range, mark, since when
         self._count = dict.fromkeys(self._queues, 0)  # under way
         self._slow = dict.fromkeys(self._queues, False)  # whether the last one took long
+        self._silent: set[int] = set()
 
     def add(self, peer: int, number: int, step: int) -> None:
         """Let a message leave with one of the next `poll`s."""
@@ -78,11 +79,20 @@ class Departures:
                 self._flying[at][0].Wait()
                 self._left(at)
 
-    def forget(self, peer: int) -> None:
-        """A rank is gone: what is under way to it may never end, and is not gone for anybody."""
+    def forget(self, peer: int, gone: bool = False) -> None:
+        """A rank does not answer: nothing more leaves for it, and nobody waits for what is under way to it.
+
+        Its buffer stays busy; for ever if the rank is `gone`.
+        """
         self._queues[peer].clear()
-        self._flying = [flight for flight in self._flying if flight[1] != peer]
+        self._silent.add(peer)
+        if gone:
+            self._flying = [flight for flight in self._flying if flight[1] != peer]
+
+    def remember(self, peer: int) -> None:
+        """It answers again."""
+        self._silent.discard(peer)
 
     def idle(self) -> bool:
-        """Whether all has left."""
-        return not self._flying and not any(self._queues.values())
+        """Whether all has left, but for those who do not answer."""
+        return not any(self._queues.values()) and all(flight[1] in self._silent for flight in self._flying)

@@ -95,17 +95,21 @@ class ServerLink:
     share : callable or None
         With local steps: what a worker's difference counts for, from its samples. What is pushed is then not a gradient
         but how far its own steps have led from the weights that came last.
+    generation : callable
+        How many workers have come back by a step.
     """
 
     def __init__(
         self, comm: "Intracomm", parameters: Parameters, filtered: Filter, letters: Post, recorder: Recorder,
         local: Server | None, share: Callable[[int], float] | None = None,
+        generation: Callable[[int], int] = lambda step: 0,
     ) -> None:  # fmt: skip
         from mpi4py import MPI
 
         self.rank, self.parameters, self.filter = comm.rank, parameters, filtered
         self.post, self.recorder = letters, recorder
-        self.local, self.share = local, share
+        self.local, self.share, self.generation = local, share, generation
+        self.pushes_made = 0  # of each range
         self.testsome = MPI.Prequest.Testsome
         ranges = parameters.ranges
         self.servers = sorted({keys.server for keys in ranges})
@@ -147,7 +151,7 @@ class ServerLink:
         if self.share:
             self.factor = self.share(samples)
         self.left = self.parameters.layers.copy()
-        self.post.tell(self.servers, post.BEGIN, step, samples)
+        self.post.tell(self.servers, post.BEGIN, step, samples, self.generation(step))
         if self.local is not None:
             self.post.poll()  # the own server knows before the first gradient
 
@@ -157,6 +161,8 @@ class ServerLink:
             if not self.left[number]:
                 self._push(number)
         self.departures.poll()
+        if not any(self.left):
+            self.pushes_made += 1
 
     def _push(self, number: int) -> None:
         """A whole range exists: to its server's queue, or to that server itself."""
@@ -176,6 +182,19 @@ class ServerLink:
             self.filter.pack(number, dense, self.wires[number])
         self.pulls[number].Start()
         self.departures.add(server, number, self.step)
+
+    def ask(self, step: int, generation: int) -> None:
+        """Have all weights sent anew, as if `step` had been made: pushes of no samples, whose contents do not count.
+
+        Nothing may be under way.
+        """
+        self.step = step
+        self.post.tell(self.servers, post.BEGIN, step, 0, generation)
+        for keys in self.parameters.ranges:
+            self.here[keys.number], self.pushed[keys.number] = False, step
+            self.pulls[keys.number].Start()
+            self.departures.add(keys.server, keys.number, step)
+        self.pushes_made += 1
 
     def _start(self, server: int, number: int, step: int) -> tuple[Any, int]:
         begin, request = clock(), self.pushes[number]

@@ -15,6 +15,8 @@ from ps.coordinator import Coordinator
 from ps.filters import make_filter
 from ps.keeper import Keeper
 from ps.link import Exchange, Parameters, ServerLink
+from ps.memory import Versions
+from ps.mirror import Incoming, Outgoing
 from ps.post import Message, Post
 from ps.server import Served, Server
 from ps.worker import Dropped, Shares, Worker
@@ -26,6 +28,8 @@ from ringtmp.run.links import Patience
 from ringtmp.run.trace import clock
 
 if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
     from ps.trainer import ServerLaunch
 
 _GLANCE = 500_000_000  # nanoseconds between two looks at who is there
@@ -44,10 +48,17 @@ class Member:
         self.shares = Shares(self.roles.workers)
         self.places = launch.comm.allgather((socket.gethostname(), os.getpid()))
         self.ship = launch.comm.Dup()  # for sets alone
+        self.lanes = launch.comm.Dup() if launch.memory else None  # for versions alone
+        self.incoming: list[Incoming] = []  # versions of other servers
+        self.outgoing: Outgoing | None = None
+        self.joined = -1  # the step from which this worker is taken back
         crowded = launch.crowded()
         self.patience = Patience(crowded)
         self.post = Post(launch.net, self._peers(), self.recorder)
-        heeds = ((post.OVER, self._over), (post.DROP, self._drop), (post.STOP, self._stop), (post.SET, self._set))
+        heeds = (
+            (post.OVER, self._over), (post.DROP, self._drop), (post.JOIN, self._join), (post.STOP, self._stop),
+            (post.SET, self._set), (post.CLEAR, self._clear),
+        )  # fmt: skip
         for kind, heed in heeds:
             self.post.on(kind, heed)
         self.filter = make_filter(self.config.filter, self.job.dtype, self.config.topk)
@@ -57,22 +68,24 @@ class Member:
         self.coordinator: Coordinator | None = None
         if launch.serves:
             self._make_server()
+        if self.lanes:
+            self._make_lanes(self.lanes)
         if self.rank == 0:
             self.coordinator = Coordinator(
                 self.post, self.shares, range(self.size), launch.writers, launch, self.places,
                 batch_size=self.config.batch_size, test_samples=self.job.info.n_test, start=self.job.start,
-                period=self.config.local_steps,
+                period=self.config.local_steps, total=self.end,
             )  # fmt: skip
         if launch.works:
             self._make_worker(crowded)
         self.glanced = clock()
 
     def _peers(self) -> set[int]:
-        """Ranks with which this one has a link: workers and servers, and everybody with rank 0."""
+        """Ranks with which this one has a link: everybody with servers and with rank 0."""
         everybody = {*range(self.size)}
         if self.rank == 0 or (self.launch.serves and self.launch.works):
             return everybody
-        return {0, *(self.roles.workers if self.launch.serves else self.roles.servers)}
+        return {0, *self.roles.servers, *(self.roles.workers if self.launch.serves else ())}
 
     def _make_server(self) -> None:
         launch, config, job = self.launch, self.config, self.job
@@ -84,8 +97,14 @@ class Member:
             rate=(lambda step: 1.0) if local else launch.rate, batch_size=config.batch_size, start=job.start,
             threads=config.threads, paced=launch.paced, nanoseconds=launch.nanoseconds,
         )  # fmt: skip
-        layers = sorted({segment.layer for keys in mine for segment in keys.segments})
-        stored = dict(zip(layers, launch.stored(layers), strict=True)) if job.marker else {}
+        server.probe = launch.probe
+        for number, (weights, remembered) in launch.taken.items():
+            served = server.numbered[number]
+            served.weights[...] = weights
+            for name, array in remembered.items():
+                served.slots[name][...] = array
+        layers = sorted({segment.layer for keys in mine for segment in keys.segments}) if not job.recalled else []
+        stored = dict(zip(layers, launch.stored(layers), strict=True)) if job.marker and layers else {}
         for layer in layers:  # one at a time: a server never holds more than its own
             kind = launch.model.layers[layer]
             flat, slots = np.zeros(kind.count, job.dtype), {}
@@ -101,9 +120,30 @@ class Member:
                                       launch.sets, config.local_steps, job.start)  # fmt: skip
 
         def passed(served: Served) -> None:
-            keeper.passed(served, served.version if server.rule.backup else served.clock.least())
+            steps = served.version if server.rule.backup else served.clock.least()
+            keeper.passed(served, steps)
+            if server.versions:
+                server.versions.passed(served, steps)
 
         server.arrived = passed
+
+    def _make_lanes(self, comm: "Intracomm") -> None:
+        """Where the versions of this rank's ranges lie, and the ways of versions from here and to here."""
+        launch = self.launch
+        for server, holder in launch.mirrors.items():
+            sides = launch.sides.get(server)
+            ranges = [keys for keys in launch.ranges if keys.server == server]
+            if self.rank == holder and sides:
+                self.incoming.append(Incoming(comm, server, sides, ranges))
+            if self.rank != server or not sides or not self.server:
+                continue
+            if holder >= 0:
+                self.outgoing = Outgoing(comm, holder, sides, ranges, self.recorder, launch.probe)
+            self.server.versions = Versions(
+                self.server.served, sides, self.post, list(launch.mirrors), start=self.job.start,
+                period=self.config.local_steps, recorder=self.recorder, mirror=self.outgoing,
+                clear=(lambda: self.post.tell(range(self.size), post.CLEAR)) if self.rank == 0 else lambda: None,
+            )  # fmt: skip
 
     def _make_worker(self, crowded: bool) -> None:
         launch, config, stage = self.launch, self.config, self.launch.stage
@@ -113,7 +153,8 @@ class Member:
         exchange: Exchange
         if self.roles.servers:
             share = (lambda samples: samples / config.batch_size) if local else None
-            exchange = ServerLink(launch.net, parameters, self.filter, self.post, self.recorder, self.server, share)
+            exchange = ServerLink(launch.net, parameters, self.filter, self.post, self.recorder, self.server, share,
+                                  self.shares.generation)  # fmt: skip
         else:
             exchange = AllReduce(launch.net, parameters, self.job.optimizer(), launch.rate, self.recorder,
                                  launch.paced, launch.nanoseconds)  # fmt: skip
@@ -122,6 +163,8 @@ class Member:
             self._serve, start=self.job.start, total=self.end, every=launch.table.every, crowded=crowded,
             beats=self.roles.servers, local=self._local_step if local else None,
             passed=(lambda step: None) if self.roles.servers else self._made,
+            come_back=self._come_back if self.roles.servers and not self.launch.serves else None,
+            probe=launch.probe,
         )  # fmt: skip
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -151,7 +194,9 @@ class Member:
         try:
             worker.run()
         except Dropped:
-            mpi.warn("has been dropped by the others, and waits for the end of the job")
+            mpi.warn(
+                "has been dropped by the others, comes too late to be taken back, and waits for the end of the job"
+            )
             while True:  # they end it
                 time.sleep(1)
         except RunFailure:
@@ -164,6 +209,30 @@ class Member:
             self.post.tell(self.roles.servers, post.LEAVE)
             return
         self.post.tell({0, *self.roles.servers}, post.END)
+
+    def _come_back(self) -> int:
+        """Ask to be taken back; the step from which on this worker has a share again, once it has asked for weights.
+
+        Answers to what it pushed before may be old, or never have left: servers see to it that each is there, and then
+        all weights come once more, as they are before that step.
+        """
+        worker = self.worker
+        assert worker and isinstance(worker.exchange, ServerLink)
+        mpi.warn("has been dropped by the others while it stood still, and asks to be taken back")
+        self.joined = -1
+        self.post.send(0, post.BACK, worker.exchange.pushes_made)
+        self.patience.reset()
+        since = clock()
+        while self.joined < 0 or any(worker.exchange.missing(layer) >= 0 for layer in worker.layers):
+            if self.over:
+                raise Dropped
+            if worker.poll():
+                self.patience.reset()
+            else:
+                self.patience.pause()
+        self.recorder.record("wait", since, clock(), -1)
+        worker.exchange.ask(self.joined - 1, len(self.shares.joins))
+        return self.joined
 
     def _local_step(self, layer: int, step: int) -> None:
         """An optimizer step of this worker's own; its slots begin anew after each exchange."""
@@ -183,11 +252,17 @@ class Member:
         if self.server and self.keeper:
             moved = self.server.poll()
             moved |= self.keeper.poll()
+            if self.server.versions:
+                moved |= self.server.versions.poll(not moved)
+        for each in self.incoming:
+            moved |= each.poll()
         for part in self.launch.sets.poll():
             self.post.send(0, post.SAVED, *part)
             moved = True
         now = clock()
         if now - self.glanced > _GLANCE:
+            if self.server and now - self.glanced > 4 * _GLANCE:  # this rank has stood still, and heard nobody
+                self.server.listen(now)
             self.glanced = now
             self._glance(now)
         return moved
@@ -214,7 +289,7 @@ class Member:
         """Serve until all have ended."""
         self.patience.reset()
         since = clock()
-        while not self.over or not self.post.idle():
+        while not self.over or not self.post.idle() or not self._lanes_ended():
             begin, recorded = clock(), self.recorder.recorded
             moved = self.post.poll()
             moved |= self._serve()
@@ -229,6 +304,11 @@ class Member:
             else:
                 self.patience.pause()
         self.recorder.record("wait", since, clock(), -1)
+
+    def _lanes_ended(self) -> bool:
+        """Whether no version is on its way from here or to here (after the end)."""
+        sent = self.outgoing.finish() if self.outgoing else True
+        return sent and all(each.ended for each in self.incoming)
 
     def _all_ended(self) -> bool:
         """Every worker has its last weights, every report is in, every set is written (rank 0)."""
@@ -251,7 +331,10 @@ class Member:
     def _close(self) -> None:
         if self.lost:
             return  # some requests may never end; the process does
-        if self.worker and self.rank not in self.shares.gone:
+        for lane in (self.outgoing, *self.incoming):
+            if lane:
+                lane.close()
+        if self.worker and self.shares.there(self.rank):
             self.worker.exchange.close()
         if self.server:
             self.server.close()
@@ -266,15 +349,35 @@ class Member:
         self.end = min(self.end, int(message[1]))
 
     def _drop(self, sender: int, message: Message) -> None:
-        worker, step, lost = int(message[1]), int(message[2]), bool(message[3])
+        worker, step, how = (int(number) for number in message[1:4])
         self.shares.drop(worker, step)
-        if lost:
+        if how != post.FAILED:
             self.lost.add(worker)
+            self.post.silent.add(worker)
+            if self.outgoing and self.outgoing.holder == worker:
+                self.outgoing.lost = True
+        if how == post.KILLED:
             self.post.cut(worker)
         if self.server:
-            self.server.drop(worker)
+            self.server.drop(worker, how == post.KILLED)
         if worker == self.rank and self.worker:
             self.worker.dropped = True
+
+    def _join(self, sender: int, message: Message) -> None:
+        worker, step, pushes, generation = (int(number) for number in message[1:5])
+        self.shares.join(worker, step)
+        self.lost.discard(worker)
+        self.post.silent.discard(worker)
+        if self.outgoing and self.outgoing.holder == worker:
+            self.outgoing.lost = False
+        if self.server:
+            self.server.join(worker, step, pushes, generation)
+        if worker == self.rank and self.worker:
+            self.worker.dropped, self.joined = False, step
+
+    def _clear(self, sender: int, message: Message) -> None:
+        if self.launch.memory:
+            self.launch.memory.forget(self.launch.generation)
 
     def _made(self, step: int) -> None:
         """Without servers every rank has its layers written as it passes the step of a set."""

@@ -45,6 +45,20 @@ def check(config: RunConfig, ranks: int) -> None:
         raise UserError(f"pieces: {config.pieces} exceeds the {config.batch_size // workers} samples of a worker")
     if config.backup >= workers:
         raise UserError(f"backup: {config.backup} of {workers} workers would be waited for by none; expected fewer")
+    if config.replicate > 1:
+        raise UserError(
+            f"replicate: ps.train sends a server's part to one other rank; expected off or 1, got {config.replicate}"
+        )
+    if config.replicate and config.consistency == "allreduce":
+        raise UserError(
+            "replicate: with consistency allreduce every rank holds everything and none serves; expected off "
+            "(checkpoints serve it)"
+        )
+    if config.replicate and config.backup:
+        raise UserError(
+            "replicate: with backup workers no step is whole on all servers at once; expected off "
+            "(checkpoints serve it)"
+        )
     if config.clip_norm is not None:
         raise UserError(
             "clip_norm: needs the gradients of all layers before the first of them can be updated; servers update "

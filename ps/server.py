@@ -25,10 +25,13 @@ from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.threads import Pool
 from ringtmp.run.links import FIRST_TAG
 from ringtmp.run.pace import Paced
+from ringtmp.run.probe import Probe
 from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
+
+    from ps.memory import Versions
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Served:
         The gradient of each worker.
     version : int
         Updates made.
+    came, left : dict
+        By worker: gradients received, and answers sent. After each gradient it waits for one.
     """
 
     keys: KeyRange
@@ -64,7 +69,8 @@ class Served:
     wire: int = 0
     pending: dict[int, tuple[int, int]] = field(default_factory=dict)  # by worker: step and samples, not yet applied
     owed: dict[int, int] = field(default_factory=dict)  # by worker: the step whose answer it waits for
-    pushes: dict[int, int] = field(default_factory=dict)  # by worker: gradients received
+    came: dict[int, int] = field(default_factory=dict)
+    left: dict[int, int] = field(default_factory=dict)
 
     @property
     def weights(self) -> Array:
@@ -115,16 +121,23 @@ class Server:
         self.served = [
             Served(keys, [aligned(keys.size, dtype)], make_slots(optimizer, aligned(keys.size, dtype), aligned),
                    aligned(len(workers) * keys.size, dtype).reshape(len(workers), -1), VectorClock(workers, start),
-                   start, dict.fromkeys(workers, start), pushes=dict.fromkeys(workers, 0))
+                   start, dict.fromkeys(workers, start), came=dict.fromkeys(workers, 0), left=dict.fromkeys(workers, 0))
             for keys in ranges
         ]  # fmt: skip
         self.threads = Pool(threads)
         self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
         self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
-        self.arrived: Callable[[Served], None] = lambda served: None  # after each update (`Keeper`)
+        self.arrived: Callable[[Served], None] = lambda served: None  # a range has passed a step (`Keeper`)
+        self.versions: Versions | None = None
+        self.probe: Probe | None = None
+        self.withheld: list[tuple[Served, int, int]] = []  # answers that wait for a version: range, worker, step
         self.local: Callable[[int, Array], None] | None = None  # how this rank's own worker is answered
         self.begun: dict[int, dict[int, list[int]]] = {w: {} for w in workers}  # by push: step, samples, ranges to come
         self.count = dict.fromkeys(workers, 0)  # announcements
+        self.generation = 0  # workers that have come back
+        self.since = dict.fromkeys(workers, 0)  # the generation in which a worker came (back): what is older is void
+        self.void = dict.fromkeys(workers, 0)  # pushes of a worker before that
+        self.ahead: list[tuple[int, Message]] = []  # announcements of a generation that is not known here yet
         self.early: list[tuple[Served, int]] = []  # gradients that came before their announcement
         self.heard = dict.fromkeys(workers, clock())
         self.ended: set[int] = set()
@@ -146,6 +159,7 @@ class Server:
     def _connect(self, mpi: Any) -> None:
         """Receives of every worker's gradients, all posted; answers are made when first sent."""
         self.receives: list[Any] = []
+        self.posted: list[bool] = []  # whether each is under way
         self.origin: list[tuple[Served, int]] = []  # of each
         self.place: dict[tuple[int, int], int] = {}
         self.inboxes: dict[tuple[int, int], Array] = {}
@@ -159,6 +173,7 @@ class Server:
                 request.Start()
                 self.place[number, worker] = len(self.receives)
                 self.receives.append(request)
+                self.posted.append(True)
                 self.origin.append((served, worker))
                 self.inboxes[number, worker] = wire
         self.sends: dict[tuple[int, int, int], Any] = {}  # by key range, buffer and worker
@@ -177,6 +192,14 @@ class Server:
             for at in done:
                 self._receive(*self.origin[at], begin)
                 begin = clock()
+        if self.withheld and self.versions:
+            waiting, self.withheld = self.withheld, []
+            for each in waiting:
+                if self.versions.withholds(each[0], each[2]):
+                    self.withheld.append(each)
+                else:
+                    self._answer(*each)
+                    moved = True
         if self.early:
             early, self.early = self.early, []
             for served, worker in early:
@@ -187,17 +210,26 @@ class Server:
         self.heard[worker] = clock()
 
     def _begin(self, worker: int, message: Message) -> None:
-        if worker in self.count:
-            self.begun[worker][self.count[worker]] = [int(message[1]), int(message[2]), len(self.served)]
+        step, samples, generation = (int(number) for number in message[1:4])
+        if generation > self.generation:
+            self.ahead.append((worker, message))
+        elif worker in self.count and generation >= self.since[worker]:
+            self.begun[worker][self.count[worker]] = [step, samples, len(self.served)]
             self.count[worker] += 1
 
     def push(self, number: int, gradient: Array) -> None:
         """Take the gradient of this rank's own worker."""
         served = self.numbered[number]
         served.rows[self.row[self.rank]][...] = gradient
+        served.came[self.rank] += 1
         self._take(served, self.rank, clock())
 
     def _receive(self, served: Served, worker: int, begin: int) -> None:
+        served.came[worker] += 1
+        self.posted[self.place[served.keys.number, worker]] = False
+        if served.came[worker] <= self.void[worker]:  # of before it was dropped
+            self._release(served, worker)
+            return
         if self.filter.pushes:
             self.filter.unpack(self.inboxes[served.keys.number, worker], served.rows[self.row[worker]])
         self._take(served, worker, begin)
@@ -205,11 +237,12 @@ class Server:
     def _take(self, served: Served, worker: int, begin: int) -> bool:
         """A gradient is here: let it count, and answer whoever may be answered. False if it is not known whose it is.
 
-        One that comes after its step was made without it (backup workers) counts for nothing.
+        One that comes after its step was made without it (backup workers) counts for nothing, and so does one of no
+        samples: a worker that is back asks for weights.
         """
         if worker not in served.clock.ticks:
             return False
-        number = served.pushes[worker]
+        number = served.came[worker] - 1
         known = self.begun[worker].get(number)
         if known is None:
             self.early.append((served, worker))
@@ -218,18 +251,20 @@ class Server:
         known[2] -= 1
         if not known[2]:
             del self.begun[worker][number]
-        served.pushes[worker] += 1
         self.heard[worker] = clock()
         late = bool(self.rule.backup) and step < served.version
+        counts = samples > 0 and not late
         size = 0 if worker == self.rank else self.inboxes[served.keys.number, worker].nbytes
         self.recorder.record("receive", begin, self.heard[worker], step, -1, worker, size, served.keys.number,
-                             -1 if late else served.met[worker])  # fmt: skip
-        served.clock.tick(worker, step + 1)
+                             served.met[worker] if counts else -1)  # fmt: skip
+        if samples:
+            served.clock.tick(worker, step + 1)
         if late:
             self.post.send(worker, post.SKIP, served.version)
             self._answer(served, worker, step)
         else:
-            served.pending[worker] = step, samples
+            if counts:
+                served.pending[worker] = step, samples
             served.owed[worker] = step
         self._settle(served)
         return True
@@ -241,11 +276,17 @@ class Server:
             return
         if served.pending:
             self._update(served)
-        for worker in due:
-            self._answer(served, worker, served.owed.pop(worker))
         self.arrived(served)
+        for worker in due:
+            step = served.owed.pop(worker)
+            if self.versions and self.versions.withholds(served, step):
+                self.withheld.append((served, worker, step))
+            else:
+                self._answer(served, worker, step)
 
     def _update(self, served: Served) -> None:
+        if self.versions:
+            self.versions.before_update(served)
         begin = clock()
         order = tuple(sorted(served.pending))
         counted = sum(samples for _, samples in served.pending.values())
@@ -267,6 +308,8 @@ class Server:
                                  number, first, last)  # fmt: skip
 
         self.threads.each(run, range(len(self.rooms)))
+        if self.probe:
+            self.probe.at("U", step)  # the other ranges of the step are made, or not
         served.version = number
         if self.paced:
             factor = self.paced.factor(U, number)
@@ -298,7 +341,10 @@ class Server:
             served.met[worker] = served.version
             self.local(served.keys.number, served.weights)
             return
-        self.receives[self.place[served.keys.number, worker]].Start()  # before it can push again
+        place = self.place[served.keys.number, worker]
+        if not self.posted[place]:
+            self.posted[place] = True
+            self.receives[place].Start()  # before it can push again
         self.answers.add(worker, served.keys.number, step)
 
     def _start(self, worker: int, number: int, step: int) -> tuple[Any, int]:
@@ -314,6 +360,7 @@ class Server:
         request.Start()
         served.busy[buffer] += 1
         served.met[worker] = served.version
+        served.left[worker] += 1
         self.recorder.record("send", begin, clock(), step, -1, worker, wire.nbytes, number, served.version)
         return request, buffer
 
@@ -332,18 +379,52 @@ class Server:
 
     # ---- who is there -------------------------------------------------------------------------------------------
 
-    def drop(self, worker: int) -> None:
-        """Go on without a worker: what it has pushed counts, what it has not is not waited for."""
+    def drop(self, worker: int, gone: bool = False) -> None:
+        """Go on without a worker: what it has pushed counts, what it has not is not waited for.
+
+        `gone`: it will not come back.
+        """
         if worker not in self.alive:
             return
         self.alive.remove(worker)
-        self.answers.forget(worker)  # the buffer of what is under way to it stays busy
+        self.answers.forget(worker, gone)
+        self.withheld = [each for each in self.withheld if each[1] != worker]
         for served in self.served:
             served.clock.drop(worker)
             served.owed.pop(worker, None)
         for served in self.served:
-            if self.alive and (served.pending or served.owed):
-                self._settle(served)
+            if self.alive:
+                if served.pending or served.owed:
+                    self._settle(served)
+                self.arrived(served)
+
+    def join(self, worker: int, step: int, pushes: int, generation: int) -> None:
+        """Take a worker back from `step` on: nothing that it sent before counts, its last `pushes` included.
+
+        Where it waits for the answer to the last of these it gets one now, so that it can push again: a push of no
+        samples, answered as if it had made the step before `step`.
+        """
+        self.generation, self.since[worker], self.void[worker] = generation, generation, pushes
+        self.begun[worker], self.count[worker], self.heard[worker] = {}, pushes, clock()
+        self.alive.append(worker)
+        self.answers.remember(worker)
+        self.early = [each for each in self.early if each[1] != worker]
+        for served in self.served:
+            served.clock.join(worker, step)
+            self._release(served, worker)
+        ahead, self.ahead = self.ahead, []
+        for each in ahead:
+            self._begin(*each)
+
+    def _release(self, served: Served, worker: int) -> None:
+        """Answer the last push of before, once it is here, if that has not been done."""
+        pushes = self.void[worker]
+        if worker in served.clock.ticks and served.came[worker] == pushes and served.left[worker] < pushes:
+            self._answer(served, worker, -1)
+
+    def listen(self, now: int) -> None:
+        """Nobody has been silent up to now: this rank was."""
+        self.heard = dict.fromkeys(self.heard, now)
 
     def silent(self, now: int, limit: float) -> list[int]:
         """Workers that are waited for and have not been heard of for `limit` nanoseconds."""
@@ -357,7 +438,7 @@ class Server:
         """Give back all requests of workers that are there."""
         for (served, worker), request in zip(self.origin, self.receives, strict=True):
             if worker in self.alive:
-                if served.owed.get(worker) is None:
+                if self.posted[self.place[served.keys.number, worker]]:
                     request.Cancel()
                 request.Wait()
                 request.Free()

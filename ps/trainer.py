@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ps.keeper import homes
 from ps.member import Member
+from ps.memory import Sides, Taken, holders, shape_of, take
+from ps.mirror import holder_of
 from ps.roles import Roles, check
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
@@ -15,7 +17,10 @@ from ringtmp.run import checkpoint
 from ringtmp.run.data import share_data
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
+from ringtmp.run.node import GENERATION, NodeMemory, node_name
 from ringtmp.run.pace import UPDATE_FLOPS, Pace, Paced, lateness, parse_pace
+from ringtmp.run.probe import probe_of
+from ringtmp.run.recover import room_for
 from ringtmp.run.result import Result
 from ringtmp.run.units import parse_bytes, show_bytes
 from ringtmp.run.writer import Held
@@ -56,6 +61,7 @@ class ServerLaunch(Launch):
     """One launch on a rank that serves, works, or both."""
 
     heading = "role"
+    recalls = True
     check = staticmethod(check)
 
     def build(self) -> None:  # noqa: D102
@@ -83,12 +89,24 @@ class ServerLaunch(Launch):
         return pieces(self.config.batch_size, len(self.roles.workers))[place]
 
     def families(self) -> set[str]:  # noqa: D102
-        return {"serve"}
+        return {"serve", "keep"} if self.config.replicate else {"serve"}
 
     def load(self) -> None:  # noqa: D102
+        self.probe = probe_of()
+        self.memory: NodeMemory | None = None
+        if self.config.replicate and self.job.folder:
+            self._house()
+        if self.probe:
+            self.probe.at("restore", self.job.start)
+        self.taken: Taken = {}
+        if self.job.recalled:
+            ranges = self.ranges if self.roles.servers else []
+            self.taken = take(self.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage)
         if self.stage:
             if self.job.marker is None:
                 self.stage.initialise(self.config.seed)
+            elif self.job.recalled:
+                self.stage.derive()
             else:
                 stored = self.stored(range(len(self.model.layers)))
                 for state, record in zip(self.stage.states, stored, strict=True):
@@ -103,6 +121,30 @@ class ServerLaunch(Launch):
         self.nanoseconds = 0.0  # of an update of one parameter
         if self.speeds:
             self._emulate(self.speeds[self.rank])
+
+    def _house(self) -> None:
+        """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
+        assert self.job.folder
+        self.memory = NodeMemory(self.job.folder.identity(), node_name())
+        self.generation = GENERATION * self.job.launch
+        servers, workers = self.roles.servers, self.roles.workers
+        self.mirrors = {server: holder_of(server, servers, workers, self.nodes) for server in holders(self.ranges)}
+        mine = [server for server, holder in self.mirrors.items() if self.rank in (server, holder)]
+        shapes = [
+            shape_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.generation)
+            for server in mine
+        ]
+        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.comm, self.memory, shapes), strict=True))
+
+    @property
+    def server_slots(self) -> tuple[str, ...]:
+        """Slots that servers keep; none with local steps, where workers' own optimizers are at work."""
+        return () if self.config.local_steps > 1 else self.job.optimizer().slots
+
+    def released(self) -> None:
+        """Results are on disk: the nodes can forget the run."""
+        if self.job.folder and (self.memory or self.job.recalled):
+            NodeMemory(self.job.folder.identity(), node_name()).remove()
 
     def stored(self, layers: Sequence[int]) -> list[checkpoint.LayerRecord]:
         """Some layers of the checkpoint that is resumed."""
@@ -123,6 +165,7 @@ class ServerLaunch(Launch):
             self.paced, self.nanoseconds = Paced(stages + self.rank, config.jitter, config.seed), UPDATE_FLOPS / speed
 
     def connect(self) -> None:  # noqa: D102
+        self.sets.probe = self.probe
         self.member = Member(self)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
 
@@ -196,7 +239,7 @@ class ServerLaunch(Launch):
     def row(self) -> dict[str, Any]:  # noqa: D102
         role = self.roles.word(self.rank)
         served = sum(keys.size for keys in self.ranges if keys.server == self.rank) if self.roles.servers else 0
-        shown = role + (", left" if self.rank in self.member.shares.gone else "")
+        shown = role + (", left" if self.works and not self.member.shares.there(self.rank) else "")
         return {
             "role": role, "shown": shown, "parameters": self.model.parameters if self.works else served,
             "late": lateness(self.paces),

@@ -15,17 +15,18 @@ from ringtmp.nn.stage import Stage, Work
 from ringtmp.run.job import Feeder
 from ringtmp.run.links import Patience
 from ringtmp.run.pace import Pace
+from ringtmp.run.probe import Probe
 from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
     from ringtmp.run.config import RunConfig
 
 LOOK = 100_000  # nanoseconds between two looks at the messages while computing; a look takes a tenth of it
-BEAT = 1_000_000_000  # nanoseconds after which a silent worker says that it is there
+BEAT = 1_000_000_000  # nanoseconds after which a silent worker says that it is there, at most
 
 
 class Dropped(Exception):  # noqa: N818 - an order, not an error
-    """This worker takes no part any more: the others go on without it."""
+    """The others go on without this worker."""
 
 
 class Shares:
@@ -39,15 +40,30 @@ class Shares:
 
     def __init__(self, workers: Sequence[int]) -> None:
         self.workers = list(workers)
-        self.gone: dict[int, int] = {}  # first step without a worker
+        self.turns: dict[int, list[int]] = {worker: [] for worker in workers}  # steps from which it is away, there, ...
+        self.joins: list[int] = []  # steps from which a worker was there again
 
     def drop(self, worker: int, step: int) -> None:
         """From `step` on a worker has no share."""
-        self.gone.setdefault(worker, step)
+        if self.there(worker):
+            self.turns[worker].append(step)
+
+    def join(self, worker: int, step: int) -> None:
+        """From `step` on it has one again."""
+        self.turns[worker].append(step)
+        self.joins.append(step)
+
+    def there(self, worker: int) -> bool:
+        """Whether, by what is known, it has a share in the end."""
+        return len(self.turns[worker]) % 2 == 0
+
+    def generation(self, step: int) -> int:
+        """How many workers have come back by `step`."""
+        return sum(join <= step for join in self.joins)
 
     def members(self, step: int) -> list[int]:
         """Who has a share of `step`."""
-        return [worker for worker in self.workers if self.gone.get(worker, step + 1) > step]
+        return [w for w in self.workers if sum(turn <= step for turn in self.turns[w]) % 2 == 0]
 
     def of(self, worker: int, step: int, samples: int) -> tuple[int, int]:
         """First sample and number of samples of a worker's share of `samples`."""
@@ -84,17 +100,23 @@ class Worker:
         With local steps: updates a layer by its own gradient, given the layer and the step.
     passed : callable
         Called after each step with the number of steps made.
+    come_back : callable
+        Called when the others have gone on without this worker; gives the step from which on it belongs to them again,
+        once all weights have been asked for. Raises `Dropped` if it cannot be taken back.
+    probe : Probe or None
     """
 
     def __init__(
         self, rank: int, stage: Stage, config: "RunConfig", exchange: Exchange, shares: Shares, letters: Post,
         recorder: Recorder, feeder: Feeder, paces: Sequence[Pace], serve: Callable[[], bool], *, start: int, total: int,
         every: int, crowded: bool, beats: Sequence[int], local: Callable[[int, int], None] | None = None,
-        passed: Callable[[int], None] = lambda step: None,
+        passed: Callable[[int], None] = lambda step: None, come_back: Callable[[], int] | None = None,
+        probe: Probe | None = None,
     ) -> None:  # fmt: skip
         self.rank, self.stage, self.config, self.exchange, self.shares = rank, stage, config, exchange, shares
         self.post, self.recorder, self.feeder, self.paces, self.serve = letters, recorder, feeder, paces, serve
         self.start, self.total, self.every, self.local, self.passed = start, total, every, local, passed
+        self.come_back, self.probe = come_back, probe
         self.layers = range(len(stage.states))
         self.held = [bool(state.flat.size) for state in stage.states]
         self.patience = Patience(crowded)
@@ -103,6 +125,7 @@ class Worker:
         self.fresh = [True] * len(stage.states)  # the layer has taken up its newest weights
         self.dropped = False
         self.beats = beats
+        self.beat = min(BEAT, int(config.worker_timeout * 1e9 / 4))
         self.looked = self.said = clock()
         letters.on(post.STOP, self._stop)
         letters.on(post.SKIP, self._skip)
@@ -116,7 +139,18 @@ class Worker:
     # ---- the course of training ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train, evaluate where it is due, and wait for the last weights."""
+        """Train, evaluate where it is due, and wait for the last weights; again from where others take it back."""
+        while True:
+            try:
+                self._go()
+                return
+            except Dropped:
+                if not self.come_back:
+                    raise
+                self.step = self.come_back()
+                self.fresh = [not held for held in self.held]
+
+    def _go(self) -> None:
         period = self.config.local_steps
         while self.step < self.end:
             self._train(self.step, period)
@@ -133,6 +167,7 @@ class Worker:
 
     def _train(self, step: int, period: int) -> None:
         """One step on this worker's share; on the last one of `period` the exchange begins."""
+        self._stay()
         first, count = self.shares.of(self.rank, step, self.config.batch_size)
         push = (step + 1) % period == 0 or step + 1 == self.end
         if push:
@@ -160,6 +195,7 @@ class Worker:
         for layer in self.layers:
             self._take(layer)
             self._delay()
+            self._tell(kind, moment.step)
             begin = clock()
             self.stage.forward(work, moment, only=slice(layer, layer + 1))
             if self.paces and kind == "F":
@@ -171,6 +207,7 @@ class Worker:
         """I and W of each layer, last to first; after the `last` piece its gradient is complete."""
         for layer in reversed(self.layers):
             self._delay()
+            self._tell("I", moment.step)
             begin = clock()
             self.stage.backward_input(work, moment, only=slice(layer, layer + 1))
             if self.paces:
@@ -178,6 +215,7 @@ class Worker:
             between = clock()
             self.recorder.record("I", begin, between, moment.step, piece, stage=layer)
             if self.held[layer]:
+                self._tell("W", moment.step)
                 self.exchange.reuse(layer)
                 self.stage.backward_weight([work], piece == 0, (layer,))
             if self.paces:
@@ -198,6 +236,7 @@ class Worker:
     def _evaluate(self, step: int) -> None:
         """This worker's part of the test samples, with the weights that it has."""
         self.take_all()
+        self._stay()
         first, count = self.shares.of(self.rank, step, self.feeder.info.n_test)
         full, rest = divmod(count, self.stage.rows)
         loss_sum = correct_sum = 0.0
@@ -246,8 +285,7 @@ class Worker:
                 self.patience.reset()
                 number = missing()
                 continue
-            if self.dropped:
-                raise Dropped
+            self._stay()
             if begin - began > self.config.stall_timeout * 1e9:
                 raise RunFailure(
                     f"the weights of key range {number} did not come for {self.config.stall_timeout:g} s after step "
@@ -261,10 +299,18 @@ class Worker:
         moved = self.post.poll()
         moved |= self.exchange.poll()
         moved |= self.serve()
-        if self.looked - self.said > BEAT:
+        if self.looked - self.said > self.beat:
             self.said = self.looked
             self.post.tell(self.beats, post.ALIVE)
         return moved
+
+    def _stay(self) -> None:
+        if self.dropped:
+            raise Dropped
+
+    def _tell(self, phase: str, step: int) -> None:
+        if self.probe:
+            self.probe.at(phase, step)
 
     def _look(self) -> None:
         if clock() - self.looked > LOOK:

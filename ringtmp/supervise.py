@@ -28,6 +28,7 @@ from ringtmp.run.story import SUPERVISED
 AGAIN = 75  # exit status (EX_TEMPFAIL): the run is to go on later, as after SIGUSR1 to the supervisor
 _PROGRAMS = {"ringtmp.train": "Server", "ps.train": "Ring"}
 _PROBE = 60.0  # seconds that a probe may take
+_FRUITLESS = 8  # starts in a row without a step, after which the job is given up
 _MOST_WAIT = 60.0  # seconds between two starts, whatever went before
 
 
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--max-restarts", type=int, default=100, metavar="N", help="then the job is given up [100]")
     page.add_argument(
         "--back-off", type=float, default=1.0, metavar="S", help="seconds to wait before the next start when the last "
-        "one made no step, twice as long each time, at most a minute [1]"
+        "two made no step, twice as long each time, at most a minute [1]"
     )  # fmt: skip
     page.add_argument(
         "--standby",
@@ -174,7 +175,7 @@ class Supervisor:
             if self.signal != told:
                 told = self.signal
                 job.tell(signal.SIGTERM if told == signal.SIGUSR1 else told)
-            if not told and time.time() > look and len(self.names) < self.options.ranks:
+            if not (told or self.joining) and time.time() > look and len(self.names) < self.options.ranks:
                 look = time.time() + self.options.probe_every
                 if len(self._probe()) > len(self.names):
                     self.joining = True
@@ -269,7 +270,7 @@ class Supervisor:
         if self.restarts > self.options.max_restarts:
             _say(f"given up after {self.options.max_restarts} restarts (--max-restarts); {self._go_on()}")
             return 1
-        if self.fruitless >= 5:
+        if self.fruitless >= _FRUITLESS:
             _say(f"given up: {self.fruitless} starts in a row made no step; {self._go_on()}")
             return 1
         return None
@@ -310,8 +311,8 @@ class Supervisor:
 
     def _back_off(self, fruitful: bool) -> None:
         self.fruitless = 0 if fruitful else self.fruitless + 1
-        if self.fruitless:
-            wait = min(_MOST_WAIT, self.options.back_off * 2 ** (self.fruitless - 1))
+        if self.fruitless > 1:  # a loss may well strike while the last one is being made good
+            wait = min(_MOST_WAIT, self.options.back_off * 2 ** (self.fruitless - 2))
             until = time.time() + wait
             while time.time() < until and not self.signal:
                 time.sleep(min(0.1, wait))

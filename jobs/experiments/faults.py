@@ -275,7 +275,8 @@ def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[flo
     The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same bad
     luck comes faster.
     """
-    draw, at, found = random.Random(seed), 0.0, []
+    draw, at = random.Random(seed), 0.0
+    found: list[tuple[float, int]] = []
     while True:
         at += draw.expovariate(1.0)
         rank = draw.randrange(ranks)

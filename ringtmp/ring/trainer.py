@@ -255,8 +255,9 @@ class RingLaunch(Launch):
     def hung(self, rank: int) -> None:
         """A neighbour gives no sign of life: kill what is left of it, if it is on this host, and end the job."""
         host, pid = self.places[rank]
+        done = "it is out of reach from here, and the job ends"
         if host == socket.gethostname():
-            there = runs(pid)
+            there, done = runs(pid), "killed"
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             if ulfm.available() and there:  # then it is told as a loss, like any other
@@ -266,7 +267,7 @@ class RingLaunch(Launch):
                 self._end_all(f"rank {rank} on {host} (process {pid}) has ended, which MPI was not told")
         raise RunFailure(
             f"rank {rank} on {host} (process {pid}) has given no sign of life for {self.config.heartbeat:g} s "
-            "(--heartbeat): taken for hung, and killed"
+            f"(--heartbeat): taken for hung; {done}"
         )
 
     def _end_all(self, why: str) -> None:

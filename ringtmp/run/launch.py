@@ -283,7 +283,7 @@ class Launch(ABC):
             newest = recalled.newest if recalled else self.story.cause.get("stopped", -1)
             again = max(newest - self.job.start, 0) if newest >= 0 else -1
             self.reporter.say(self.story.told(self.job.start, again))
-            self.recorder.note({"recovery": self.story.facts(self.job.start, again)})
+            self.recorder.flush({"recovery": self.story.facts(self.job.start, again)})
 
     def families(self) -> set[str]:
         """Families of kernels beside the model's."""

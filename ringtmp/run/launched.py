@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ringtmp.run.folder import RunFolder
 
+_GRACE = 15.0  # seconds that a launcher may take to end after the run has
 _LOOK = 0.02  # seconds between two looks for the processes of a job that starts
 
 
@@ -58,7 +59,7 @@ class Launched:
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], heals: bool = False) -> None:
-        self.heals = heals
+        self.heals, self._looked = heals, 0.0
         self.before, self.left = _segments(), set[Path]()
         self.started = time.time()
         # A session of its own: Ctrl-C reaches the supervisor alone, which tells the job.
@@ -80,6 +81,8 @@ class Launched:
         """
         while self.process.poll() is None:
             left = until - time.time()
+            if self._overdue(folder):  # it waits for the agent of a host that is gone
+                return End(None)
             if left <= 0:
                 return None
             if not self.ranks:
@@ -97,6 +100,15 @@ class Launched:
                 continue
             return self._ending(lost, noticed, folder)
         return End(self.process.returncode)
+
+    def _overdue(self, folder: RunFolder | None) -> bool:
+        """Whether the run has said long ago that it has ended, and the launcher has not."""
+        if folder is None or time.time() - self._looked < 1.0:
+            return False
+        self._looked = time.time()
+        status = folder.status()
+        ended = status.get("state") in ("finished", "stopped") and status.get("time", 0) >= self.started
+        return ended and time.time() - status["time"] > _GRACE
 
     def _ending(self, lost: int, noticed: float, folder: RunFolder | None) -> End:
         """A rank has gone: as it should at the end of a run, or not."""

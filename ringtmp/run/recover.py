@@ -120,7 +120,8 @@ def shape_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype:
     """What a copy of layers `first` ... `last` - 1 holds; `what`: generation, stage, owner."""
     layers = range(first, last)
     return Shape(
-        what["generation"], what["stage"], what["owner"], layers=tuple(layers), counts=tuple(model.layers[n].count for n in layers),
+        what["generation"], what["stage"], what["owner"], layers=tuple(layers),
+        counts=tuple(model.layers[n].count for n in layers),
         tables=tuple(model.layers[n].to_dict() for n in layers), total=len(model.layers), slots=tuple(slots),
         dtype=dtype,
     )  # fmt: skip

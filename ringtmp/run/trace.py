@@ -72,7 +72,6 @@ class Recorder:
         self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
         self._flushed = self.began
         self._count = 0
-        self._notes: dict[str, Any] = {}
         self._outer: list[tuple[str, int, int]] = []  # kind, start and step of what is being timed
         self.recorded = 0  # events in all
         self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
@@ -168,10 +167,6 @@ class Recorder:
         for key, value in attributes.items():
             file.attrs[key] = value if isinstance(value, int | float | str) else json.dumps(value)
 
-    def note(self, attributes: dict[str, Any]) -> None:
-        """Attributes for the file, to be set when it is next written to."""
-        self._notes |= attributes
-
     def flush(self, attributes: dict[str, Any] | None = None) -> None:
         """Append what is in memory to the file, and set further attributes.
 
@@ -180,8 +175,7 @@ class Recorder:
         if not self.path:
             return
         try:
-            self._append(self._notes | (attributes or {}))
-            self._notes = {}
+            self._append(attributes or {})
         except OSError as error:
             self._give_up(error)
         self._count, self._flushed = 0, clock()

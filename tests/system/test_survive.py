@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ from ringtmp.run import probe
 
 sys.path.insert(0, str(ROOT))
 
-from jobs.experiments.faults import PHASES, Supervised
+from jobs.experiments.faults import Supervised, cases, kills, nodes
 
 STEPS = 120
 FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7", "--checkpoint-every", "9",
@@ -40,38 +39,10 @@ def memory(tmp_path, monkeypatch) -> Path:
     return tmp_path / "memory"
 
 
-def nodes(ranks: int) -> list[str]:
-    return ["--hosts", ",".join("abcdefgh"[:ranks]), "--emulate"]
-
-
-def cases(ranks: int, emulate: bool, seed: int, most: int | None = None) -> list[tuple[int, str]]:
-    """Every rank and phase, shuffled; the first `most` of them."""
-    every = [(rank, phase) for rank in range(ranks) for phase in PHASES if phase != "replicate" or emulate]
-    random.Random(seed).shuffle(every)
-    return every[:most]
-
-
-def kills(folder: Path, undisturbed: str, ranks: int, emulate: bool, which: list[tuple[int, str]]) -> None:
-    """Kill as the cases say, one after the other in one run, and look whether all is well."""
-    step, every = 3, max(1, (STEPS - 20) // len(which))
-    with Supervised(folder, ranks, FLAGS, nodes(ranks) if emulate else []) as job:
-        for rank, phase in which:
-            if phase == "restore":  # of a recovery, so there has to be one
-                job.strike(rank, "F", step)
-            job.strike(rank, phase, step if phase != "restore" else 0)
-            step += every
-        assert job.wait() == 0, job.text
-    assert job.sha256() == undisturbed, job.text
-    again = job.redone()
-    assert len(again) == len(which) and max(again) <= 1, job.text
-    assert not (folder / "memory").exists()  # the run has ended, and is forgotten
-    assert {told["lost"] for told in job.recoveries()} <= {*range(ranks)}
-
-
 @pytest.mark.parametrize(("ranks", "emulate"), [(3, True), (4, False)])
 def test_kills(tmp_path, undisturbed, ranks, emulate):
     """SIGKILL of any rank in any phase: at most one step made again, the same bits. `make soak` has all of them."""
-    kills(tmp_path, undisturbed, ranks, emulate, cases(ranks, emulate, ranks, 4))
+    kills(tmp_path, FLAGS, STEPS, undisturbed, ranks, emulate, cases(ranks, emulate, ranks, 4))
 
 
 def test_other_ends_of_a_rank(tmp_path, undisturbed):
