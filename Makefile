@@ -100,8 +100,9 @@ bench-checkpoints: $(READY)
 bench-replication: $(READY)
 	$(BIN)/python -m jobs.bench.replication $(ARGS)
 
-# 204 SIGKILLs: every rank in every phase on 3, 4 and 5 ranks; ten minutes.
+# Tests that take long, and 204 SIGKILLs: every rank in every phase on 3, 4 and 5 ranks; a quarter of an hour.
 soak: $(READY)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest -m soak
 	MPIRUN=$(MPIRUN) $(BIN)/python tests/soak/kills.py $(ARGS)
 
 # Recovery time, throughput after a loss, efficiency under failures, outcomes by role and fault; an hour and a half.

@@ -44,6 +44,7 @@ if MPI.COMM_WORLD.rank == 0:
 """
 
 
+@pytest.mark.soak
 def test_all_consistency_models_learn_the_digits(launch):
     """ASP and SSP within 1 point of BSP on 3 workers: means of 3 seeds, for 4 test samples are more than that."""
     done = launch(4, "-m", "mpi4py", "-c", LEARN)

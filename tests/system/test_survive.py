@@ -42,7 +42,7 @@ def memory(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(("ranks", "emulate"), [(3, True), (4, False)])
 def test_kills(tmp_path, undisturbed, ranks, emulate):
     """SIGKILL of any rank in any phase: at most one step made again, the same bits. `make soak` has all of them."""
-    kills(tmp_path, FLAGS, STEPS, undisturbed, ranks, emulate, cases(ranks, emulate, ranks, 4))
+    kills(tmp_path, FLAGS, STEPS, undisturbed, ranks, emulate, cases(ranks, emulate, ranks, 3))
 
 
 def test_other_ends_of_a_rank(tmp_path, undisturbed):

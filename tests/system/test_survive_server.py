@@ -69,7 +69,7 @@ def assert_learnt(folder: Path) -> None:
 KILLS = [
     # Two servers and two workers, as one server's bits are; and three ranks that do both.
     (4, ["--servers", "2"], (3, []), [(0, "U"), (1, "replicate"), (3, "restore")]),
-    (3, COLOCATE, (3, COLOCATE), [(2, "U"), (0, "checkpoint")]),
+    pytest.param(3, COLOCATE, (3, COLOCATE), [(2, "U"), (0, "checkpoint")], marks=pytest.mark.soak),
 ]
 
 
@@ -122,7 +122,7 @@ def test_without_servers_checkpoints_serve(tmp_path, undisturbed):
 BACK = [
     (4, 3, ["--servers", "2"]),
     (4, 1, ["--consistency", "ssp", "--replicate", "1"]),  # the one that holds the server's copies
-    (3, 2, ["--consistency", "asp", "--filter", "float16", "--local-steps", "2"]),
+    pytest.param(3, 2, ["--consistency", "asp", "--filter", "float16", "--local-steps", "2"], marks=pytest.mark.soak),
 ]
 
 
