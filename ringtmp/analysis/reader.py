@@ -93,7 +93,7 @@ class Run:
             frame["start"] -= zero
             frame["end"] -= zero
         order = ["rank", "kind", "start", "end", "step", "micro_batch", "stage", "peer", "bytes", "version"]
-        events = pd.concat(frames, ignore_index=True)[order].sort_values(["rank", "start"], ignore_index=True)
+        events = pd.concat(frames, ignore_index=True)[order].sort_values(["rank", "start", "end"], ignore_index=True)
         events.attrs = {}
         return events
 

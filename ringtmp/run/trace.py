@@ -98,7 +98,8 @@ class Recorder:
 
     def _cut(self, start: int, end: int) -> None:
         kind, since, step = self._outer.pop()
-        self._keep(kind, since, start, step)
+        if start > since:
+            self._keep(kind, since, start, step)
         self._outer.append((kind, end, step))
 
     def _keep(

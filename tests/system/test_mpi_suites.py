@@ -7,7 +7,7 @@ from conftest import ROOT
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3, pytest.param(4, marks=pytest.mark.soak), 5, 8])
 def test_suite(launch, ranks, tmp_path):
     where = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base"]
     settings = ["--with-mpi", "-x", "-q", "-p", "no:cacheprovider", *where]

@@ -39,7 +39,7 @@ def memory(tmp_path, monkeypatch) -> Path:
     return tmp_path / "memory"
 
 
-@pytest.mark.parametrize(("ranks", "emulate"), [(3, True), (4, False)])
+@pytest.mark.parametrize(("ranks", "emulate"), [(3, True), pytest.param(4, False, marks=pytest.mark.soak)])
 def test_kills(tmp_path, undisturbed, ranks, emulate):
     """SIGKILL of any rank in any phase: at most one step made again, the same bits. `make soak` has all of them."""
     kills(tmp_path, FLAGS, STEPS, undisturbed, ranks, emulate, cases(ranks, emulate, ranks, 3))
