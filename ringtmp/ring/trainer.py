@@ -99,6 +99,7 @@ class RingLaunch(Launch):
 
     def load(self) -> None:  # noqa: D102
         self.probe = probe_of()
+        self.missing: set[int] = set()  # ranks that have ended without MPI's telling so yet
         self.memory: NodeMemory | None = None
         if self.config.replicate and self.job.folder:
             self._house()
@@ -262,6 +263,9 @@ class RingLaunch(Launch):
                 os.kill(pid, signal.SIGKILL)
             if ulfm.available() and there:  # then it is told as a loss, like any other
                 warn(f"finds that rank {rank} ({pid}) gives no sign of life (--heartbeat), and has killed it")
+                return
+            if ulfm.available() and rank not in self.missing:  # the other neighbour may have killed it just now
+                self.missing.add(rank)
                 return
             if ulfm.available():
                 self._end_all(f"rank {rank} on {host} (process {pid}) has ended, which MPI was not told")
