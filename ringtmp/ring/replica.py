@@ -54,6 +54,7 @@ class Lane:
     arrived: int = 0  # and those that are here
     sent: int = 0  # versions that have left wholly
     started: int = 0  # pieces of the version that leaves now
+    told: int = -1  # version of which this rank has passed on that the last holder has it
     flying: deque["Prequest"] = field(default_factory=deque)
 
 
@@ -146,6 +147,7 @@ class Replicas:
         _, chunk, version, hops, *_ = message
         if hops > 1:
             self._tell((HELD, chunk, version, hops - 1))
+            self.lanes[int(hops) - 1, int(chunk)].told = int(version)
         else:
             self.chunks[int(chunk)].durable = int(version)
 
@@ -206,7 +208,9 @@ class Replicas:
         """Whether every copy of `version` is where it belongs, the left ranks' here included."""
         if any(lane.newest < version or lane.sent < version for lane in self.lanes.values()):
             return False
-        return all(chunk.durable >= version for chunk in self.chunks)
+        # Who says good-bye before it has passed on what others wait for lets them wait for ever.
+        between = [lane for lane in self.lanes.values() if 0 < lane.distance < self.depth]
+        return all(lane.told >= version for lane in between) and all(c.durable >= version for c in self.chunks)
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""
