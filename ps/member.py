@@ -376,8 +376,7 @@ class Member:
             self.worker.dropped, self.joined = False, step
 
     def _clear(self, sender: int, message: Message) -> None:
-        if self.launch.memory:
-            self.launch.memory.forget(self.launch.generation)
+        self.launch.forget_older()
 
     def _made(self, step: int) -> None:
         """Without servers every rank has its layers written as it passes the step of a set."""

@@ -17,9 +17,8 @@ from ringtmp.run import checkpoint
 from ringtmp.run.data import share_data
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
-from ringtmp.run.node import GENERATION, NodeMemory, node_name
+from ringtmp.run.node import NodeMemory
 from ringtmp.run.pace import UPDATE_FLOPS, Pace, Paced, lateness, parse_pace
-from ringtmp.run.probe import probe_of
 from ringtmp.run.recover import room_for
 from ringtmp.run.result import Result
 from ringtmp.run.units import parse_bytes, show_bytes
@@ -92,12 +91,6 @@ class ServerLaunch(Launch):
         return {"serve", "keep"} if self.config.replicate else {"serve"}
 
     def load(self) -> None:  # noqa: D102
-        self.probe = probe_of()
-        self.memory: NodeMemory | None = None
-        if self.config.replicate and self.job.folder:
-            self._house()
-        if self.probe:
-            self.probe.at("restore", self.job.start)
         self.taken: Taken = {}
         if self.job.recalled:
             ranges = self.ranges if self.roles.servers else []
@@ -122,11 +115,8 @@ class ServerLaunch(Launch):
         if self.speeds:
             self._emulate(self.speeds[self.rank])
 
-    def _house(self) -> None:
+    def house(self, memory: NodeMemory) -> None:
         """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
-        assert self.job.folder
-        self.memory = NodeMemory(self.job.folder.identity(), node_name())
-        self.generation = GENERATION * self.job.launch
         servers, workers = self.roles.servers, self.roles.workers
         self.mirrors = {server: holder_of(server, servers, workers, self.nodes) for server in holders(self.ranges)}
         mine = [server for server, holder in self.mirrors.items() if self.rank in (server, holder)]
@@ -134,17 +124,12 @@ class ServerLaunch(Launch):
             shape_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.generation)
             for server in mine
         ]
-        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.comm, self.memory, shapes), strict=True))
+        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.comm, memory, shapes), strict=True))
 
     @property
     def server_slots(self) -> tuple[str, ...]:
         """Slots that servers keep; none with local steps, where workers' own optimizers are at work."""
         return () if self.config.local_steps > 1 else self.job.optimizer().slots
-
-    def released(self) -> None:
-        """Results are on disk: the nodes can forget the run."""
-        if self.job.folder and (self.memory or self.job.recalled):
-            NodeMemory(self.job.folder.identity(), node_name()).remove()
 
     def stored(self, layers: Sequence[int]) -> list[checkpoint.LayerRecord]:
         """Some layers of the checkpoint that is resumed."""
@@ -165,7 +150,6 @@ class ServerLaunch(Launch):
             self.paced, self.nanoseconds = Paced(stages + self.rank, config.jitter, config.seed), UPDATE_FLOPS / speed
 
     def connect(self) -> None:  # noqa: D102
-        self.sets.probe = self.probe
         self.member = Member(self)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
 

@@ -17,9 +17,8 @@ from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
 from ringtmp.run.mpi import runs, warn
-from ringtmp.run.node import GENERATION, Copy, NodeMemory, node_name
+from ringtmp.run.node import Copy, NodeMemory
 from ringtmp.run.pace import lateness
-from ringtmp.run.probe import probe_of
 from ringtmp.run.recover import Recalled, fetch, room_for, shape_of
 from ringtmp.run.result import Result
 from ringtmp.run.timetable import Phase
@@ -98,13 +97,7 @@ class RingLaunch(Launch):
         return {"keep"} if self.config.replicate else set()
 
     def load(self) -> None:  # noqa: D102
-        self.probe = probe_of()
         self.missing: set[int] = set()  # ranks that have ended without MPI's telling so yet
-        self.memory: NodeMemory | None = None
-        if self.config.replicate and self.job.folder:
-            self._house()
-        if self.probe:
-            self.probe.at("restore", self.job.start)
         self.stashed = self._start_values()
         for stage in self.stages:
             stage.commit(self.job.start)
@@ -125,13 +118,12 @@ class RingLaunch(Launch):
             lag=self.layout.lag, stashed=self.stashed, paces=self.paces, stop_request=self.stop_request,
             heartbeat=config.heartbeat, probe=self.probe,
         )  # fmt: skip
-        self.sets.probe, self.sets.meanwhile = self.probe, self.engine.look
+        self.sets.meanwhile = self.engine.look
         if self.memory:
-            memory, generation = self.memory, self.generation
             self.engine.replicas = Replicas(
-                self.net, self.engine.back, self.sides, self.engine.chunks, memory, self.nodes,
+                self.net, self.engine.back, self.sides, self.engine.chunks, self.memory, self.nodes,
                 min(config.replicate, self.size - 1), self.job.start, self.recorder,
-                lambda: memory.forget(generation), self.probe,
+                self.forget_older, self.probe,
             )  # fmt: skip
 
     def drive(self) -> None:  # noqa: D102
@@ -140,17 +132,14 @@ class RingLaunch(Launch):
             self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
         self.engine.close()
 
-    def _house(self) -> None:
+    def house(self, memory: NodeMemory) -> None:
         """Keep this rank's stages in the node's memory, in two versions."""
-        assert self.job.folder
-        self.memory = NodeMemory(self.job.folder.identity(), node_name())
-        self.generation = GENERATION * self.job.launch
         shapes = [
             shape_of(self.model, first, last, self.job.optimizer().slots, self.job.dtype.str,
                      generation=self.generation, stage=c * self.size + self.rank, owner=self.rank)
             for c, (first, last) in enumerate(self.layout.layers(self.rank))
         ]  # fmt: skip
-        self.sides: list[tuple[Copy, Copy]] = room_for(self.comm, self.memory, shapes)
+        self.sides: list[tuple[Copy, Copy]] = room_for(self.comm, memory, shapes)
         for stage, sides in zip(self.stages, self.sides, strict=True):
             stage.house(sides)
             stage.between = self._between if self.probe else None
@@ -242,11 +231,6 @@ class RingLaunch(Launch):
         """An evaluation is complete (rank 0)."""
         assert self.reporter and self.feeder
         self.reporter.tested(step, loss, correct, self.feeder.spread())
-
-    def released(self) -> None:
-        """Results are on disk: the nodes can forget the run."""
-        if self.job.folder and (self.memory or self.job.recalled):
-            NodeMemory(self.job.folder.identity(), node_name()).remove()
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""

@@ -6,17 +6,17 @@ whole, deal the layers anew, fetch them, train on. Only the processes, their imp
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ringtmp.errors import RunFailure
 from ringtmp.run import mpi, ulfm
-from ringtmp.run.job import Job, go_on
+from ringtmp.run.job import Job
 from ringtmp.run.mpi import from_rank_0
 from ringtmp.run.story import Story
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from mpi4py.MPI import Intracomm, Prequest
 
     from ringtmp.run.launch import Launch
 
@@ -37,12 +37,15 @@ class Circle:
         Seconds since the epoch at which they came together first.
     idle : int
         Alarms in a row without anybody being lost.
+    kept : list
+        Launches with requests that did not end when a process was lost: MPI may yet write into their buffers.
     """
 
     comm: "Intracomm"
     places: list[tuple[str, int]]
     began: float
     idle: int = 0
+    kept: list[tuple["Launch", "list[Prequest]"]] = field(default_factory=list)
 
     def broken(self, error: BaseException) -> bool:
         """Whether an error comes of a lost process. Collectives that lose one may also return rubbish."""
@@ -63,9 +66,9 @@ class Circle:
         if launch:
             launch.give_up()
         comm, gone = ulfm.regroup(self.comm, patience=_PATIENCE)
-        if launch:
-            launch.kept = ulfm.settle(launch.requests())
-        what = ", ".join(f"rank {rank} on {host} (process {pid})" for rank, (host, pid) in self._named(gone))
+        if launch and (left := ulfm.settle(launch.requests())):
+            self.kept.append((launch, left))
+        what = ", ".join("rank {} on {} (process {})".format(rank, *self.places[rank]) for rank in gone)
         self.idle = 0 if gone else self.idle + 1
         self.places = [place for rank, place in enumerate(self.places) if rank not in gone]
         self.comm = comm
@@ -79,9 +82,6 @@ class Circle:
         }  # fmt: skip
         return Story(cause)
 
-    def _named(self, gone: tuple[int, ...]) -> list[tuple[int, tuple[str, int]]]:
-        return [(rank, self.places[rank]) for rank in gone]
-
     def _end_if_failed(self, job: Job) -> None:
         """A rank that fails for a reason that will be everybody's has said so before it left."""
         folder = job.folder
@@ -92,17 +92,9 @@ class Circle:
             return bool(status.get("fatal")) and status.get("time", 0) > self.began
 
         if from_rank_0(self.comm, failed):
-            self.leave(1)
+            ulfm.leave(self.comm, 1)
 
     def part(self, leavers: Sequence[int]) -> None:
         """Some ranks have been told to leave, and the others hold all that they had: they end here, as if lost."""
         if self.comm.rank in leavers:
             ulfm.die()
-
-    def leave(self, status: int) -> NoReturn:
-        """End this process together with the others."""
-        ulfm.leave(self.comm, status)
-
-    def resume(self, job: Job) -> Job:
-        """The job as it goes on. Collective."""
-        return go_on(self.comm, job)

@@ -19,10 +19,11 @@ from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.config import RunConfig
 from ringtmp.run.heal import Circle
-from ringtmp.run.job import Job, open_folder, prepare
+from ringtmp.run.job import Job, go_on, open_folder, prepare
 from ringtmp.run.links import TAG_CLOCK
 from ringtmp.run.mpi import abort, meet
-from ringtmp.run.node import node_name
+from ringtmp.run.node import GENERATION, NodeMemory, node_name
+from ringtmp.run.probe import Probe, probe_of
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.result import Result
 from ringtmp.run.sets import Sets
@@ -113,7 +114,7 @@ def _heal(
         current = None
         try:
             if lost:
-                job = circle.resume(job)
+                job = go_on(circle.comm, job)
                 story.mark("agree")
             current = trainer(circle.comm, circle.comm, circle.comm, job, True, show, stop_request, story)
             result = current.run()
@@ -155,7 +156,8 @@ class Launch(ABC):
         self.table = job.timetable()
         self.places: list[tuple[str, int]] = []  # host and process number of each rank
         self.nodes: list[str] = []
-        self.kept: list[Prequest] = []  # requests that did not end when a process was lost
+        self.probe: Probe | None = None
+        self.memory: NodeMemory | None = None  # where there are copies
         self.write, self.show = write, show and self.rank == 0
         self.writers: Sequence[int] = range(self.size)  # ranks that write a part of each set
         self.reporter: Reporter | None = None
@@ -189,8 +191,9 @@ class Launch(ABC):
     def records(self) -> list[checkpoint.LayerRecord]:
         """The layers that this rank writes and digests, as they are now."""
 
-    def released(self) -> None:  # noqa: B027 - most have nothing to let go
-        """The last weights are on disk."""
+    @abstractmethod
+    def house(self, memory: NodeMemory) -> None:
+        """Make room in the node's memory for what this rank keeps there. Collective."""
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests, where the trainer `heals`."""
@@ -249,10 +252,17 @@ class Launch(ABC):
         if self.config.pace:
             kernels.compile_all(np.float64, {"clock"})
         self.story.mark("split")
+        self.probe = probe_of()
+        if self.config.replicate and self.job.folder:
+            self.memory = NodeMemory(self.job.folder.identity(), node_name())
+            self.house(self.memory)
+        if self.probe:
+            self.probe.at("restore", self.job.start)
         self.load()
         self.story.mark("restore")
         self.recorder = self._recorder()
         self.sets = Sets(self.job, self.rank, self.writers, self.table.total, self.recorder)
+        self.sets.probe = self.probe
         self.connect()
         meet(self.comm)
         clocks = compare_clocks(self.net, TAG_CLOCK)
@@ -272,7 +282,7 @@ class Launch(ABC):
         result = self._end()
         goes_on = result.leavers and (supervised() or ulfm.available())
         if result.saved and not goes_on:
-            self.released()
+            self._release()
         return result
 
     def _recovered(self) -> None:
@@ -284,6 +294,21 @@ class Launch(ABC):
             again = max(newest - self.job.start, 0) if newest >= 0 else -1
             self.reporter.say(self.story.told(self.job.start, again))
             self.recorder.flush({"recovery": self.story.facts(self.job.start, again)})
+
+    def forget_older(self) -> None:
+        """Nothing that an earlier launch has left in the node's memory can be needed any more."""
+        if self.memory:
+            self.memory.forget(self.generation)
+
+    @property
+    def generation(self) -> int:
+        """Of the copies that this launch writes."""
+        return GENERATION * self.job.launch
+
+    def _release(self) -> None:
+        """Results are on disk: the nodes can forget the run."""
+        if self.job.folder and (self.memory or self.job.recalled):
+            NodeMemory(self.job.folder.identity(), node_name()).remove()
 
     def families(self) -> set[str]:
         """Families of kernels beside the model's."""
