@@ -8,6 +8,9 @@ RANKS ?= 8
 ARGS ?=
 PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
 
+# Each rank would compile every module again, a tenth of a short run.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv$(if $(filter-out mpich,$(MPI)),-$(MPI))
 comma := ,
 EXTRAS := test,lint$(if $(filter-out site,$(MPI)),$(comma)$(MPI))

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,18 @@ def _bundled_file(name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
+@cache
+def _numbers(path: Path) -> NDArray[np.float64]:
+    """The table in a file that never changes; read once by a process that trains often."""
+    table = np.loadtxt(path, delimiter=",")
+    table.flags.writeable = False
+    return table
+
+
 def _digits() -> Source:
     path = _bundled_file("digits.csv.gz")
     if path:
-        table = np.loadtxt(path, delimiter=",")
+        table = _numbers(path)
         x, y = table[:, :-1], table[:, -1].astype(np.int64)
     else:  # another layout than that of scikit-learn 1.5 to 1.9
         from sklearn.datasets import load_digits

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -201,18 +202,22 @@ class Recorder:
 
 def environment() -> dict[str, Any]:
     """Host, process, processor and versions, as stored in traces and checkpoints."""
-    packages = ("numpy", "numba", "h5py", "mpi4py")
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "command": " ".join(sys.argv),
-        "versions": {"ringtmp": ringtmp.__version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
+        "versions": {"ringtmp": ringtmp.__version__, "python": platform.python_version()} | _versions(),
     }
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("numpy", "numba", "h5py", "mpi4py")}
+
+
+@cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -20,7 +20,7 @@ def digest(text: str) -> str:
     return re.search(r"weights sha256 ([0-9a-f]{64})", text)[1]
 
 
-@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("ranks", [1, 3])  # on 8: `make train` in test_readme.py
 def test_default_job(train, tmp_path, ranks):
     done = train(ranks, "--name", "first")
     assert done.returncode == 0, done.stderr

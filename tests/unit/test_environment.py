@@ -1,6 +1,8 @@
 """environment.yml gives conda users what pyproject.toml gives pip's; the layout is the one that the README names."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -92,3 +94,13 @@ def test_arrows_point_one_way():
                             path,
                             name,
                         )
+
+
+def test_a_rank_starts_without_scipy_which_is_there_all_the_same_for_whoever_asks():
+    code = (
+        "import sys; from ringtmp.run.program import _before_numerics; _before_numerics(1)\n"
+        "import ringtmp.ring.trainer, kernels; kernels.compile_all('float32')\n"
+        "assert not [name for name in sys.modules if name.startswith('scipy.linalg.')]\n"
+        "import scipy.linalg; assert scipy.linalg.norm([3, 4]) == 5"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
