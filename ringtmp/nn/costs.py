@@ -1,5 +1,6 @@
 """What each layer costs on this machine: F, I, W and U timed on its own shapes, kept for later runs."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -74,8 +75,16 @@ def measure(model: Model, index: int, rows: int, dtype: np.dtype, optimizer: Opt
 def layer_costs(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, fresh: bool = False) -> list[Cost]:
     """The cost of every layer of a model; equal layers are timed once, and known ones not again unless `fresh`.
 
-    The table lies beside the compiled kernels, so that it goes when they change.
+    The table lies beside the compiled kernels, so that it goes when they change. Processes of a host take turns: side
+    by side they would time each other, and those after the first one find what it has written.
     """
+    kernels.CACHE.mkdir(parents=True, exist_ok=True)
+    with (kernels.CACHE / "costs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _timed(model, rows, dtype, optimizer, fresh)
+
+
+def _timed(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, fresh: bool) -> list[Cost]:
     path = kernels.CACHE / "costs.json"
     try:
         table = json.loads(path.read_text())

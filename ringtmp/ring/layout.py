@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringtmp.errors import UserError
+from ringtmp.nn.layer import pieces
 from ringtmp.nn.stage import slot_bytes
 from ringtmp.ring.check import check
-from ringtmp.ring.partition import parse_split, partition
+from ringtmp.ring.partition import Part, check_enough, deal, deal_round, parse_split
 from ringtmp.ring.plan import SCHEDULES, Plan, build, forward_only
 from ringtmp.ring.planner import RULE, Problem, costs_on, costs_paced, explore, recommend
 from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
 from ringtmp.run.clocks import measure_link
 from ringtmp.run.job import Job
-from ringtmp.run.mpi import from_rank_0
+from ringtmp.run.mpi import agreed, from_rank_0
 from ringtmp.run.pace import Pace, parse_pace
 from ringtmp.run.units import parse_bytes, show_bytes, show_seconds
 
@@ -109,7 +110,7 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
             f"chunks: {chunks} on each of {ranks} rank{'s' * (ranks > 1)} need a layer each, the model has "
             f"{len(job.model.layers)}"
         )
-    ends = np.cumsum(split(comm, job, ranks * chunks))
+    ends = np.cumsum(split(comm, job, chunks))
     plan = None
     if mode == "strict" and schedule != "pipedream":
         plan = build(schedule, ranks, m, chunks)
@@ -123,16 +124,32 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     return layout
 
 
-def split(comm: "Intracomm", job: Job, stages: int) -> list[int]:
+def split(comm: "Intracomm", job: Job, chunks: int) -> list[int]:
     """Layers of each stage, by the job's `split`. Collective over `comm`."""
-    model, how = job.model, job.config.split
+    model, how, stages = job.model, job.config.split, comm.size * chunks
+    if how not in ("even", "flops", "measured"):
+        return parse_split(how, len(model.layers), stages)
+    check_enough(len(model.layers), stages)
+    if how == "even":
+        return list(pieces(len(model.layers), stages))
     if how == "flops":
-        return partition([layer.flops(1) for layer in model.layers], stages)
-    if how == "measured":
-        table = costs_on(model, job.dtype, job.optimizer())
-        costs = from_rank_0(comm, lambda: table(job.timetable().rows, 1))
-        return partition([cost.step(job.config.micro_batches) for cost in costs], stages)
-    return parse_split(how, len(model.layers), stages)
+        return deal([Part.of([layer.flops(1) for layer in model.layers])] * stages)
+    return deal_round(comm, [Part.of(own_costs(comm, job))] * chunks)
+
+
+def own_costs(comm: "Intracomm", job: Job) -> list[float]:
+    """Seconds of a step that each layer would take on this rank, timed here (ranks of a host in turn) or as paced.
+
+    Collective over `comm`.
+    """
+    config, rows = job.config, job.timetable().rows
+    with agreed(comm):
+        if config.pace:
+            speed = parse_pace(config.pace, comm.size)[comm.rank]
+            return [cost.step(config.micro_batches) / speed for cost in costs_paced(job.model)(rows, 1)]
+        costs = costs_on(job.model, job.dtype, job.optimizer())(rows, 1)
+        return [cost.step(config.micro_batches) for cost in costs]
+    raise AssertionError
 
 
 def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Problem:
@@ -142,7 +159,7 @@ def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Proble
     costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
     memory = parse_bytes(config.activation_memory, "activation_memory") if config.activation_memory else 0
     settled: list[int] = []
-    if config.split not in ("flops", "measured"):
+    if config.split not in ("even", "flops", "measured"):
         chunks = config.chunks or max(1, len(config.split.split(",")) // ranks)
         settled = parse_split(config.split, len(job.model.layers), ranks * chunks)
     return Problem(job.model, config.batch_size, job.dtype, job.optimizer(), ranks, costs, latency, bandwidth,

@@ -21,7 +21,7 @@ from ringtmp.run.trace import clock
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
 
-TAG_LABELS, TAG_BACK, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 3)
+TAG_LABELS, TAG_BACK, TAG_DEAL, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 4)
 _KINDS = ("activations", "gradients", "replica")
 
 

@@ -1,67 +1,184 @@
-"""The exact split of a chain of layers over ranks: contiguous, never an empty rank, the least load on the fullest."""
+"""The exact split of a chain of layers over the stages of a ring: contiguous, the least time on the slowest stage.
+
+A stage knows how long each layer takes on its own rank, and how many layers in a row fit into its memory; it need not
+know that of others. One vector goes from the last stage to the first, to the left from neighbour to neighbour: for
+each layer, the best that can be made of all layers from there on. Each stage makes it anew with its own costs. When it
+has come to the first stage, the least maximum is known. A second time round finds the least sum of squares under it,
+and then the cuts go to the right: the first stage says where it ends, so the second knows where it begins.
+
+In one process (`partition`) or hop by hop over MPI (`partition_round`), the same two passes in the same order.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ringtmp.errors import UserError
+from ringtmp.nn.layer import Array
+from ringtmp.ring.links import TAG_DEAL
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+_ROUNDING = 1e-12  # of a sum of costs, relative
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one stage can take.
+
+    Attributes
+    ----------
+    total : float64 array [layers + 1]
+        Running sum of the layers' seconds on this stage's rank.
+    reach : int64 array [layers + 1]
+        For each layer, where a stage that begins there must end at the latest for its memory.
+    idle : bool
+        Whether it may have no layer at all.
+    """
+
+    total: Array
+    reach: Array
+    idle: bool = False
+
+    @classmethod
+    def of(cls, costs: Sequence[float], reach: Sequence[int] | None = None, idle: bool = False) -> "Part":
+        """From the seconds of each layer."""
+        total = np.concatenate([[0.0], np.cumsum(np.asarray(costs, np.float64))])
+        ends = np.full(len(total), len(costs), np.int64) if reach is None else np.asarray(reach, np.int64)
+        return cls(total, ends, idle)
+
+    def before(self, rest: Array, limit: float = math.inf, squares: bool = False) -> tuple[Array, Array]:
+        """Best value of the layers from each one on, this stage first; and where this stage then ends.
+
+        Parameters
+        ----------
+        rest : float64 array [layers + 1]
+            The same for the stages after this one (inf: impossible).
+        limit : float
+            Most seconds of a stage.
+        squares : bool
+            Values are sums of squared seconds, not the most seconds of a stage.
+        """
+        count = len(rest) - 1
+        values, ends = np.full(count + 1, np.inf), np.zeros(count + 1, np.int64)
+        for first in range(count + 1):
+            start = first + (not self.idle)
+            stop = int(self.reach[first]) + 1
+            mine = self.total[start:stop] - self.total[first]
+            if not len(mine):
+                continue
+            each = rest[start:stop] + mine * mine if squares else np.maximum(rest[start:stop], mine)
+            each = np.where(mine <= limit, each, np.inf)
+            place = len(each) - 1 - int(np.argmin(each[::-1]))  # of equals the one with more layers here
+            values[first], ends[first] = each[place], start + place
+        return values, ends
+
+
+def nothing_left(layers: int) -> Array:
+    """What comes after the last stage: no layers, at no cost."""
+    rest = np.full(layers + 1, np.inf)
+    rest[layers] = 0.0
+    return rest
 
 
 def partition(costs: Sequence[float], ranks: int) -> list[int]:
-    """How many layers each rank gets, in the order of the chain.
+    """How many layers each of some equal ranks gets, in the order of the chain; never none.
 
-    Of all contiguous splits without an empty rank: the least cost of the costliest rank, among those the least sum of
-    squares, among those the one with more layers on the first ranks.
-
-    Parameters
-    ----------
-    costs : sequence of float
-        Cost of each layer (not negative).
-    ranks : int
-        Number of ranks.
+    Of all contiguous splits: the least cost of the costliest rank, among those the least sum of squares, among those
+    the one with more layers on the first ranks.
 
     Raises
     ------
     UserError
         More ranks than layers.
-
-    Notes
-    -----
-    Dynamic programming over (ranks left, first layer left), O(ranks x layers^2), once for the least maximum and once
-    for the least sum of squares under it. One pass over pairs (maximum, squares) would be wrong: a head with the
-    lower maximum may have the higher sum, and its maximum may not matter.
     """
-    count = len(costs)
-    if ranks > count:
-        raise UserError(
-            f"model: has {count} layer{'s' * (count != 1)}, but {ranks} ranks were started and each needs one; "
-            f"start at most {count}, or give a deeper --model"
-        )
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
+    check_enough(len(costs), ranks)
+    return deal([Part.of(costs)] * ranks)
 
-    def best(limit: float, value: bool) -> list[list[tuple[float, int]]]:
-        """table[r][i]: best value of layers i... on r ranks, and where the first of them ends."""
-        table = [[(math.inf, 0)] * (count + 1) for _ in range(ranks + 1)]
-        table[0][count] = (0.0, count)
-        for r in range(1, ranks + 1):
-            for i in range(count - r, -1, -1):
-                for j in range(count - r + 1, i, -1):  # larger first parts first: they win ties
-                    part, rest = total[j] - total[i], table[r - 1][j][0]
-                    if part <= limit and rest < math.inf:
-                        here = rest + part * part if value else max(rest, part)
-                        if here < table[r][i][0]:
-                            table[r][i] = (here, j)
-        return table
 
-    least = best(math.inf, value=False)[ranks][0][0]
-    table = best(least, value=True)
+def deal(parts: Sequence[Part]) -> list[int]:
+    """How many layers each stage gets. Empty if there is no split that fits."""
+    layers = len(parts[0].total) - 1
+    rest = nothing_left(layers)
+    for part in reversed(parts):
+        rest, _ = part.before(rest)
+    limit = _limit(rest)
+    if math.isinf(limit):
+        return []
+    rest, cuts = nothing_left(layers), []
+    for part in reversed(parts):
+        rest, ends = part.before(rest, limit, squares=True)
+        cuts.append(ends)
     counts, first = [], 0
-    for r in range(ranks, 0, -1):
-        end = table[r][first][1]
-        counts.append(end - first)
-        first = end
+    for ends in reversed(cuts):
+        counts.append(int(ends[first]) - first)
+        first = int(ends[first])
     return counts
+
+
+def deal_round(comm: "Intracomm", mine: Sequence[Part]) -> list[int]:
+    """`deal` where each rank knows its own stages alone. Collective over `comm`; every rank gets the whole answer.
+
+    Stage c x ranks + r of the chain is `mine[c]` of rank r. Each message goes to a neighbour.
+    """
+    if comm.size == 1:
+        return deal(mine)
+    rank, size, stages = comm.rank, comm.size, comm.size * len(mine)
+    left, right, layers = (rank - 1) % size, (rank + 1) % size, len(mine[0].total) - 1
+    limit = math.inf
+    cuts: list[Array] = []
+    for squares in (False, True):
+        cuts = []
+        message = np.empty(layers + 2)  # and the limit
+        for stage in range(stages - 1 - (size - 1 - rank), -1, -size):
+            if stage < stages - 1:
+                comm.Recv(message, right, TAG_DEAL)
+                rest, limit = message[:-1], float(message[-1])
+            else:
+                rest = nothing_left(layers)
+            if math.isinf(limit) and squares:
+                values, ends = rest, np.zeros(layers + 1, np.int64)
+            else:
+                values, ends = mine[stage // size].before(rest, limit, squares)
+            cuts.insert(0, ends)
+            if stage:
+                comm.Send(np.append(values, limit), left, TAG_DEAL)
+            elif not squares:
+                limit = _limit(values)
+                comm.Send(np.append(values, limit), left, TAG_DEAL)
+        if not squares and rank == size - 1:  # the first stage's answer, for the second pass
+            comm.Recv(message, right, TAG_DEAL)
+            limit = float(message[-1])
+    counts = np.zeros(stages, np.int64)
+    for c, ends in enumerate(cuts):
+        stage = c * size + rank
+        if stage:
+            comm.Recv(counts, left, TAG_DEAL)
+        first = int(counts[:stage].sum())
+        counts[stage] = int(ends[first]) - first
+        comm.Send(counts, right, TAG_DEAL)
+    comm.Recv(counts, left, TAG_DEAL)  # whole: from the last stage, once round
+    if rank != size - 1:
+        comm.Send(counts, right, TAG_DEAL)
+    return [] if math.isinf(limit) else counts.tolist()
+
+
+def _limit(values: Array) -> float:
+    """The most seconds that a stage may take, given the values of the first stage."""
+    return float(values[0]) * (1 + _ROUNDING)
+
+
+def check_enough(layers: int, stages: int) -> None:
+    """Raise `UserError` if some stage would have no layer."""
+    if stages > layers:
+        raise UserError(
+            f"model: has {layers} layer{'s' * (layers != 1)}, but {stages} ranks were started and each needs one; "
+            f"start at most {layers}, or give a deeper --model"
+        )
 
 
 def parse_split(text: str, layers: int, ranks: int) -> list[int]:
@@ -69,7 +186,9 @@ def parse_split(text: str, layers: int, ranks: int) -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"split: expected flops, measured, or layers per rank as in 3,4,4, got {text!r}") from None
+        raise UserError(
+            f"split: expected even, flops, measured, or layers per rank as in 3,4,4, got {text!r}"
+        ) from None
     if len(counts) != ranks:
         raise UserError(f"split: {text} names {len(counts)} ranks, but {ranks} were started")
     if min(counts) < 1:

@@ -121,8 +121,9 @@ class RunConfig(BaseModel):
     )
     split: str = _field(
         "Ring",
-        "flops: even by floating-point operations; measured: by the layers' times on rank 0's machine (python -m "
-        "kernels.bench shows them); or layers per rank, as in 3,4,4",
+        "flops: as many floating-point operations for each rank; measured: as much time, by what each rank's own "
+        "machine takes for each layer (python -m kernels.bench shows it); even: as many layers; or layers per rank, "
+        "as in 3,4,4",
         "flops",
     )
     w_group: Count | None = _field(
