@@ -160,6 +160,7 @@ class AllReduce:
             self.optimizer.update(state.flat[start:stop], g, slots, self.rate(bucket.step), bucket.step + 1)
         bucket.here = True
         if self.paced:
+            self.paced.stepped(bucket.step)
             factor = self.paced.factor(U, bucket.step)
             self.paced.until(begin, bucket.keys.size * self.nanoseconds * factor)
         self.recorder.record("U", begin, clock(), bucket.step, stage=bucket.keys.number, version=bucket.step + 1)

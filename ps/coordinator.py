@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ps import post
 from ps.post import Message, Post
-from ps.worker import Shares
+from ps.shares import Shares
 from ringtmp.errors import RunFailure
 from ringtmp.run.mpi import runs
 

@@ -5,7 +5,7 @@ server waits for another: copies travel, and are written, beside the training.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from ps.server import Served
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
-from ringtmp.run.checkpoint import LayerRecord
 from ringtmp.run.sets import Sets
+from ringtmp.run.writer import Held, records_of
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -156,7 +156,7 @@ class Keeper:
                 if any(void[0] for void in (being_made.void, *being_made.voids)):
                     self.to.fail(step, "it was ordered too late")
                 else:
-                    self.to.hand_over(step, self._records(being_made), being_made.seconds)
+                    self.to.hand_over(step, records_of(self.model, self._held(being_made)), being_made.seconds)
             moved = True
         return moved
 
@@ -164,17 +164,17 @@ class Keeper:
         """No set is being made that can still be completed."""
         return not any(len(each.copies) == len(self.served) for each in self.sets.values())
 
-    def final(self) -> list[LayerRecord]:
+    def final(self) -> list[Held]:
         """The layers at home here as they are now. Collective over all servers, when nothing is on its way."""
         being_made = _Set()
         being_made.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
         self._bring_together(being_made)
         for request in being_made.requests:
             request.Wait()
-        return list(self._records(being_made))
+        return self._held(being_made)
 
-    def _records(self, being_made: _Set) -> Iterator[LayerRecord]:
-        return (
-            LayerRecord.of(self.model, layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
+    def _held(self, being_made: _Set) -> list[Held]:
+        return [
+            (layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
             for layer, arrays in sorted(being_made.layers.items())
-        )
+        ]

@@ -19,7 +19,7 @@ from ps.memory import Versions
 from ps.mirror import Incoming, Outgoing
 from ps.post import Message, Post
 from ps.server import Served, Server
-from ps.worker import Dropped, Shares, Worker
+from ps.worker import Dropped, Worker
 from ringtmp.errors import RunFailure
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.run import checkpoint, mpi
@@ -45,7 +45,7 @@ class Member:
         self.over = self.asked = False
         self.made = self.job.start  # steps that this worker has made without servers
         self.lost: set[int] = set()  # workers whose processes do not answer
-        self.shares = Shares(self.roles.workers)
+        self.shares = launch.shares
         self.places = launch.comm.allgather((socket.gethostname(), os.getpid()))
         self.ship = launch.comm.Dup()  # for sets alone
         self.lanes = launch.comm.Dup() if launch.memory else None  # for versions alone
@@ -384,7 +384,7 @@ class Member:
         if self.launch.sets.due(step) and self.rank in self.launch.writers:
             assert self.worker
             self.worker.take_all()
-            self.launch.sets.save(step, self.launch.held())
+            self.launch.sets.save(step, self.launch.mine())
 
     def _set(self, sender: int, message: Message) -> None:
         step = int(message[1])

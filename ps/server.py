@@ -312,6 +312,7 @@ class Server:
             self.probe.at("U", step)  # the other ranges of the step are made, or not
         served.version = number
         if self.paced:
+            self.paced.stepped(step)
             factor = self.paced.factor(U, number)
             self.paced.until(begin, size * self.nanoseconds * factor)
         self.recorder.record("U", begin, clock(), step, -1, -1, 0, served.keys.number, number)

@@ -8,6 +8,7 @@ from ps.member import Member
 from ps.memory import Sides, Taken, holders, shape_of, take
 from ps.mirror import holder_of
 from ps.roles import Roles, check
+from ps.shares import Shares
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.optimizers import Optimizer
@@ -18,9 +19,10 @@ from ringtmp.run.data import share_data
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
 from ringtmp.run.node import NodeMemory
-from ringtmp.run.pace import UPDATE_FLOPS, Pace, Paced, lateness, parse_pace
+from ringtmp.run.pace import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
 from ringtmp.run.recover import room_for
 from ringtmp.run.result import Result
+from ringtmp.run.speed import own_costs
 from ringtmp.run.units import parse_bytes, show_bytes
 from ringtmp.run.writer import Held
 
@@ -75,17 +77,26 @@ class ServerLaunch(Launch):
         dealt = [layer % self.size for layer in range(len(counts))]
         self.homes = homes(self.ranges, len(counts)) if self.roles.servers else dealt
         self.writers = sorted({*self.homes})
-        self.speeds = parse_pace(config.pace, self.size) if config.pace else []
+        self.courses = parse_courses(config.pace, self.size) if config.pace else []
         job.data = share_data(self.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
+        self.shares = Shares(self.roles.workers, self._speeds())
         self.stage: Stage | None = None
         if self.works:
             updates = config.local_steps > 1 or not self.roles.servers
             self.stage = Stage(self.model, 0, len(counts), job.dtype, job.optimizer() if updates else Optimizer("sgd"),
-                               pieces(self._share(0), config.pieces)[0], 1, config.threads)  # fmt: skip
+                               pieces(self._share(), config.pieces)[0], 1, config.threads)  # fmt: skip
 
-    def _share(self, place: int) -> int:
-        """Samples of the worker at that place in the order of workers."""
-        return pieces(self.config.batch_size, len(self.roles.workers))[place]
+    def _share(self) -> int:
+        """Samples that this worker has of each batch while all are there."""
+        return self.shares.of(self.rank, 0, self.config.batch_size)[1]
+
+    def _speeds(self) -> list[float]:
+        """Samples a second of each worker, where shares are to be in proportion to that."""
+        if self.config.shares == "even":
+            return []
+        rows = max(1, self.config.batch_size // len(self.roles.workers))
+        seconds = self.comm.allgather(sum(own_costs(self.comm, self.job, rows, 1)))
+        return [1.0 / seconds[worker] for worker in self.roles.workers]
 
     def families(self) -> set[str]:  # noqa: D102
         return {"serve", "keep"} if self.config.replicate else {"serve"}
@@ -107,13 +118,12 @@ class ServerLaunch(Launch):
                     for name, flat in state.slots.items():
                         state.layer.store(flat, record.slots.get(name, {}))
                 self.stage.derive()
-            share = self._share(self.roles.workers.index(self.rank))
-            self.stage.warm_up(pieces(share, self.config.pieces))
+            self.stage.warm_up(pieces(self._share(), self.config.pieces))
         self.paces: list[Pace] = []
         self.paced: Paced | None = None
         self.nanoseconds = 0.0  # of an update of one parameter
-        if self.speeds:
-            self._emulate(self.speeds[self.rank])
+        if self.courses:
+            self._emulate(self.courses[self.rank])
 
     def house(self, memory: NodeMemory) -> None:
         """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
@@ -137,17 +147,18 @@ class ServerLaunch(Launch):
         names = [self.model.layer_name(index) for index in layers]
         return list(checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names))
 
-    def _emulate(self, speed: float) -> None:
+    def _emulate(self, course: Course) -> None:
         """The node that this rank is; each layer of each worker has draws of its own, as the simulator has it."""
         config, layers, stages = self.config, len(self.model.layers), len(self.roles.workers) * len(self.model.layers)
         if self.works:
             worker = self.roles.workers.index(self.rank)
             self.paces = [
-                Pace(self.model, n, n + 1, worker * layers + n, speed, config.jitter, config.seed)
+                Pace(self.model, n, n + 1, worker * layers + n, course, config.jitter, config.seed)
                 for n in range(layers)
             ]
         if not (self.works and self.serves):  # beside a worker's layers updates cost it nothing
-            self.paced, self.nanoseconds = Paced(stages + self.rank, config.jitter, config.seed), UPDATE_FLOPS / speed
+            self.paced = Paced(stages + self.rank, config.jitter, config.seed, course)
+            self.nanoseconds = UPDATE_FLOPS / course.first
 
     def connect(self) -> None:  # noqa: D102
         self.member = Member(self)
@@ -183,14 +194,14 @@ class ServerLaunch(Launch):
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
-    def records(self) -> list[checkpoint.LayerRecord]:  # noqa: D102
+    def held(self) -> list[Held]:  # noqa: D102
         if self.member.keeper:
             return self.member.keeper.final()
         if self.roles.servers or not self.stage:
             return []
-        return [checkpoint.LayerRecord.of(self.model, *held) for held in self.held()]
+        return self.mine()
 
-    def held(self) -> list[Held]:
+    def mine(self) -> list[Held]:
         """The layers that this worker writes where there are no servers."""
         assert self.stage
         states = self.stage.states
@@ -209,7 +220,7 @@ class ServerLaunch(Launch):
         words += [f"filter {config.filter}"] * (config.filter != "none")
         largest = max(keys.size for keys in self.ranges) * self.job.dtype.itemsize
         words.append(f"{len(self.ranges)} ranges of up to {show_bytes(largest)}")
-        speeds = ", ".join(f"{speed:g}" for speed in dict.fromkeys(self.speeds))
+        speeds = ", ".join(f"{course.first:g}" for course in dict.fromkeys(self.courses))
         words += [f"emulated nodes of {speeds} GFLOP/s"] * bool(speeds)
         return f"batch {config.batch_size}; " + ", ".join(words)
 

@@ -9,6 +9,7 @@ from kernels.rule import F, I, W
 from ps import post
 from ps.link import Exchange
 from ps.post import Message, Post
+from ps.shares import Shares
 from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import Moment, pieces
 from ringtmp.nn.stage import Stage, Work
@@ -27,49 +28,6 @@ BEAT = 1_000_000_000  # nanoseconds after which a silent worker says that it is 
 
 class Dropped(Exception):  # noqa: N818 - an order, not an error
     """The others go on without this worker."""
-
-
-class Shares:
-    """Who has which samples: even shares of each batch for those who are there.
-
-    Parameters
-    ----------
-    workers : sequence of int
-        Ranks, in the order in which samples are dealt.
-    """
-
-    def __init__(self, workers: Sequence[int]) -> None:
-        self.workers = list(workers)
-        self.turns: dict[int, list[int]] = {worker: [] for worker in workers}  # steps from which it is away, there, ...
-        self.joins: list[int] = []  # steps from which a worker was there again
-
-    def drop(self, worker: int, step: int) -> None:
-        """From `step` on a worker has no share."""
-        if self.there(worker):
-            self.turns[worker].append(step)
-
-    def join(self, worker: int, step: int) -> None:
-        """From `step` on it has one again."""
-        self.turns[worker].append(step)
-        self.joins.append(step)
-
-    def there(self, worker: int) -> bool:
-        """Whether, by what is known, it has a share in the end."""
-        return len(self.turns[worker]) % 2 == 0
-
-    def generation(self, step: int) -> int:
-        """How many workers have come back by `step`."""
-        return sum(join <= step for join in self.joins)
-
-    def members(self, step: int) -> list[int]:
-        """Who has a share of `step`."""
-        return [w for w in self.workers if sum(turn <= step for turn in self.turns[w]) % 2 == 0]
-
-    def of(self, worker: int, step: int, samples: int) -> tuple[int, int]:
-        """First sample and number of samples of a worker's share of `samples`."""
-        members = self.members(step)
-        place, sizes = members.index(worker), pieces(samples, len(members))
-        return sum(sizes[:place]), sizes[place]
 
 
 class Worker:
@@ -169,6 +127,8 @@ class Worker:
         """One step on this worker's share; on the last one of `period` the exchange begins."""
         self._stay()
         first, count = self.shares.of(self.rank, step, self.config.batch_size)
+        for pace in self.paces:
+            pace.stepped(step)
         push = (step + 1) % period == 0 or step + 1 == self.end
         if push:
             self.exchange.begin(step, count)

@@ -130,6 +130,7 @@ def _problem(options: argparse.Namespace) -> Any:
     from ringtmp.nn.model import build_model
     from ringtmp.nn.optimizers import Optimizer
     from ringtmp.ring import planner
+    from ringtmp.run import speed
     from ringtmp.run.pace import parse_pace
     from ringtmp.run.units import parse_bytes, parse_rate, parse_seconds
 
@@ -146,7 +147,7 @@ def _problem(options: argparse.Namespace) -> Any:
         raise UserError(f"ranks: {options.ranks} ranks need a layer each, {options.model} has {len(model.layers)}")
     speeds = tuple(parse_pace(options.speed, options.ranks)) if options.speed else ()
     optimizer, dtype = Optimizer(options.optimizer), np.dtype(options.dtype)
-    costs = planner.costs_paced(model) if speeds else planner.costs_on(model, dtype, optimizer)
+    costs = speed.costs_paced(model) if speeds else speed.costs_on(model, dtype, optimizer)
     return planner.Problem(
         model, options.batch_size, dtype, optimizer, options.ranks, costs,
         parse_seconds(options.link_latency, "link_latency"), parse_rate(options.link_bandwidth, "link_bandwidth"),

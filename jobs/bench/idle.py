@@ -25,6 +25,7 @@ from ringtmp.nn.optimizers import Optimizer
 from ringtmp.ring import planner
 from ringtmp.ring.plan import build
 from ringtmp.ring.simulate import Scene, simulate
+from ringtmp.run import speed
 
 ACTION = 4e-3  # seconds of F of a whole rank on an emulated node
 LATENCY = 120e-6  # seconds from the end of an action to its neighbour's notice, 8 ranks napping on 2 cores
@@ -75,7 +76,7 @@ class Case:
         model, batch = _model(self.paced), self.settings()["batch_size"]
         optimizer = Optimizer("momentum")
         dtype = np.dtype(np.float32)
-        costs = planner.costs_paced(model) if self.paced else planner.costs_on(model, dtype, optimizer)
+        costs = speed.costs_paced(model) if self.paced else speed.costs_on(model, dtype, optimizer)
         return planner.Problem(
             model, batch, dtype, optimizer, self.ranks, costs, LATENCY if self.paced else 5e-6,
             float("inf") if self.paced else 5e9, (self.speed,) * self.ranks if self.paced else (), self.jitter,

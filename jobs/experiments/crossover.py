@@ -49,6 +49,7 @@ from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.ring import planner
 from ringtmp.ring.rivals import Exchange, simulate_data_parallel
+from ringtmp.run import speed
 from ringtmp.run.pace import nominal
 from ringtmp.run.units import parse_bytes
 
@@ -145,7 +146,7 @@ def predict(setting: Setting, way: str, batch: int, width: int, shared: int = SH
     model = setting.model(width)
     if way == "ring":
         problem = planner.Problem(
-            model, batch, np.dtype(np.float32), Optimizer(OPTIMIZER), setting.hosts, planner.costs_paced(model),
+            model, batch, np.dtype(np.float32), Optimizer(OPTIMIZER), setting.hosts, speed.costs_paced(model),
             setting.latency, setting.bandwidth / shared, (setting.gflops,) * setting.hosts, whole=True,
         )  # fmt: skip
         return planner.run(problem, planner.RULE, setting.micro_batches)[0].step_seconds

@@ -114,7 +114,10 @@ class Struck:
 
     def lives(self, pid: int) -> bool:
         """Whether this is a process of this job, and there."""
-        return pid > 0 and runs(pid) and os.path.realpath(f"/proc/{pid}/cwd") == os.path.realpath(self.folder)
+        try:
+            return pid > 0 and runs(pid) and os.path.samefile(f"/proc/{pid}/cwd", self.folder)
+        except OSError:  # it has ended meanwhile
+            return False
 
     def signal(self, rank: int, number: int, timeout: float = 60) -> tuple[float, int]:
         """Send a signal to a rank wherever it is, as soon as there is one; the moment, and its process number.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, draw_panels
 
 # Gain of the activation, for start values that keep the activations' variance (He et al. 2015, Glorot & Bengio 2010).
 GAIN = {"linear": 1.0, "relu": math.sqrt(2), "gelu": math.sqrt(2), "silu": math.sqrt(2), "tanh": 5 / 3, "sigmoid": 1.0}
@@ -69,8 +69,9 @@ class Dense(Layer):
 
     def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
         deviation = self.scale * GAIN[self.activation] / math.sqrt(self.shape[-1])
-        weight = rng.standard_normal(self.shapes["weight"]) * deviation
-        self.store(flat, {"weight": weight.astype(flat.dtype), "bias": np.zeros(self.shapes["bias"], flat.dtype)})
+        views = self.views(flat)
+        draw_panels(views["weight"], self.shapes["weight"], deviation, rng)
+        views["bias"][...] = 0
 
     def attach(self, place: Place) -> None:  # noqa: D102
         code = kernels.ACTIVATIONS[self.activation]

@@ -9,7 +9,7 @@ import numpy as np
 
 import kernels
 from ringtmp.nn.dense import GAIN
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, draw_panels
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Conv2D(Layer):
         return math.prod(self.shapes["weight"])
 
     def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
-        shape = self.shapes["weight"]
-        weight = rng.standard_normal(shape) * (GAIN[self.activation] / math.sqrt(math.prod(shape[:3])))
-        self.store(flat, {"weight": weight.astype(flat.dtype), "bias": np.zeros(self.shapes["bias"], flat.dtype)})
+        shape, views = self.shapes["weight"], self.views(flat)
+        draw_panels(views["weight"], shape, GAIN[self.activation] / math.sqrt(math.prod(shape[:3])), rng)
+        views["bias"][...] = 0
 
     def attach(self, place: Place) -> None:  # noqa: D102
         rows = len(place.x)

@@ -15,12 +15,15 @@ W takes together.
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 import kernels
+
+_DRAWN = 1 << 18  # start values that are drawn at a time
 
 Array = NDArray[Any]
 Parameters = dict[str, Any]  # views by name; of a layer made of layers, such dictionaries by name
@@ -83,12 +86,12 @@ class Layer:
         """Shape of one sample as it goes out."""
         return self.shape
 
-    @property
+    @cached_property
     def inputs(self) -> int:
         """Numbers per sample that come in."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """Numbers per sample that go out."""
         return math.prod(self.out_shape)
@@ -98,7 +101,7 @@ class Layer:
         """Shape of each parameter, in the order in which they lie in the flat array."""
         return {}
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
@@ -219,6 +222,24 @@ def _packed(array: Array) -> Array:
     for part, matrix in zip(result, source, strict=True):
         kernels.rows_to_panels(matrix, 0, columns, rows, columns, part, 0, rows, 0)
     return result.reshape(-1)
+
+
+def draw_normal(flat: Array, deviation: float, rng: np.random.Generator) -> None:
+    """Normal numbers of this deviation, block by block: a layer may fill half of its node's memory."""
+    for start in range(0, flat.size, _DRAWN):
+        part = flat[start : start + _DRAWN]
+        part[...] = rng.standard_normal(part.size) * deviation
+
+
+def draw_panels(flat: Array, shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> None:
+    """The same for a panelled parameter: drawn row by row in its own shape, some rows at a time."""
+    count, rows, columns = _matrices(shape)
+    for part in flat.reshape(count, -1):
+        at_once = max(1, _DRAWN // columns)
+        for at in range(0, rows, at_once):
+            block = rng.standard_normal((min(at_once, rows - at), columns)) * deviation
+            source = block.astype(flat.dtype).reshape(-1)
+            kernels.rows_to_panels(source, 0, columns, len(block), columns, part, 0, rows, at)
 
 
 def aligned(count: int, dtype: DTypeLike) -> Array:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, draw_normal
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Embedding(Layer):
         return {"token": (self.tokens, self.width), "position": (*self.shape, self.width)}
 
     def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
-        flat[:] = rng.standard_normal(flat.size) * 0.02
+        draw_normal(flat, 0.02, rng)
 
     def attach(self, place: Place) -> None:  # noqa: D102
         shape = (len(place.x), *self.out_shape)

@@ -91,30 +91,36 @@ class Stage:
     threads : int
         Of this rank. They share the samples of a micro-batch in F and I, and the layers in W and U; what a number is
         summed from and in which order stays the same, so the bits do.
-    recompute : bool
-        Keep only the stage's input of each micro-batch: I makes the rest again, and W must follow before the next I.
+    recompute : bool or sequence of bool
+        For each layer, or for all: do not keep what it makes of a micro-batch, but make it again in I; W must then
+        follow before the next I.
+    kept : dict, optional
+        By index: layers of a stage before this one, to go on with.
     """
 
     def __init__(
         self, model: Model, first: int, last: int, dtype: np.dtype, optimizer: Optimizer, rows: int, slots: int,
-        threads: int = 1, recompute: bool = False,
+        threads: int = 1, recompute: bool | Sequence[bool] = False, kept: "dict[int, LayerState] | None" = None,
     ) -> None:  # fmt: skip
         self.model, self.first, self.last = model, first, last
         self.dtype = np.dtype(dtype)
         self.optimizer = optimizer
         self.rows, self.slots = rows, slots
         self.is_first, self.is_last = first == 0, last == len(model.layers)
-        self.states = [self._state(index) for index in range(first, last)]
+        self.states = [(kept or {}).get(index) or self._state(index) for index in range(first, last)]
         self._own = [state.parameters for state in self.states]
         layers = [state.layer for state in self.states]
         scratch = max(layer.scratch_numbers(rows) for layer in layers)
         self._scratch = [aligned(scratch, self.dtype) for _ in range(threads)]
         self._pool = Pool(threads)
         self._dealt = _deal([(n, state) for n, state in enumerate(self.states) if state.flat.size], threads)
-        self.recompute = recompute
+        again = flags_of(recompute, len(layers))
+        self.recompute = any(again)
+        self._again = [n for n, flag in enumerate(again) if flag]
+        self._plan = _Buffers.of(model, first, last, again)
         self._shared: dict[str, list[Array]] = {}
         self._rooms = [self._room()]
-        if recompute:
+        if self.recompute:
             self._shared = self._rooms[0]
         self._rooms += [self._room() for _ in range(slots - 1)]
         self._works: dict[tuple[int, int], Work] = {}
@@ -134,35 +140,33 @@ class Stage:
         return LayerState(index, layer, flat, gradient, derived, slots, *views)
 
     def _room(self) -> dict[str, list[Array]]:
-        """Flat buffers of one slot, each large enough for `rows` rows; with `recompute` those within are all slots'."""
-        layers, rows = [state.layer for state in self.states], self.rows
-        groups = _groups(layers)
-        needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
-        widths = [layers[0].inputs] + [layer.outputs for layer in layers]
+        """Flat buffers of one slot, each large enough for `rows` rows; what is made again lies in the first one's."""
+        plan, rows, shared = self._plan, self.rows, self._shared
         y: list[Array] = []
         dy: list[Array] = []
-        for n, group in enumerate(groups):
-            if n and group == groups[n - 1]:
+        for n, group in enumerate(plan.groups):
+            if n and group == plan.groups[n - 1]:
                 y.append(y[-1])
                 dy.append(dy[-1])
-            elif self._shared and 0 < group < groups[-1]:
-                y.append(self._shared["y"][n])
-                dy.append(self._shared["dy"][n])
+                continue
+            if shared and plan.shares_output[n]:
+                y.append(shared["y"][n])
             else:
-                y.append(aligned(rows * widths[n], np.int64 if n == 0 and self._tokens else self.dtype))
-                if self.is_last and group == groups[-1] and not needed and not self.recompute:
-                    dy.append(y[-1])  # the loss writes its gradient over the output: no second copy of the logits
-                else:
-                    dy.append(aligned(rows * widths[n] * (group > 0 or not self.is_first), self.dtype))
-        saved = [aligned(rows * layer.saved_numbers(), self.dtype) for layer in layers] if not self._shared else []
+                y.append(aligned(rows * plan.widths[n], np.int64 if n == 0 and self._tokens else self.dtype))
+            if shared and plan.shares_gradient[n]:
+                dy.append(shared["dy"][n])
+            elif plan.loss_in_place and group == plan.groups[-1]:
+                dy.append(y[-1])  # the loss writes its gradient over the output: no second copy of the logits
+            else:
+                dy.append(aligned(rows * plan.widths[n] * (group > 0 or not self.is_first), self.dtype))
+        saved = [
+            shared["saved"][n] if shared and plan.again[n] else aligned(rows * numbers, self.dtype)
+            for n, numbers in enumerate(plan.saved)
+        ]
         ends = self.is_first or self.is_last
         label_dtype = np.dtype(np.int64) if self.model.loss == "cross-entropy" else self.dtype
-        return {
-            "y": y,
-            "dy": dy,
-            "saved": saved or self._shared["saved"],
-            "labels": [aligned(rows * self.model.labels * ends, label_dtype)],
-        }
+        labels = [aligned(rows * self.model.labels * ends, label_dtype)]
+        return {"y": y, "dy": dy, "saved": saved, "labels": labels}
 
     @property
     def _tokens(self) -> bool:
@@ -301,9 +305,9 @@ class Stage:
         self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None,  # noqa: B008 - immutable
         only: slice = slice(None),  # noqa: B008 - immutable
     ) -> None:  # fmt: skip
-        """I of the layers (or `only` some), last to first, with the weights of their F; with `recompute` after it."""
-        if self.recompute:
-            self.forward(work, moment, weights)
+        """I of the layers (or `only` some), last to first, with the weights of their F, after what was not kept."""
+        for n in self._again:
+            self.forward(work, moment, weights, slice(n, n + 1))
         used, states = (weights or self._own)[only], self.states[only]
 
         def run(part: Part) -> None:
@@ -409,32 +413,84 @@ def join(seconds: Sequence[float], least: float) -> list[list[int]]:
     return joined
 
 
-def _groups(layers: Sequence[Layer]) -> list[int]:
-    """Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's."""
-    groups = [0]
-    for layer in layers:
-        groups.append(groups[-1] + (not layer.aliased))
-    return groups
+def flags_of(recompute: bool | Sequence[bool], layers: int) -> tuple[bool, ...]:
+    """Whether each layer of a stage is to make again what it makes of a micro-batch."""
+    return (recompute,) * layers if isinstance(recompute, bool) else tuple(recompute)
 
 
-def slot_bytes(model: Model, first: int, last: int, rows: int, dtype: np.dtype, recompute: bool = False) -> int:
-    """Bytes of each further slot of a stage (what all slots share with `recompute` left out), without making it."""
-    layers, item = model.layers[first:last], np.dtype(dtype).itemsize
-    is_first, is_last = first == 0, last == len(model.layers)
-    groups = _groups(layers)
-    needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
-    total = 0
-    for group in range(groups[-1] + 1):
-        n = groups.index(group)
-        width = layers[0].inputs if n == 0 else layers[n - 1].outputs
-        if recompute and 0 < group < groups[-1]:
+@dataclass(frozen=True)
+class _Buffers:
+    """Which buffers a stage's slots have, without making them.
+
+    Attributes
+    ----------
+    groups : list of int
+        Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's.
+    widths : list of int
+        Numbers per sample of the same.
+    saved : list of int
+        Numbers per sample that each layer keeps besides.
+    again : tuple of bool
+        Layers whose work is made again.
+    shares_output, shares_gradient : list of bool
+        Of each input and the last output: whether all slots share the buffer, and that of its gradient.
+    loss_in_place : bool
+        Whether the gradient of the loss lies where the output does.
+    """
+
+    groups: list[int]
+    widths: list[int]
+    saved: list[int]
+    again: tuple[bool, ...]
+    shares_output: list[bool]
+    shares_gradient: list[bool]
+    loss_in_place: bool
+
+    @classmethod
+    def of(cls, model: Model, first: int, last: int, again: tuple[bool, ...]) -> "_Buffers":
+        layers = model.layers[first:last]
+        groups = [0]
+        for layer in layers:
+            groups.append(groups[-1] + (not layer.aliased))
+        within = [0 < group < groups[-1] for group in groups]
+        made_by = [False, *again]
+        needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
+        return cls(
+            groups, [layers[0].inputs] + [layer.outputs for layer in layers],
+            [layer.saved_numbers() for layer in layers], again,
+            [inner and made for inner, made in zip(within, made_by, strict=True)],
+            [inner and any(again) for inner in within],
+            last == len(model.layers) and not needed and not any(again),
+        )  # fmt: skip
+
+
+def slot_bytes(
+    model: Model, first: int, last: int, rows: int, dtype: np.dtype, recompute: bool | Sequence[bool] = False,
+    whole: bool = False,
+) -> int:  # fmt: skip
+    """Bytes of each further slot of a stage, without making it; `whole`: of the first one, what all share included."""
+    plan, item = _Buffers.of(model, first, last, flags_of(recompute, last - first)), np.dtype(dtype).itemsize
+    is_first, total = first == 0, 0
+    for n, group in enumerate(plan.groups):
+        if n and group == plan.groups[n - 1]:
             continue
-        total += width * (8 if n == 0 and is_first and model.takes_tokens else item)
-        shared = is_last and group == groups[-1] and not needed and not recompute
-        total += width * item * (not shared) * (group > 0 or not is_first)
-    saved = 0 if recompute else sum(layer.saved_numbers() for layer in layers)
-    labels = model.labels * (is_first or is_last) * (8 if model.loss == "cross-entropy" else item)
+        width = plan.widths[n]
+        if whole or not plan.shares_output[n]:
+            total += width * (8 if n == 0 and is_first and model.takes_tokens else item)
+        in_place = plan.loss_in_place and group == plan.groups[-1]
+        if (whole or not plan.shares_gradient[n]) and not in_place:
+            total += width * item * (group > 0 or not is_first)
+    saved = sum(numbers for numbers, flag in zip(plan.saved, plan.again, strict=True) if whole or not flag)
+    ends = is_first or last == len(model.layers)
+    labels = model.labels * ends * (8 if model.loss == "cross-entropy" else item)
     return rows * (total + saved * item + labels)
+
+
+def state_bytes(model: Model, first: int, last: int, dtype: np.dtype, slots: int) -> tuple[int, int]:
+    """Bytes of a stage's parameters and optimizer slots, and of gradients and what follows from the parameters."""
+    layers, item = model.layers[first:last], np.dtype(dtype).itemsize
+    count = sum(layer.count for layer in layers)
+    return item * count * (1 + slots), item * (count + sum(layer.derived_numbers() for layer in layers))
 
 
 def _rows(flat: Array, start: int, stop: int, width: int) -> Array:

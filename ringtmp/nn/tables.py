@@ -13,6 +13,7 @@ from ringtmp.nn.images import AvgPool2D, Conv2D, MaxPool2D
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.norm import GroupNorm, LayerNorm
 from ringtmp.nn.sequences import Attention, Embedding
+from ringtmp.nn.wide import Carry, Columns, Share
 
 Shape = tuple[int, ...]
 
@@ -200,6 +201,22 @@ def _head(table: _Table, shape: Shape, numbers: Iterator[int]) -> Layer:
     return Block(shape, _inner(table, tables, shape, numbers))
 
 
+def _piece(kind: Callable[..., Layer], ends: bool) -> Callable[[_Table, Shape, Iterator[int]], Layer]:
+    """A piece of a layer that is cut: layers on the first `features` of each place, beside what goes along."""
+
+    def make(table: _Table, shape: Shape, numbers: Iterator[int]) -> Layer:
+        features = table.whole("features")
+        if features > shape[-1]:
+            raise table.fail(f"features must be at most the {shape[-1]} that come in, got {features}")
+        layers = _inner(table, table.tables(), (*shape[:-1], features), numbers)
+        made = layers[-1].out_shape
+        if kind is not Columns and (made != (*shape[:-1], features) or shape[-1] != features * (1 + ends)):
+            raise table.fail(f"{shape} comes in, and of {features} features the layers make {made}; they are added")
+        return kind(shape, layers, features, table.flag("last", False)) if ends else kind(shape, layers, features)
+
+    return make
+
+
 def _dropout(table: _Table, shape: Shape, numbers: Iterator[int]) -> Layer:
     rate = table.number("rate", None, 0.0, 1.0)
     return Dropout(shape, rate, table.whole("number", next(numbers), least=0))
@@ -211,8 +228,9 @@ _MAKERS: dict[str, Callable[[_Table, Shape, Iterator[int]], Layer]] = {
     "groupnorm": _groupnorm, "dropout": _dropout, "embedding": _embedding, "attention": _attention,
     "activation": lambda table, shape, _: Activation(shape, table.activation("function", None)),
     "transformer": _transformer, "head": _head, "residual": _residual, "block": _block,
+    "columns": _piece(Columns, True), "carry": _piece(Carry, False), "share": _piece(Share, True),
 }  # fmt: skip
-_SHAPED = {"conv2d", "maxpool2d", "avgpool2d", "groupnorm", "embedding", "block", "residual"}
+_SHAPED = {"conv2d", "maxpool2d", "avgpool2d", "groupnorm", "embedding", "block", "residual", "columns", "carry"}
 
 
 def _layer(given: Any, shape: Shape, where: str, numbers: Iterator[int]) -> Layer:

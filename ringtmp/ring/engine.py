@@ -42,6 +42,9 @@ class Hooks(Home, Protocol):
     def rate(self, step: int) -> float:
         """Learning rate of `step`."""
 
+    def stepped(self, step: int) -> None:
+        """All updates of a step are made."""
+
     def save(self, step: int) -> None:
         """After `step` updates: have this rank's part of a checkpoint written if one is due."""
 
@@ -128,6 +131,8 @@ class Engine:
         if last_stage and self.rank == self.size - 1:
             # As many as rank 0 can ever have under way, so that no label waits for a slot here.
             self.chunks[-1].labels = LabelBox(comm, self.right, stages[-1].buffers(0)[2], policy.room(0))
+        for pace in paces:
+            pace.stepped(start)
         self.step_began = clock()
 
     def _connect(self, comm: "Intracomm", chunk: Chunk, synchronous: bool) -> None:
@@ -413,6 +418,7 @@ class Engine:
         if self.paces:
             pace = self.paces[self._index(chunk)]
             pace.until(begin, pace.update * pace.factor(U, step - chunk.start))
+            pace.stepped(step + 1)
         end = clock()
         self._record("U", begin, end, chunk, step=step, version=step + 1)
         if self.replicas is not None:
@@ -420,6 +426,7 @@ class Engine:
         if self.updates == chunk.updates:  # the last of this rank's stages
             self.policy.stepped(end - self.step_began)
             self.step_began = end
+            self.hooks.stepped(step)
             self.hooks.save(self.updates)
             self.recorder.between_steps(step)
             self.tokens.stepped(step)

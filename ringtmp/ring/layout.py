@@ -3,23 +3,24 @@
 The same on every rank, from the configuration alone; what has to be measured for it, rank 0 measures.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ringtmp.errors import UserError
-from ringtmp.nn.layer import pieces
 from ringtmp.nn.stage import slot_bytes
 from ringtmp.ring.check import check
+from ringtmp.ring.footprint import Needs
 from ringtmp.ring.partition import Part, check_enough, deal, deal_round, parse_split
 from ringtmp.ring.plan import SCHEDULES, Plan, build, forward_only
-from ringtmp.ring.planner import RULE, Problem, costs_on, costs_paced, explore, recommend
+from ringtmp.ring.planner import RULE, Problem, explore, recommend
 from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
 from ringtmp.run.clocks import measure_link
 from ringtmp.run.job import Job
 from ringtmp.run.mpi import agreed, from_rank_0
-from ringtmp.run.pace import Pace, parse_pace
+from ringtmp.run.pace import Pace, parse_courses, parse_pace
+from ringtmp.run.speed import costs_on, costs_paced, own_costs
 from ringtmp.run.units import parse_bytes, show_bytes, show_seconds
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Layout:
         Most micro-batches that each chunk may hold in ready mode.
     speeds : tuple of float
         GFLOP/s of each rank on emulated nodes, else empty.
+    needs : Needs
+        What stages take, and this rank's limit.
+    again : tuple of tuple of bool
+        Layers of this rank's stages that make their work again instead of keeping it.
     """
 
     job: Job
@@ -58,6 +63,8 @@ class Layout:
     w_group: int
     most: int
     speeds: tuple[float, ...]
+    needs: Needs
+    again: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def lag(self) -> int | None:
@@ -69,10 +76,15 @@ class Layout:
         starts = (0, *self.ends)
         return [(starts[stage], self.ends[stage]) for stage in range(rank, len(self.ends), self.ranks)]
 
+    def rooms(self, rank: int) -> tuple[int, ...]:
+        """Micro-batches for which each stage of a rank has room."""
+        policy = self.policy(rank)
+        return tuple(policy.room(c) for c in range(self.chunks))
+
     def policy(self, rank: int) -> Policy:
         """Who decides what a rank runs next."""
         if self.plan:
-            return FollowPlan(self.plan, rank, self.job.config.recompute)
+            return FollowPlan(self.plan, rank, any(map(any, self.again)))
         if self.schedule == "pipedream":
             return Stream(self.ranks, rank)
         return LocalRule(self.ranks, rank, self.job.config.micro_batches, chunks=self.chunks, w_group=self.w_group,
@@ -80,11 +92,12 @@ class Layout:
 
     def paces(self, rank: int) -> list[Pace]:
         """The emulated node that a rank is; empty where it is none."""
-        if not self.speeds:
-            return []
         model, config = self.job.model, self.job.config
+        if not config.pace:
+            return []
+        courses = parse_courses(config.pace, self.ranks)
         return [
-            Pace(model, first, last, c * self.ranks + rank, self.speeds[rank], config.jitter, config.seed)
+            Pace(model, first, last, c * self.ranks + rank, courses[rank], config.jitter, config.seed)
             for c, (first, last) in enumerate(self.layers(rank))
         ]
 
@@ -110,46 +123,71 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
             f"chunks: {chunks} on each of {ranks} rank{'s' * (ranks > 1)} need a layer each, the model has "
             f"{len(job.model.layers)}"
         )
-    ends = np.cumsum(split(comm, job, chunks))
     plan = None
     if mode == "strict" and schedule != "pipedream":
         plan = build(schedule, ranks, m, chunks)
         for each in (plan, forward_only(ranks, len(job.timetable().test_sizes), chunks)):  # a step, and an evaluation
             check(each)
     group = _w_group(job, bool(speeds)) if mode == "ready" else 1
-    most = most_in_flight(job, ranks, chunks, tuple(ends), group) if mode == "ready" else 0
-    layout = Layout(job, ranks, chunks, tuple(map(int, ends)), mode, schedule, plan, group, most, speeds)
-    if mode == "strict" and config.activation_memory:
+    draft = Layout(job, ranks, chunks, (), mode, schedule, plan, group, 0, speeds, Needs.of(comm, job, chunks))
+    ready = mode == "ready"
+    least = (1 + POSTED,) * chunks if ready else draft.rooms(comm.rank)
+    layout = replace(draft, ends=tuple(itertools.accumulate(split(comm, draft, least))))
+    if ready:
+        most = most_in_flight(job, ranks, chunks, layout.ends, group)
+        fits = layout.needs.in_flight(layout.layers(comm.rank), min(most, m), ranks)
+        layout = replace(layout, most=min([most, *(each for each in comm.allgather(fits) if each < min(most, m))]))
+    elif config.activation_memory:
         _check_memory(layout)
+    layout = _with_recomputation(layout, comm.rank)
+    with agreed(comm):
+        layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.again, comm.rank)
     return layout
 
 
-def split(comm: "Intracomm", job: Job, chunks: int) -> list[int]:
-    """Layers of each stage, by the job's `split`. Collective over `comm`."""
+def _with_recomputation(layout: Layout, rank: int) -> Layout:
+    """The same, with what the rank's stages make again so that they fit into its memory."""
+    stages, rooms, room = layout.layers(rank), layout.rooms(rank), layout.needs.room // layout.chunks
+    again = tuple(layout.needs.again(*ends, slots, room) for ends, slots in zip(stages, rooms, strict=True))
+    if (
+        layout.job.config.recompute == "auto"
+        and layout.needs.rank(stages, rooms, again).total > layout.needs.limit.size
+    ):
+        again = tuple((True,) * (last - first) for first, last in stages)  # one stage needs more than its share
+    return replace(layout, again=again, w_group=1 if any(map(any, again)) else layout.w_group)
+
+
+def cut_anew(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
+    """The same with stages that end elsewhere. Raises `UserError` if they do not fit into `activation_memory`."""
+    most = layout.most
+    if most and layout.job.config.activation_memory:
+        most = most_in_flight(layout.job, layout.ranks, layout.chunks, ends, layout.w_group)
+    changed = replace(layout, ends=ends, most=most)
+    if layout.mode == "strict" and layout.job.config.activation_memory:
+        _check_memory(changed)
+    return _with_recomputation(changed, rank)
+
+
+def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
+    """Layers of each stage, by the job's `split`; `slots` must fit into each one's memory. Collective over `comm`."""
+    job, needs, chunks = layout.job, layout.needs, layout.chunks
     model, how, stages = job.model, job.config.split, comm.size * chunks
     if how not in ("even", "flops", "measured"):
         return parse_split(how, len(model.layers), stages)
     check_enough(len(model.layers), stages)
-    if how == "even":
-        return list(pieces(len(model.layers), stages))
-    if how == "flops":
-        return deal([Part.of([layer.flops(1) for layer in model.layers])] * stages)
-    return deal_round(comm, [Part.of(own_costs(comm, job))] * chunks)
-
-
-def own_costs(comm: "Intracomm", job: Job) -> list[float]:
-    """Seconds of a step that each layer would take on this rank, timed here (ranks of a host in turn) or as paced.
-
-    Collective over `comm`.
-    """
-    config, rows = job.config, job.timetable().rows
-    with agreed(comm):
-        if config.pace:
-            speed = parse_pace(config.pace, comm.size)[comm.rank]
-            return [cost.step(config.micro_batches) / speed for cost in costs_paced(job.model)(rows, 1)]
-        costs = costs_on(job.model, job.dtype, job.optimizer())(rows, 1)
-        return [cost.step(config.micro_batches) for cost in costs]
-    raise AssertionError
+    costs = [1.0 if how == "even" else float(layer.flops(1)) for layer in model.layers]
+    if how == "measured":
+        costs = own_costs(comm, job, job.timetable().rows, job.config.micro_batches)
+    counts = deal_round(comm, [Part.of(costs, needs.reach(room)) for room in slots]).counts
+    if not counts and chunks > 1:  # shares of a rank's room may be too small where the whole of it is not
+        return deal([Part.of(costs)] * stages).counts
+    if not counts:  # by what is it more than there is: an even deal shows it
+        ends = tuple(itertools.accumulate(deal([Part.of(costs)] * stages).counts))
+        with agreed(comm):
+            needs.check(replace(layout, ends=ends).layers(comm.rank), slots, ((True,),) * chunks, comm.rank)
+        raise UserError(f"memory_limit: no cut of the {len(model.layers)} layers over {stages} stages fits; "
+                        f"{needs.advice(slots[0])}")  # fmt: skip
+    return counts
 
 
 def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Problem:
@@ -199,7 +237,7 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
 
 def _w_group(job: Job, paced: bool) -> int:
     """Micro-batches that one W takes: as many as fill a product, never more than a step has."""
-    if job.config.recompute:
+    if job.config.recompute is True:
         return 1
     asked, most = job.config.w_group, job.config.micro_batches
     if not asked and paced:  # there a larger product is not faster
@@ -208,7 +246,8 @@ def _w_group(job: Job, paced: bool) -> int:
 
 
 def _slot_bytes(job: Job, first: int, last: int) -> int:
-    return slot_bytes(job.model, first, last, job.timetable().rows, job.dtype, job.config.recompute)
+    again = job.config.recompute is not False  # as much as it may
+    return slot_bytes(job.model, first, last, job.timetable().rows, job.dtype, again)
 
 
 def _check_memory(layout: Layout) -> None:

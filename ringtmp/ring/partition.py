@@ -12,13 +12,14 @@ In one process (`partition`) or hop by hop over MPI (`partition_round`), the sam
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.ring.links import TAG_DEAL
+from ringtmp.run.mpi import receive
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -45,7 +46,7 @@ class Part:
     idle: bool = False
 
     @classmethod
-    def of(cls, costs: Sequence[float], reach: Sequence[int] | None = None, idle: bool = False) -> "Part":
+    def of(cls, costs: Sequence[float] | Array, reach: Sequence[int] | None = None, idle: bool = False) -> "Part":
         """From the seconds of each layer."""
         total = np.concatenate([[0.0], np.cumsum(np.asarray(costs, np.float64))])
         ends = np.full(len(total), len(costs), np.int64) if reach is None else np.asarray(reach, np.int64)
@@ -97,18 +98,25 @@ def partition(costs: Sequence[float], ranks: int) -> list[int]:
         More ranks than layers.
     """
     check_enough(len(costs), ranks)
-    return deal([Part.of(costs)] * ranks)
+    return deal([Part.of(costs)] * ranks).counts
 
 
-def deal(parts: Sequence[Part]) -> list[int]:
-    """How many layers each stage gets. Empty if there is no split that fits."""
+class Cut(NamedTuple):
+    """How many layers each stage gets, none at all if there is no split that fits; seconds of the slowest stage."""
+
+    counts: list[int]
+    most: float
+
+
+def deal(parts: Sequence[Part]) -> Cut:
+    """The best cut."""
     layers = len(parts[0].total) - 1
     rest = nothing_left(layers)
     for part in reversed(parts):
         rest, _ = part.before(rest)
     limit = _limit(rest)
     if math.isinf(limit):
-        return []
+        return Cut([], limit)
     rest, cuts = nothing_left(layers), []
     for part in reversed(parts):
         rest, ends = part.before(rest, limit, squares=True)
@@ -117,10 +125,10 @@ def deal(parts: Sequence[Part]) -> list[int]:
     for ends in reversed(cuts):
         counts.append(int(ends[first]) - first)
         first = int(ends[first])
-    return counts
+    return Cut(counts, limit)
 
 
-def deal_round(comm: "Intracomm", mine: Sequence[Part]) -> list[int]:
+def deal_round(comm: "Intracomm", mine: Sequence[Part]) -> Cut:
     """`deal` where each rank knows its own stages alone. Collective over `comm`; every rank gets the whole answer.
 
     Stage c x ranks + r of the chain is `mine[c]` of rank r. Each message goes to a neighbour.
@@ -136,7 +144,7 @@ def deal_round(comm: "Intracomm", mine: Sequence[Part]) -> list[int]:
         message = np.empty(layers + 2)  # and the limit
         for stage in range(stages - 1 - (size - 1 - rank), -1, -size):
             if stage < stages - 1:
-                comm.Recv(message, right, TAG_DEAL)
+                receive(comm, message, right, TAG_DEAL)
                 rest, limit = message[:-1], float(message[-1])
             else:
                 rest = nothing_left(layers)
@@ -151,20 +159,20 @@ def deal_round(comm: "Intracomm", mine: Sequence[Part]) -> list[int]:
                 limit = _limit(values)
                 comm.Send(np.append(values, limit), left, TAG_DEAL)
         if not squares and rank == size - 1:  # the first stage's answer, for the second pass
-            comm.Recv(message, right, TAG_DEAL)
+            receive(comm, message, right, TAG_DEAL)
             limit = float(message[-1])
     counts = np.zeros(stages, np.int64)
     for c, ends in enumerate(cuts):
         stage = c * size + rank
         if stage:
-            comm.Recv(counts, left, TAG_DEAL)
+            receive(comm, counts, left, TAG_DEAL)
         first = int(counts[:stage].sum())
         counts[stage] = int(ends[first]) - first
         comm.Send(counts, right, TAG_DEAL)
-    comm.Recv(counts, left, TAG_DEAL)  # whole: from the last stage, once round
+    receive(comm, counts, left, TAG_DEAL)  # whole: from the last stage, once round
     if rank != size - 1:
         comm.Send(counts, right, TAG_DEAL)
-    return [] if math.isinf(limit) else counts.tolist()
+    return Cut([] if math.isinf(limit) else counts.tolist(), limit)
 
 
 def _limit(values: Array) -> float:

@@ -3,15 +3,13 @@
 Only synchronous ways are compared: they give the same numbers, so the fastest that fits is simply the best.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-import kernels
 from ringtmp.errors import UserError
-from ringtmp.nn.costs import Cost, layer_costs
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
@@ -20,44 +18,12 @@ from ringtmp.ring.partition import partition
 from ringtmp.ring.plan import SCHEDULES, Plan, build, peak_in_flight
 from ringtmp.ring.rule import POSTED, default_most
 from ringtmp.ring.simulate import Outcome, Scene, simulate
-from ringtmp.run.pace import nominal
+from ringtmp.run.speed import CostTable
 from ringtmp.run.units import show_bytes
 
 ENGINE = 8e-6  # seconds the engine takes beside each action (`make bench` measures it)
 RULE = "ready"
 AHEAD = (0.0, 1.0, 1.5, 2.0, 3.0)  # limits of the rule that are tried; the sweep finds no setting where more help
-
-# Seconds of each layer's actions for a micro-batch of so many rows, W as part of a product of so many micro-batches.
-CostTable = Callable[[int, int], list[Cost]]
-
-
-def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
-    """Costs as timed on this machine, when first asked for (or known from before)."""
-
-    @cache
-    def table(rows: int, w_group: int) -> list[Cost]:
-        kernels.compile_all(dtype, model.families)
-        costs = layer_costs(model, rows, dtype, optimizer)
-        if w_group == 1:
-            return costs
-        together = layer_costs(model, rows * w_group, dtype, optimizer)
-        return [replace(c, backward_weight=t.backward_weight / w_group) for c, t in zip(costs, together, strict=True)]
-
-    return table
-
-
-def costs_paced(model: Model) -> CostTable:
-    """Costs on an emulated node of 1 GFLOP/s."""
-
-    @cache
-    def table(rows: int, w_group: int) -> list[Cost]:
-        costs = []
-        for index, layer in enumerate(model.layers):
-            one, update = nominal(model, index, rows, 1.0)
-            costs.append(Cost(one, one, one, update, layer.flops(rows), 0))
-        return costs
-
-    return table
 
 
 @dataclass(frozen=True)

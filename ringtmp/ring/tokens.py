@@ -2,20 +2,22 @@
 
 What rank 0 needs to know of the others comes to it as a *token*: rank 0 sends one to the right after each of its
 updates, each rank passes it on once its own update of that step is done, adding its share, and the last rank adds the
-loss and sends it home. Orders to stop, or to write a checkpoint, go the same way; the sum of squares for `clip_norm`
-goes from stage to stage and its root once round to all.
+loss and sends it home. Orders to stop, to write a checkpoint, or to deal the layers anew go the same way; the sum of
+squares for `clip_norm` goes from stage to stage and its root once round to all.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any, Protocol
 
 from ringtmp.errors import RunFailure
+from ringtmp.ring.balance import Order
 from ringtmp.run.links import CONTROL_FIELDS, ControlLink
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.run.trace import Recorder, clock
 
-TOKEN, TEST, STOP, SQUARES, NORM, BEAT, HELD, SET = range(8)  # first number of a control message
+TOKEN, TEST, STOP, SQUARES, NORM, BEAT, HELD, SET, CUT = range(9)  # first number of a control message
 
 
 class Home(Protocol):
@@ -35,6 +37,12 @@ class Home(Protocol):
 
     def ordered(self, step: int, made: int) -> None:
         """A set after `step` updates is ordered, and so many are `made` here."""
+
+    def busy(self) -> float:
+        """How long this rank computes in a step, in nanoseconds."""
+
+    def weighed(self, step: int, mean: float, most: float) -> Order | None:
+        """`step` steps are done everywhere (rank 0); how busy the ranks are. Whether to stop for a new cut."""
 
 
 class Tokens:
@@ -68,6 +76,8 @@ class Tokens:
         self.home, self.recorder, self.stop_request = home, recorder, stop_request
         self.first, self.last = rank == 0, rank == size - 1
         self.stop_signal = 0
+        self.cut: Order | None = None  # what this engine ends for, if not for good
+        self.wanted: Order | None = None  # the same, to be ordered (rank 0)
         self.tokens = start  # passed on (rank 0: come home)
         self.waiting: dict[int, tuple[float, ...]] = {}
         self.losses: dict[int, tuple[float, float]] = {}
@@ -117,6 +127,8 @@ class Tokens:
                 self._order_stop(index)
             elif index < self.end and self.home.wants_set(after := self.table.phase(index).step + 1):
                 self._order_set(after)  # nobody can have made that update: its first forward has not been begun
+            if self.wanted and not self.stop_signal and index < self.end:
+                self._order_cut(index, self.wanted)
             self._pass_on(step, (TOKEN, step) + (0.0,) * (CONTROL_FIELDS - 2))
         elif step in self.waiting:
             self._pass_on(step, self.waiting.pop(step))
@@ -176,7 +188,7 @@ class Tokens:
 
     def _heed(self, message: tuple[float, ...]) -> None:
         self.interrupted = True
-        kind, step = int(message[0]), int(message[1])  # of STOP: the index of the first phase left out
+        kind, step = int(message[0]), int(message[1])  # of STOP and CUT: the index of the first phase left out
         if kind == TEST:
             self.tests_home += 1
             self.home.tested(step, message[2], message[3])
@@ -189,6 +201,9 @@ class Tokens:
             self._order_stop(step)
         elif kind == SET:
             self._order_set(step)
+        elif kind == CUT:
+            most, mean, seconds, undo = message[2:6]
+            self._order_cut(step, Order(most, mean, seconds, bool(undo)))
         elif self.first:
             self._home(message)
         elif self.updates > step:
@@ -198,14 +213,15 @@ class Tokens:
 
     def _pass_on(self, step: int, token: tuple[float, ...]) -> None:
         """Add this rank's share to a token and send it to the right; on one rank it is home at once."""
-        _, _, loss, correct, waited, gone, written, signal, cost, *_ = token
+        _, _, loss, correct, waited, gone, written, signal, cost, busies, most = token
         if self.last:
             loss, correct = self.losses.pop(step)
         wait_here, gone_here = self.recorder.wait_share()
         written_here, cost_here = self.home.written()
         written = written_here if self.first else min(written, written_here)
+        busy = self.home.busy()
         token = (TOKEN, step, loss, correct, waited + wait_here, gone + gone_here, written,
-                 signal or self.stop_signal, max(cost, cost_here))  # fmt: skip
+                 signal or self.stop_signal, max(cost, cost_here), busies + busy, max(most, busy))  # fmt: skip
         if not self.first:
             self.tokens += 1
         if self.link is None:
@@ -214,17 +230,28 @@ class Tokens:
             self._tell_right(step, token)
 
     def _home(self, token: tuple[float, ...]) -> None:
-        _, step, loss, correct, waited, gone, written, signal, cost, *_ = token
+        _, step, loss, correct, waited, gone, written, signal, cost, busies, most = token
         self.tokens += 1
         self.stop_signal = self.stop_signal or int(signal)
         self.home.trained(int(step), loss, correct, waited / max(gone, 1.0), int(written), cost)
+        # Obeyed after an update: a token may come home while a forward is being sent, and that is not noted yet.
+        self.wanted = self.home.weighed(int(step) + 1, busies / self.size, most) or self.wanted
 
     def _order_stop(self, index: int) -> None:
         """Leave out the phases from `index` on, here and on the ranks to the right."""
+        self.cut = None
         for chunk in self.chunks:
             chunk.end = index
         if self.link is not None and not self.last:
             self._tell_right(self.updates, (STOP, index, self.stop_signal))
+
+    def _order_cut(self, index: int, order: Order) -> None:
+        """End before the phase of this index, here and on the ranks to the right, and go on with another cut."""
+        self.cut = order
+        for chunk in self.chunks:
+            chunk.end = index
+        if self.link is not None and not self.last:
+            self._tell_right(self.updates, (CUT, index, *astuple(order)))
 
     def _order_set(self, step: int) -> None:
         """Have a set written after `step` updates, here and on the ranks to the right."""

@@ -1,16 +1,21 @@
 """`ringtmp.train`: from a configuration to trained weights, on a ring of any size."""
 
+import itertools
 import os
 import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
+from ringtmp.ring.balance import WORTH, Governor, Meter, Order, hand_over, meet_round
 from ringtmp.ring.engine import Engine
-from ringtmp.ring.layout import make_layout, resolve_auto
+from ringtmp.ring.layout import Layout, cut_anew, make_layout, resolve_auto
+from ringtmp.ring.partition import Part, deal_round
 from ringtmp.ring.replica import Replicas
 from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.config import RunConfig
@@ -18,9 +23,10 @@ from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch, train_with
 from ringtmp.run.mpi import runs, warn
 from ringtmp.run.node import Copy, NodeMemory
-from ringtmp.run.pace import lateness
+from ringtmp.run.pace import Pace, lateness
 from ringtmp.run.recover import Recalled, fetch, room_for, shape_of
 from ringtmp.run.result import Result
+from ringtmp.run.speed import own_costs
 from ringtmp.run.timetable import Phase
 from ringtmp.run.writer import Held
 
@@ -82,11 +88,12 @@ class RingLaunch(Launch):
         self.config, self.table = self.job.config, self.job.timetable()
         self.layout = make_layout(self.comm, self.job)
         self.policy = self.layout.policy(self.rank)
-        self.stages = [
-            Stage(self.model, first, last, self.job.dtype, self.job.optimizer(), self.table.rows, self.policy.room(c),
-                  self.config.threads, self.config.recompute)
-            for c, (first, last) in enumerate(self.layout.layers(self.rank))
-        ]  # fmt: skip
+        self.stages = self._stages()
+        self.membership = 0  # how often the layers have been dealt anew
+        self.times: list[float] | None = None  # of each layer on this rank
+        self.meter, self.governor = Meter(), Governor()
+        self.cuts: list[tuple[int, ...]] = []  # before the present one
+        self.late: list[Pace] = []  # of stages that are no more
         self.notes = [chosen] if chosen else []
         if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
             self.notes.append(
@@ -96,41 +103,146 @@ class RingLaunch(Launch):
     def families(self) -> set[str]:  # noqa: D102
         return {"keep"} if self.config.replicate else set()
 
+    def _stages(self, kept: dict[int, LayerState] | None = None) -> list[Stage]:
+        return [
+            Stage(self.model, first, last, self.job.dtype, self.job.optimizer(), self.table.rows, self.policy.room(c),
+                  self.config.threads, self.layout.again[c], kept)
+            for c, (first, last) in enumerate(self.layout.layers(self.rank))
+        ]  # fmt: skip
+
     def load(self) -> None:  # noqa: D102
         self.missing: set[int] = set()  # ranks that have ended without MPI's telling so yet
         self.stashed = self._start_values()
         for stage in self.stages:
             stage.commit(self.job.start)
+        self.feeder = Feeder(self.job) if self.rank == 0 else None
+        if self.config.balance == "auto" and self.size > 1:
+            self.times = own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches)
+        self._ready()
+
+    def _ready(self) -> None:
+        """Run every kernel of the stages once, and find out how long W takes."""
         self.paces = self.layout.paces(self.rank)
         for c, stage in enumerate(self.stages):
             stage.warm_up(self.table.sizes, self.policy.window(c))
             if self.size > 1:  # alone there is no inbox to look at
                 paced = [ns * self.table.rows / 1e9 for ns in self.paces[c].layers] if self.paces else []
                 stage.cut(paced or stage.weight_seconds())
-        self.feeder = Feeder(self.job) if self.rank == 0 else None
+
+    @property
+    def generation(self) -> int:  # noqa: D102
+        return super().generation + self.membership
 
     def connect(self) -> None:  # noqa: D102
+        self._connect(self.job.start)
+
+    def _connect(self, start: int) -> None:
         config = self.config
+        self.meter.restart(self._computed())
         self.engine = Engine(
-            self.net, self.stages, self.table, self.policy, self, self.recorder, start=self.job.start,
+            self.net, self.stages, self.table, self.policy, self, self.recorder, start=start,
             w_group=self.layout.w_group, seed=config.seed, crowded=self.crowded(),
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
             lag=self.layout.lag, stashed=self.stashed, paces=self.paces, stop_request=self.stop_request,
             heartbeat=config.heartbeat, probe=self.probe,
         )  # fmt: skip
-        self.sets.meanwhile = self.engine.look
+        self.sets.meanwhile = lambda: self.engine.look()
         if self.memory:
             self.engine.replicas = Replicas(
                 self.net, self.engine.back, self.sides, self.engine.chunks, self.memory, self.nodes,
-                min(config.replicate, self.size - 1), self.job.start, self.recorder,
+                min(config.replicate, self.size - 1), start, self.recorder,
                 self.forget_older, self.probe,
             )  # fmt: skip
 
     def drive(self) -> None:  # noqa: D102
         self.engine.run()
+        while order := self.engine.tokens.cut:
+            self._deal_anew(order)
+            self.engine.run()
         with self.recorder.timed("wait", self.engine.updates):
             self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
         self.engine.close()
+
+    def _deal_anew(self, order: Order) -> None:
+        """Between two steps, with nothing on its way: cut the chain where it should be now. Collective."""
+        step, before = self.engine.updates, self.layout.ends
+        if self.probe:
+            self.probe.at("rebalance", step)
+        with self.recorder.timed("balance", step):
+            self.engine.close()
+            after = self._new_cut(order)
+            if after != before:
+                self._move(before, after)
+                self._ready()
+            self._connect(step)
+        if self.reporter:
+            self.governor.dealt(step, after != before, order)
+            self.reporter.say(self._told(step, order, before, after))
+
+    def _new_cut(self, order: Order) -> tuple[int, ...]:
+        """Where the stages are to end. Each rank puts in only what it takes itself, and how it has fared so far."""
+        if order.undo:
+            meet_round(self.comm)
+            return self.cuts.pop() if self.cuts else self.layout.ends
+        mine = [layer for first, last in self.layout.layers(self.rank) for layer in range(first, last)]
+        assert self.times
+        factor = self.meter.busy / 1e9 / sum(self.times[layer] for layer in mine)
+        costs = [factor * seconds for seconds in self.times]
+        parts = [Part.of(costs, self.layout.needs.reach(room)) for room in self.layout.rooms(self.rank)]
+        counts, most = deal_round(self.comm, parts)
+        ends = tuple(itertools.accumulate(counts))
+        if most * self.layout.chunks > (1 - WORTH) * order.most / 1e9 or not self._fits(ends):
+            return self.layout.ends
+        self.cuts.append(self.layout.ends)
+        return ends
+
+    def _fits(self, ends: tuple[int, ...]) -> bool:
+        try:
+            cut_anew(self.layout, ends, self.rank)
+        except UserError:
+            return False
+        return True
+
+    def _lay_out(self, layout: Layout) -> None:
+        """Go by another layout; the policy keeps what it has learned unless its bounds are others now."""
+        if (layout.most, layout.again) != (self.layout.most, self.layout.again):
+            self.policy = layout.policy(self.rank)
+        self.layout = layout
+
+    def _move(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        """Take over, hand over, and make the stages of the new cut."""
+        states = {state.index: state for state in self._states()}
+        held = {index: [state.flat, *state.slots.values()] for index, state in states.items()}
+        steps = self.engine.updates
+
+        def make(index: int) -> list[Array]:
+            count = self.model.layers[index].count
+            return [np.empty(count, self.job.dtype) for _ in range(1 + len(self.job.optimizer().slots))]
+
+        hand_over(self.comm, before, after, held, make)
+        self.late += self.paces
+        self._lay_out(cut_anew(self.layout, after, self.rank))
+        self.stages = []  # gives back what the micro-batches took
+        self.stages = self._stages({index: state for index, state in states.items() if index in held})
+        self.membership += 1
+        if self.memory:
+            self.house(self.memory)
+        for state in self._states():
+            for into, array in zip([state.flat, *state.slots.values()], held[state.index], strict=True):
+                if into is not array:
+                    into[...] = array
+        for stage in self.stages:
+            stage.derive()
+            stage.commit(steps)
+
+    def _told(self, step: int, order: Order, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+        """What has been done, in a line."""
+        busy = f"the busiest rank computes {order.most / 1e6:.3g} ms a step, all {order.mean / 1e6:.3g} on average"
+        if after == before:
+            return f"balance: step {step}: {busy}; no cut between whole layers is better by {WORTH:.0%}"
+        counts = ",".join(str(count) for count in np.diff((0, *after)))
+        was = ",".join(str(count) for count in np.diff((0, *before)))
+        return f"balance: step {step}: {busy}; layers {was} {'back ' if order.undo else ''}to {counts}"
 
     def house(self, memory: NodeMemory) -> None:
         """Keep this rank's stages in the node's memory, in two versions."""
@@ -159,23 +271,32 @@ class RingLaunch(Launch):
             self._recall(self.job.recalled)
             return False
         assert self.job.resume
-        names = [self.model.layer_name(state.index) for state in self._states()]
-        stored = checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names)
-        records = dict(zip(names, stored, strict=True))
-        stash = self.layout.lag == 1 and all(_BEFORE in record.slots for record in stored)
+        states = {self.model.layer_name(state.index): state for state in self._states()}
+        before: dict[str, dict[str, Array]] = {}
+        for record in checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, states):
+            state = states[record.name]
+            state.layer.store(state.flat, record.parameters)
+            for slot, flat in state.slots.items():
+                state.layer.store(flat, record.slots.get(slot, {}))
+            if self.layout.lag == 1 and _BEFORE in record.slots:
+                before[record.name] = record.slots[_BEFORE]
+        stash = self.layout.lag == 1 and len(before) == len(states)
+        if stash:
+            self._stash(before)
         for stage in self.stages:
-            mine = [(state, records[self.model.layer_name(state.index)]) for state in stage.states]
-            if stash:
-                for state, record in mine:
-                    state.layer.store(state.flat, record.slots[_BEFORE])
-                stage.derive()
-                stage.stash(0)
-            for state, record in mine:
-                state.layer.store(state.flat, record.parameters)
-                for slot, flat in state.slots.items():
-                    state.layer.store(flat, record.slots.get(slot, {}))
             stage.derive()
         return stash
+
+    def _stash(self, before: dict[str, dict[str, Array]]) -> None:
+        """Put the weights of the step before into the stages' first stash."""
+        for stage in self.stages:
+            now = [state.flat.copy() for state in stage.states]
+            for state in stage.states:
+                state.layer.store(state.flat, before[self.model.layer_name(state.index)])
+            stage.derive()
+            stage.stash(0)
+            for state, flat in zip(stage.states, now, strict=True):
+                state.flat[...] = flat
 
     def _recall(self, recalled: Recalled) -> None:
         """Take this rank's layers from whichever node remembers them, and give out those that are remembered here."""
@@ -207,7 +328,7 @@ class RingLaunch(Launch):
         """Have this rank's part of a set written if one is due after `step` updates."""
         self.sets.poll()
         if self.sets.due(step):
-            self.sets.save(step, self._held())
+            self.sets.save(step, self.held())
 
     def written(self) -> tuple[int, float]:
         """Step of the newest set whose part this rank has finished, and the seconds for which it was held up."""
@@ -220,6 +341,22 @@ class RingLaunch(Launch):
     def ordered(self, step: int, made: int) -> None:
         """A set after `step` updates is ordered, of which so many are `made` here."""
         self.sets.ordered(step, made)
+
+    def _computed(self) -> int:
+        """Nanoseconds that this rank has spent on F, I, W and U."""
+        return sum(self.recorder.totals[kind] for kind in "FIWU")
+
+    def stepped(self, step: int) -> None:
+        """This rank has made all its updates of a step."""
+        self.meter.stepped(self._computed())
+
+    def busy(self) -> float:
+        """How long this rank computes in a step, in nanoseconds."""
+        return self.meter.busy
+
+    def weighed(self, step: int, mean: float, most: float) -> Order | None:
+        """So many steps are done everywhere (rank 0): whether the ring is to stop for a new cut."""
+        return self.governor.stepped(step, mean, most) if self.times else None
 
     def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
         """A step is done on every rank, and each part of a set up to that of step `written` (rank 0)."""
@@ -269,11 +406,7 @@ class RingLaunch(Launch):
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
-    def records(self) -> list[checkpoint.LayerRecord]:
-        """This rank's layers as a checkpoint stores them."""
-        return [checkpoint.LayerRecord.of(self.model, *held) for held in self._held()]
-
-    def _held(self) -> list[Held]:
+    def held(self) -> list[Held]:
         """This rank's layers; where weights lag by one update, those before it beside the slots."""
         held = []
         for chunk in self.engine.chunks:
@@ -292,11 +425,17 @@ class RingLaunch(Launch):
             "schedule": layout.schedule if layout.mode == "strict" or layout.lag else "",
         }  # fmt: skip
 
+    def _expected(self) -> int:
+        """Bytes that this rank was to take at its peak."""
+        layout = self.layout
+        return layout.needs.rank(layout.layers(self.rank), layout.rooms(self.rank), layout.again).total
+
     def row(self) -> dict[str, Any]:  # noqa: D102
         layers = self.layout.layers(self.rank)
         return {
             "layers": layers, "shown": " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in layers),
-            "parameters": sum(state.flat.size for state in self._states()), "late": lateness(self.paces),
+            "parameters": sum(state.flat.size for state in self._states()), "expected": self._expected(),
+            "late": lateness(self.late + self.paces),
         }  # fmt: skip
 
     @property

@@ -17,8 +17,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,37 @@ class LayerRecord:
     name: str
     table: dict[str, Any]
     parameters: dict[str, Array]
-    slots: dict[str, dict[str, Array]]
+    slots: Mapping[str, dict[str, Array]]
 
     @classmethod
     def of(cls, model: Model, index: int, flat: Array, slots: dict[str, Array]) -> "LayerRecord":
-        """Layer `index` of a model from its flat parameters and slots."""
+        """Layer `index` of a model from its flat parameters and slots, of which only one is unpacked at a time."""
         layer = model.layers[index]
-        natural = {slot: layer.natural(values) for slot, values in slots.items()}
+        natural = _Natural({slot: partial(layer.natural, values) for slot, values in slots.items()})
         return cls(model.layer_name(index), layer.to_dict(), layer.natural(flat), natural)
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """All arrays by the names under which they are stored."""
+        yield from self.parameters.items()
+        for slot in self.slots:
+            for name, array in self.slots[slot].items():
+                yield f"slots/{slot}/{name}", array
+
+
+class _Natural(Mapping[str, dict[str, Array]]):
+    """Arrays in their own shapes, made when they are asked for and kept by nobody."""
+
+    def __init__(self, made: dict[str, Callable[[], dict[str, Array]]]) -> None:
+        self._made = made
+
+    def __getitem__(self, key: str) -> dict[str, Array]:
+        return self._made[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 def set_folder(root: Path, step: int) -> Path:
@@ -79,9 +103,8 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
                 names.append(layer.name)
                 group = file.create_group(f"layers/{layer.name}")
                 group.attrs["table"] = json.dumps(layer.table)
-                for place, arrays in [("", layer.parameters), *((f"slots/{s}/", a) for s, a in layer.slots.items())]:
-                    for key, values in arrays.items():
-                        _store(group, place + key, values)
+                for key, values in layer.arrays():
+                    _store(group, key, values)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

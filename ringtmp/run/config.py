@@ -38,6 +38,13 @@ class RunConfig(BaseModel):
         "tables. Sizes must fit the data",
         "mlp:64-256x8-10",
     )
+    columns: Count = _field(
+        "Data and model",
+        "pieces that the largest dense layers (by columns) and transformer blocks (by heads and hidden features) are "
+        "cut into, so that one that no node can hold lies on several neighbours. Only whole layers give the same bits "
+        "on any number of ranks: pieces are summed in another order, and have start values of their own",
+        1,
+    )
     loss: Literal["auto", "cross-entropy", "mse"] = _field(
         "Data and model", "auto: cross-entropy for classes, mean squared error for values", "auto"
     )
@@ -126,17 +133,29 @@ class RunConfig(BaseModel):
         "as in 3,4,4",
         "flops",
     )
+    balance: Literal["off", "auto"] = _field(
+        "Ring",
+        "auto: when the busiest rank computes longer than all do on average, the layers are dealt anew by how fast "
+        "each rank has turned out to be; changes no bit",
+        "off",
+    )
     w_group: Count | None = _field(
         "Ring",
         "micro-batches that one product of weight gradients takes together in ready mode; changes no bit of it. "
         "Default: as many as fill it",
         None,
     )
-    recompute: bool = _field(
+    recompute: bool | Literal["auto"] = _field(
         "Ring",
-        "on|off: keep only each rank's input of a micro-batch and make the activations within again on the way back: "
-        "less memory, a third more work, the same bits",
+        "on|off|auto: keep only each rank's input of a micro-batch and make the activations within again on the way "
+        "back: less memory, a third more work, the same bits. auto: only of as many layers as the memory calls for",
         False,
+    )
+    memory_limit: str | None = _field(
+        "Ring",
+        "bytes that each rank may take in all, as in 3GiB. The process's own limits, its cgroup, SLURM's and what is "
+        "free on the node hold as well; a network that cannot fit is refused before anything is made",
+        None,
     )
     threads: int = _field(
         "Training",
@@ -172,6 +191,12 @@ class RunConfig(BaseModel):
         "Server", "ranks that serve, from rank 0 on, each a share of every layer; the others work", 1
     )
     colocate: bool = _field("Server", "on|off: every rank serves a share of the parameters and works", False)
+    shares: Literal["even", "measured"] = _field(
+        "Server",
+        "of each batch that workers get: as many samples each, or in proportion to how fast each one computes the "
+        "network at the start",
+        "even",
+    )
     backup: int = _field(
         "Server",
         "bsp goes ahead without the slowest so many workers of a step, whose gradients are dropped",
@@ -228,7 +253,7 @@ class RunConfig(BaseModel):
     pace: str | None = _field(
         "Proving",
         "emulated nodes: stretch every action by sleeping to what it takes at so many GFLOP/s, for all ranks or one "
-        "for each, as in 2,2,0.5",
+        "for each, as in 2,2,0.5; 2@50:1 is at 1 from step 50 on, 2@50-90:1 gets there by degrees",
         None,
     )
     jitter: float = _field(
@@ -285,6 +310,8 @@ class RunConfig(BaseModel):
                 f"replicate: with schedule {self.schedule} no step is whole on all ranks at once; expected off "
                 "(checkpoints serve it)"
             )
+        if self.schedule in ("pipedream", "2bw") and self.balance == "auto":
+            raise ValueError(f"balance: with schedule {self.schedule} layers have several versions; expected off")
         if self.schedule == "pipedream" and self.clip_norm:
             raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
         if self.schedule in ("pipedream", "2bw") and self.effective_chunks > 1:

@@ -15,6 +15,7 @@ from ringtmp.nn.forms import gpt_options
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer, learning_rate
+from ringtmp.nn.wide import cut
 from ringtmp.run import checkpoint
 from ringtmp.run.config import RunConfig, make_config, read_toml
 from ringtmp.run.data import DataInfo, DataSet, epoch_order, open_data
@@ -202,8 +203,12 @@ def rehearse(from_file: dict[str, Any], flags: dict[str, Any], reads: bool) -> N
 
 
 def _model(config: RunConfig, info: DataInfo) -> Model:
-    return build_model(config.model, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
-                       bool(info.alphabet))  # fmt: skip
+    def build(spec: str | list[dict[str, Any]]) -> Model:
+        return build_model(spec, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
+                           bool(info.alphabet))  # fmt: skip
+
+    model = build(config.model)
+    return build(cut(model.layers, config.columns)) if config.columns > 1 else model
 
 
 def _data(config: RunConfig, arrays: tuple[Array, ...] | None, like: DataInfo | None) -> DataSet:

@@ -15,7 +15,7 @@ import numpy as np
 import kernels
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
-from ringtmp.run import checkpoint, ulfm
+from ringtmp.run import ulfm
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.config import RunConfig
 from ringtmp.run.heal import Circle
@@ -25,10 +25,11 @@ from ringtmp.run.mpi import abort, meet
 from ringtmp.run.node import GENERATION, NodeMemory, node_name
 from ringtmp.run.probe import Probe, probe_of
 from ringtmp.run.progress import Reporter, summary
-from ringtmp.run.result import Result
+from ringtmp.run.result import Layers, Result
 from ringtmp.run.sets import Sets
 from ringtmp.run.story import Story, supervised
 from ringtmp.run.trace import Recorder, clock, environment, peak_memory
+from ringtmp.run.writer import Held, records_of
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
@@ -188,7 +189,7 @@ class Launch(ABC):
         """Train. On return nothing is on its way any more."""
 
     @abstractmethod
-    def records(self) -> list[checkpoint.LayerRecord]:
+    def held(self) -> list[Held]:
         """The layers that this rank writes and digests, as they are now."""
 
     @abstractmethod
@@ -366,13 +367,14 @@ class Launch(ABC):
 
     def _end(self) -> Result:
         job, step = self.job, self.step
-        records = self.records()
-        saved = bool(job.folder) and self.sets.finish(self.comm, step, records)
+        held = self.held()
+        saved = bool(job.folder) and self.sets.finish(self.comm, step, records_of(self.model, held))
         self.sets.close()
         self.recorder.ended = clock()
         late = compare_clocks(self.net, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
-        digests = {record.name: _digest(record.parameters) for record in records}
+        layers = Layers(self.model, {index: flat for index, flat, _ in held})
+        digests = {name: _digest(arrays) for name, arrays in layers.items()}
         mine = {"rank": self.rank, **self.row(), "parts": self.recorder.parts(), "memory": peak_memory(),
                 "digests": digests}  # fmt: skip
         ranks = self.comm.allgather(mine)
@@ -383,7 +385,6 @@ class Launch(ABC):
         leavers = self._leavers() if state == "stopped" else []
         if self.reporter:
             self._tell(ranks, state, stop, step, sha256, saved, leavers)
-        layers = {record.name: record.parameters for record in records}
         path = str(job.folder.path) if job.folder else None
         rows = self.reporter.rows if self.reporter else []
         everyone = ranks if self.rank == 0 else []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TAG_CONTROL, TAG_CLOCK, FIRST_TAG = range(1, 4)
 
-CONTROL_FIELDS = 10  # float64 numbers of a control message
+CONTROL_FIELDS = 11  # float64 numbers of a control message
 _CONTROL_SLOTS = 8
 
 

@@ -1,5 +1,6 @@
 """What a training run gives back."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,25 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
     from pandas import DataFrame
 
+    from ringtmp.nn.model import Model
+
+
+class Layers(Mapping[str, dict[str, Array]]):
+    """Layers by name, each unpacked only when it is asked for: a model may fill its ranks' memory."""
+
+    def __init__(self, model: "Model", flat: dict[int, Array]) -> None:
+        self._model, self._flat = model, {model.layer_name(index): (index, array) for index, array in flat.items()}
+
+    def __getitem__(self, name: str) -> dict[str, Array]:
+        index, flat = self._flat[name]
+        return self._model.layers[index].natural(flat)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._flat)
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
 
 @dataclass
 class Result:
@@ -17,8 +37,8 @@ class Result:
 
     Attributes
     ----------
-    layers : dict
-        This rank's layers: name -> parameter name -> array.
+    layers : mapping
+        This rank's layers: name -> parameter name -> array (perhaps a view of what was trained).
     sha256 : str
         Digest of all weights of all ranks, the same whatever the number of ranks.
     rows : list of dict
@@ -39,7 +59,7 @@ class Result:
         Ranks that were told to leave (SIGUSR1), if not all were.
     """
 
-    layers: dict[str, dict[str, Array]]
+    layers: Mapping[str, dict[str, Array]]
     sha256: str
     rows: list[dict[str, Any]]
     ranks: list[dict[str, Any]]
@@ -60,5 +80,5 @@ class Result:
 
     def weights(self) -> dict[str, dict[str, Array]]:
         """All layers, on rank 0 (elsewhere empty). Collective over the communicator that trained."""
-        parts = self._comm.gather(self.layers)
+        parts = self._comm.gather(dict(self.layers))
         return {name: arrays for part in parts for name, arrays in part.items()} if parts else {}

@@ -201,7 +201,7 @@ class Sets:
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
-    def finish(self, comm: "Intracomm", step: int, records: Sequence[LayerRecord]) -> bool:
+    def finish(self, comm: "Intracomm", step: int, records: Iterable[LayerRecord]) -> bool:
         """Settle what is on its way, then write the set of the last step; whether that counts. Collective."""
         writes = self.rank in self.writers
         with self.recorder.timed("checkpoint", step):

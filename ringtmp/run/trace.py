@@ -39,6 +39,7 @@ KINDS = {
     "wait": "wait",  # nothing can run: blocked on a neighbour
     "checkpoint": "checkpoint",
     "trace": "other",  # writing this file
+    "balance": "other",  # dealing the layers anew
 }
 CODE = {kind: code for code, kind in enumerate(KINDS)}
 

@@ -20,19 +20,26 @@ from ringtmp.run.checkpoint import LayerRecord
 Held = tuple[int, Array, dict[str, Array]]  # index of a layer, its flat parameters, its flat slots by name
 
 
+def records_of(model: Model, held: Iterable[Held]) -> Iterator[LayerRecord]:
+    """Layers as a checkpoint stores them, made one at a time by whoever writes them."""
+    return (LayerRecord.of(model, index, flat, slots) for index, flat, slots in held)
+
+
 class Snapshot:
-    """Copies of layers as they are at one moment, in memory that is made at the first one and used for all others."""
+    """Copies of layers as they are at one moment, in memory that is made once for each layer."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._copies: list[Held] = []
 
     def take(self, layers: Iterable[Held]) -> None:
-        """Copy the layers, the same ones each time; nobody may be reading the last copy any more."""
+        """Copy the layers, mostly the same ones each time; nobody may be reading the last copy any more."""
         layers = list(layers)
-        if not self._copies:
+        if [index for index, _, _ in self._copies] != [index for index, _, _ in layers]:
+            there = {index: (index, flat, slots) for index, flat, slots in self._copies}
             self._copies = [
-                (index, aligned(flat.size, flat.dtype), {name: aligned(a.size, a.dtype) for name, a in slots.items()})
+                there.get(index)
+                or (index, aligned(flat.size, flat.dtype), {s: aligned(a.size, a.dtype) for s, a in slots.items()})
                 for index, flat, slots in layers
             ]
         for (_, flat, slots), (_, copy, copies) in zip(layers, self._copies, strict=True):
@@ -41,8 +48,8 @@ class Snapshot:
                 np.copyto(copies[name], slot)
 
     def records(self) -> Iterator[LayerRecord]:
-        """The layers as a checkpoint stores them, made one at a time by whoever writes them."""
-        return (LayerRecord.of(self.model, index, flat, slots) for index, flat, slots in self._copies)
+        """The layers as a checkpoint stores them."""
+        return records_of(self.model, self._copies)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ringtmp.nn.stage import Stage
 from ringtmp.run import checkpoint
 from ringtmp.run.data import epoch_order
 from ringtmp.run.folder import RunFolder
+from ringtmp.run.links import ControlLink
 from ringtmp.run.mpi import meet
 
 pytestmark = pytest.mark.mpi
@@ -113,7 +114,7 @@ class Traced:
         """From each rank to each other: bytes of gradients and weights, or messages of control, all of one size."""
         sends, matrix = self.of("send"), np.zeros((N, N), np.int64)
         sends = sends[(sends["stage"] < 0) == control]
-        assert not control or (sends["bytes"] == 80).all()
+        assert not control or (sends["bytes"] == ControlLink.BYTES).all()
         np.add.at(matrix, (sends["rank"].to_numpy(), sends["peer"].to_numpy()), 1 if control else sends["bytes"])
         return matrix
 
@@ -393,7 +394,7 @@ def test_bytes_of_bsp(base, comm):
         assert (control[1:, 0] >= 2 * 20 + 3 + 1).all()
         assert (control[1:, 0] <= 2 * 20 + 3 + 1 + 1 + seconds).all()
         assert (control[0, 1:] == 1).all()  # the end
-    np.testing.assert_array_equal(base.run.communication().to_numpy(), data + 80 * control)
+    np.testing.assert_array_equal(base.run.communication().to_numpy(), data + ControlLink.BYTES * control)
     assert (base.config["filter"], base.config["local_steps"]) == ("none", 1)
 
 

@@ -9,6 +9,7 @@ from ringtmp.nn.layer import Moment
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
+from ringtmp.nn.wide import cut
 
 ROWS = 5
 IMAGE, TEXT = (6, 5, 2), (7,)
@@ -30,6 +31,11 @@ NETS = {
         {"type": "block", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "activation": "sigmoid"},
                                      {"type": "dropout", "rate": 0.5}]},
         {"type": "head", "units": 3, "bias": False}]),
+    "cut-dense": ((4,), cut(build_model([
+        {"type": "dense", "units": 7, "activation": "gelu"}, {"type": "dense", "units": 6, "bias": False},
+        {"type": "dense", "units": 3}], "auto", 4, "classes", 3).layers, 3)),
+    "cut-gpt": (TEXT, cut(build_model(
+        "gpt:layers=1,width=6,heads=3,context=7,dropout=0.2", "auto", TEXT, "classes", 3, 7, True).layers, 2)),
     "vector": ((4,), [
         {"type": "residual", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "scale": 0.5}]},
         {"type": "block", "layers": [{"type": "dense", "units": 6}, {"type": "flatten"}]},
@@ -137,6 +143,40 @@ def test_threads_and_recomputation_give_the_same_bits(name, how):
         got = step(stages_of(model, ends, np.float32, **how), x, y, pieces)
         np.testing.assert_array_equal(got[1], want)
         assert np.isclose(got[0], loss, rtol=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NETS)
+def test_some_layers_made_again_give_the_same_bits(name, seed):
+    model = model_of(name)
+    x, y = samples(model)
+    _, want = step(stages_of(model, dtype=np.float32), x, y, [ROWS])
+    flags = np.random.default_rng(seed).integers(0, 2, len(model.layers)).astype(bool).tolist()
+    for pieces in ([ROWS], [2, 3], [1, 1, 3]):
+        np.testing.assert_array_equal(step(stages_of(model, (), np.float32, recompute=flags), x, y, pieces)[1], want)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_start_values_are_drawn_in_pieces(name, monkeypatch):
+    """As if a layer's were drawn at once, in its own shape."""
+    model = model_of(name)
+    whole = [stage.states for stage in stages_of(model, dtype=np.float32)]
+    monkeypatch.setattr("ringtmp.nn.layer._DRAWN", 7)
+    pieces = [stage.states for stage in stages_of(model, dtype=np.float32)]
+    for one, other in zip(whole, pieces, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a.flat, b.flat)
+            assert a.layer.count == 0 or np.ptp(a.flat) > 0
+
+
+def test_start_values_are_those_of_the_generator():
+    layer = build_model("mlp:6-50-3", "auto", 6, "classes", 3).layers[0]
+    flat = np.ones(layer.count, np.float32)
+    layer.initialise(flat, 5, 2)
+    rng = np.random.Generator(np.random.Philox(key=np.array([5, 2], np.uint64)))
+    want = (rng.standard_normal((6, 50)) * (np.sqrt(2) / np.sqrt(6))).astype(np.float32)
+    np.testing.assert_array_equal(layer.natural(flat)["weight"], want)
+    assert not layer.natural(flat)["bias"].any()
 
 
 @pytest.mark.parametrize("classes", [3, 10, 65])

@@ -3,7 +3,7 @@
 import pytest
 
 from ps.mirror import holder_of
-from ps.worker import Shares
+from ps.shares import Shares
 from ringtmp.run.node import Held, Part, covered, newest
 
 

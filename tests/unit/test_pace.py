@@ -12,7 +12,7 @@ from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
 from ringtmp.ring.engine import Engine
 from ringtmp.run import pace as module
-from ringtmp.run.pace import Pace, nominal, parse_pace
+from ringtmp.run.pace import Course, Pace, Paced, nominal, parse_courses, parse_pace
 from ringtmp.run.trace import clock
 
 ATTENTION = [
@@ -28,7 +28,7 @@ MODELS = {
 
 def pace_of(name="mlp", first=0, last=None, gflops=2.0, jitter=0.0, stage=3, seed=11):
     model = MODELS[name]
-    return Pace(model, first, len(model.layers) if last is None else last, stage, gflops, jitter, seed)
+    return Pace(model, first, len(model.layers) if last is None else last, stage, Course(gflops), jitter, seed)
 
 
 # ---- speeds ----------------------------------------------------------------------------------------------------------
@@ -40,12 +40,56 @@ def test_speeds():
     assert parse_pace("7", 1) == [7.0]
 
 
-@pytest.mark.parametrize("text", ["", ",", "fast", "2,fast", "2,,2", "0", "2,0,2", "-1", "nan", "inf", "1e9", "2;2"])
+def test_speeds_that_change():
+    steady, broken, ramp, both = parse_courses("4,4@10:1,4@10-20:2,4@10-20:2@30:8", 4)
+    assert parse_pace("4,4@10:1,4@10-20:2,4@10-20:2@30:8", 4) == [4.0] * 4
+    assert [steady.slowness(step) for step in (0, 10, 1000)] == [1, 1, 1]
+    assert [broken.slowness(step) for step in (0, 9, 10, 11)] == [1, 1, 4, 4]
+    assert [ramp.slowness(step) for step in (0, 10, 15, 20, 99)] == [1, 1, 4 / 3, 2, 2]
+    assert [both.slowness(step) for step in (15, 29, 30)] == [4 / 3, 2, 0.5]
+    assert parse_courses("2@5:1", 3) == [Course(2.0, ((5, 5, 1.0),))] * 3
+
+
+def test_a_slower_node_takes_longer_from_its_step_on():
+    paced = Paced(0, 0.0, 0, Course(2.0, ((3, 3, 1.0),)))
+    for step, times in ((2, 1), (3, 2)):
+        paced.stepped(step)
+        began, before = clock(), paced.total
+        paced.until(began, 2e6)
+        assert paced.total - before == times * 2_000_000
+        assert clock() - began >= times * 2_000_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "fast",
+        "2,fast",
+        "2,,2",
+        "0",
+        "2,0,2",
+        "-1",
+        "nan",
+        "inf",
+        "1e9",
+        "2;2",
+        "2@",
+        "2@5",
+        "2@5:0",
+        "2@5:x",
+        "2@-1:1",
+        "2@9-5:1",
+        "2@5:1@4:2",
+    ],
+)
 def test_no_speeds(text):
     with pytest.raises(UserError) as caught:
         parse_pace(text, 3)
     assert str(caught.value) == (
-        f"pace: expected GFLOP/s above 0, for all ranks or one for each as in 2,2,0.5, got {text!r}"
+        "pace: expected GFLOP/s above 0, for all ranks or one for each as in 2,2,0.5; 2@50:1 from step 50 on, "
+        f"2@50-90:1 by degrees, got {text!r}"
     )
 
 

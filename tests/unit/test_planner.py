@@ -22,11 +22,12 @@ from ringtmp.plan import main
 from ringtmp.ring import planner
 from ringtmp.ring.partition import partition
 from ringtmp.ring.plan import SCHEDULES, build, peak_in_flight
-from ringtmp.ring.planner import ENGINE, RULE, Choice, Problem, costs_paced, explore, fits, measure, recommend, run
+from ringtmp.ring.planner import ENGINE, RULE, Choice, Problem, explore, fits, measure, recommend, run
 from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule
 from ringtmp.ring.simulate import Scene, simulate
 from ringtmp.run.cli import parse
 from ringtmp.run.config import make_config
+from ringtmp.run.speed import costs_paced
 
 MODELS = {
     "mlp": build_model("mlp:12-30x3-7-10", "auto", 12, "classes", 10),
@@ -134,6 +135,22 @@ def test_bytes_of_a_slot(name, recompute, dtype):
             before, room = buffers(stage._rooms[0]), buffers(stage._rooms[2])
             further = sum(nbytes for place, nbytes in room.items() if place not in before)
             assert slot_bytes(model, first, last, rows, dtype, recompute) == further, (first, last)
+            assert slot_bytes(model, first, last, rows, dtype, recompute, whole=True) == sum(before.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", MODELS)
+def test_bytes_of_a_slot_that_keeps_some_of_its_layers(name, seed):
+    model, rng = MODELS[name], np.random.default_rng(seed)
+    count, rows = len(model.layers), 5
+    first = int(rng.integers(0, count))
+    last = int(rng.integers(first + 1, count + 1))
+    flags = rng.integers(0, 2, last - first).astype(bool).tolist()
+    stage = Stage(model, first, last, np.float32, Optimizer("sgd"), rows, 3, recompute=flags)
+    before, room = buffers(stage._rooms[0]), buffers(stage._rooms[2])
+    further = sum(nbytes for place, nbytes in room.items() if place not in before)
+    assert slot_bytes(model, first, last, rows, np.float32, flags) == further
+    assert slot_bytes(model, first, last, rows, np.float32, flags, whole=True) == sum(before.values())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])

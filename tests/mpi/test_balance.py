@@ -1,0 +1,148 @@
+"""Layers that change hands while training: who has what afterwards, and that no bit of the weights depends on it."""
+
+import random
+
+import h5py
+import numpy as np
+import pytest
+from conftest import chessboard
+from mpi4py import MPI
+
+import ringtmp
+from ringtmp.ring import balance
+from ringtmp.ring.balance import Governor, Order, hand_over, meet_round, owners
+from ringtmp.ring.trainer import RingLaunch
+from ringtmp.run.node import NodeMemory
+
+WAYS = [
+    {}, {"chunks": 2}, {"schedule": "1f1b"}, {"schedule": "zb-h2", "optimizer": "momentum"}, {"clip_norm": 0.1},
+    {"recompute": True, "threads": 2}, {"micro_batches": 1, "dtype": "float64"}, {"replicate": 1},
+    {"activation_memory": "1MiB", "optimizer": "sgd"}, {"schedule": "interleaved-zb", "eval_every": 3},
+]  # fmt: skip
+
+
+def cuts(rng, layers, stages):
+    return tuple(sorted(rng.sample(range(1, layers), stages - 1))) + (layers,)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_hand_over(comm, chunks):
+    """Any cut to any other: each layer arrives once, unchanged, and nobody keeps what he has given away."""
+    if comm.size == 1:
+        meet_round(comm)
+        return
+    rng = random.Random(5)
+    stages = chunks * comm.size
+    layers = stages + 6
+    before = cuts(rng, layers, stages)
+    held = {
+        n: [np.full(n + 1, n, float), np.full(2, -n)]
+        for n, s in enumerate(owners(before))
+        if s % comm.size == comm.rank
+    }
+    for _ in range(6):
+        after = cuts(rng, layers, stages)
+        hand_over(comm, before, after, held, lambda layer: [np.empty(layer + 1), np.empty(2, int)])
+        assert sorted(held) == [n for n, s in enumerate(owners(after)) if s % comm.size == comm.rank]
+        for n, (first, second) in held.items():
+            assert (first == n).all() and (second == -n).all()  # noqa: PT018
+        meet_round(comm)
+        before = after
+
+
+@pytest.fixture
+def ordered(monkeypatch, comm):
+    """Have the ring stop after some steps for random cuts, and now and then go back."""
+    rng = random.Random(11)
+    monkeypatch.setattr(Governor, "stepped", lambda self, step, mean, most: Order(2e6, 1e6, 0.1, step % 9 == 6)
+                        if step % 3 == 0 else None)  # fmt: skip
+    made = []
+
+    def new_cut(self, order):
+        meet_round(self.comm)
+        if order.undo and self.cuts:
+            return self.cuts.pop()
+        self.cuts.append(self.layout.ends)
+        made.append(cuts(rng, len(self.model.layers), len(self.layout.ends)))
+        return made[-1]
+
+    monkeypatch.setattr(RingLaunch, "_new_cut", new_cut)
+    return made
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", chessboard(range(len(WAYS))))
+def test_same_bits(comm, shared_path, ordered, way):
+    layers = 2 * comm.size + 3
+    settings = {"model": f"mlp:64-20x{layers}-10", "steps": 20, "batch_size": 12, "micro_batches": 3,
+                "eval_every": 7, "progress": False, "lr_schedule": "constant"} | WAYS[way[0]]  # fmt: skip
+    more = {"out": str(shared_path), "checkpoint_every": 5} if comm.size < 8 or "replicate" in settings else {}
+    plain = {key: value for key, value in settings.items() if key not in ("schedule", "chunks")}
+    result = ringtmp.train(comm=comm, **settings, **more, balance="auto")
+    alone = ringtmp.train(comm=MPI.COMM_SELF, **plain)
+    assert result.sha256 == alone.sha256
+    if comm.size > 1:
+        assert len(ordered) >= 3
+    if comm.rank == 0:
+        scores = [[row["loss"] for row in each.rows if row["kind"] == "test"] for each in (result, alone)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-12)
+    if more:
+        if comm.rank == 0 and comm.size > 1:
+            with h5py.File(next(shared_path.glob("*/traces/000/*.h5"))) as file:
+                assert list(file.attrs["kinds"]).index("balance") in file["events/kind"][:]
+        again = ringtmp.train(comm=comm, resume=result.folder, steps=23, progress=False)
+        assert again.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **plain | {"steps": 23}).sha256
+
+
+@pytest.mark.mpi
+def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch):
+    """Replicas on nodes of their own, and the run gone on with from the memory of all but one node."""
+    monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
+    monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
+    monkeypatch.setattr(RingLaunch, "_release", lambda self: None)
+    settings = {"model": f"mlp:64-20x{comm.size + 4}-10", "batch_size": 12, "micro_batches": 3, "progress": False,
+                "lr_schedule": "constant", "eval_every": 0}  # fmt: skip
+    result = ringtmp.train(comm=comm, **settings, steps=8, replicate=1, balance="auto", out=str(shared_path / "runs"),
+                           checkpoint_every=0)  # fmt: skip
+    monkeypatch.undo()
+    monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
+    monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
+    if comm.rank == 0:
+        import pathlib
+        import shutil
+
+        folder = pathlib.Path(result.folder)
+        if comm.size > 1:
+            run = next((shared_path / "memory").iterdir())
+            shutil.rmtree(NodeMemory(run.name, f"node{comm.size - 1}").folder)
+        for path in (folder / "checkpoints").iterdir():
+            shutil.rmtree(path)
+    comm.Barrier()
+    again = ringtmp.train(comm=comm, resume=result.folder, steps=10, progress=False)
+    alone = ringtmp.train(comm=MPI.COMM_SELF, **settings, steps=10)
+    assert again.step == 10
+    assert again.sha256 == alone.sha256
+
+
+@pytest.mark.mpi
+def test_a_slow_node_gets_less(comm, monkeypatch):
+    """Emulated nodes, the last four times as slow: what it gives away, and that it was worth it."""
+    monkeypatch.setattr(balance, "LEAST", 0.0)
+    count = 4 * comm.size
+    speeds = ",".join(["0.02"] * (comm.size - 1) + ["0.005"])
+    settings = {"model": f"mlp:64-16x{count}-10", "steps": 14, "batch_size": 8, "micro_batches": 2, "progress": False,
+                "eval_every": 0}  # fmt: skip
+    result = ringtmp.train(comm=comm, **settings, pace=speeds, balance="auto")
+    held = [sum(last - first for first, last in rank["layers"]) for rank in comm.bcast(result.ranks)]
+    assert sum(held) == count + 1
+    if comm.size > 1:
+        assert held[-1] < min(held[:-1])
+    assert result.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **settings).sha256
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("schedule", ["pipedream", "2bw"])
+def test_refused(comm, schedule):
+    with pytest.raises(ringtmp.UserError, match=f"balance: with schedule {schedule}"):
+        ringtmp.train(comm=comm, steps=1, schedule=schedule, balance="auto", progress=False)
