@@ -51,7 +51,8 @@ train: $(READY)
 	$(MPIRUN) -n $(RANKS) $(BIN)/python -m ringtmp.train $(ARGS)
 
 test: $(READY)
-	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest $(ARGS)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile tests/unit)
+	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest tests/system)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -105,7 +106,8 @@ bench-replication: $(READY)
 
 # Tests that take long, and 204 SIGKILLs: every rank in every phase on 3, 4 and 5 ranks; a quarter of an hour.
 soak: $(READY)
-	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest -m soak
+	RINGTMP_SOAK=1 MPIRUN=$(MPIRUN) $(BIN)/python -m pytest -m soak
+	RINGTMP_SOAK=1 MPIRUN=$(MPIRUN) $(BIN)/python -m pytest tests/system/test_mpi_suites.py
 	MPIRUN=$(MPIRUN) $(BIN)/python tests/soak/kills.py $(ARGS)
 
 # Recovery time, throughput after a loss, efficiency under failures, outcomes by role and fault; an hour and a half.

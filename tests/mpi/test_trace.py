@@ -7,6 +7,7 @@ import pytest
 
 import ringtmp
 from ringtmp.analysis import open_run
+from ringtmp.run.links import ControlLink
 
 pytestmark = pytest.mark.mpi
 
@@ -38,7 +39,9 @@ def test_neighbours_only(comm, run):
         for _, row in run.ranks().iterrows():  # rank 0 to the last but one send activations; rank 0 sends labels
             rank, last = row["rank"], row["rank"] == n - 1
             sent = 0 if last else 4 * 24 * samples
-            sent += 80 * (12 + 2 * last)  # a token a step; the last rank sends the results of tests as well
+            sent += ControlLink.BYTES * (
+                12 + 2 * last
+            )  # a token a step; the last rank sends the results of tests as well
             if n == 2:  # the right neighbour is the left one too
                 sent += 4 * 24 * 12 * 32 if last else 8 * samples
             assert matrix[rank, (rank + 1) % n] == sent

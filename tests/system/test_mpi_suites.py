@@ -18,7 +18,7 @@ def test_suite(launch, ranks, tmp_path):
     passed = [int(number) for number in re.findall(r"(\d+) passed", done.stdout)]  # lines of ranks may mix
     assert len(passed) == ranks, done.stdout[-3000:]
     assert (
-        min(passed) == max(passed) >= {1: 170, 2: 290, 3: 180, 4: 36}.get(ranks, 130)
-    )  # all, or a chessboard's squares
+        min(passed) == max(passed) >= {1: 200, 2: 330, 3: 210, 4: 36}.get(ranks, 80)
+    )  # all, or a chessboard's squares, or half of them
     assert "skipped" not in done.stdout
     print(f"{passed[0]} tests passed on {ranks} ranks")
