@@ -81,17 +81,16 @@ class Order:
 class Governor:
     """When the ring stops for a new cut (rank 0).
 
-    A window after a change tells whether it stays: the step must have become shorter, or the busiest rank less busy.
-    What a cut cannot mend (layers are whole) is noted, and looked at again only when it has changed.
+    Two windows must agree before anything is done: one in which a node has changed tells half the truth. After a change
+    the step must have become shorter, or the busiest rank less busy, or it is undone. What a cut cannot mend (layers
+    are whole) is noted, and looked at again only when it has changed.
     """
 
     def __init__(self) -> None:
         self.known = 1.0  # times the mean that the busiest rank takes with the best cut there is
         self.pause = 1  # windows after the next change that does not help
-        self.trial: tuple[float, float, float] | None = (
-            None  # before the change on trial: seconds of a step, most, ratio
-        )
-        self.last = 0.0  # seconds of a step in the last window
+        self.trial: tuple[Order, float] | None = None  # why the last change was made, and most that it should take
+        self.last = self.previous = 0.0  # seconds of a step in the last window; busiest beside mean in that before
         self._begin(0)
 
     def _begin(self, step: int, windows: int = 1) -> None:
@@ -108,27 +107,32 @@ class Governor:
             return None
         self.last = (now - self._since) / counted
         ratio = most / mean
-        trial, self.trial = self.trial, None
+        steady = abs(ratio / self.previous - 1) <= WORTH if self.previous else False
         self._begin(step - WARM)
-        self._since = now
-        if trial:
-            seconds, before, known = trial
-            if self.last > seconds and most > (1 - WORTH) * before:
-                self.known = known
+        self._since, self.previous = now, ratio
+        if self.trial:
+            order, expected = self.trial
+            if self.last > order.seconds and most > (1 - WORTH) * order.most:
+                if not steady:
+                    return None
+                self.known = order.most / order.mean
                 return Order(most, mean, self.last, undo=True)
-            self.known, self.pause = ratio, 1
-        if ratio > 1 + WORTH and abs(ratio / self.known - 1) > WORTH:  # nodes may also have become faster
+            self.trial, self.pause = None, 1
+            if most < (1 + WORTH) * expected:  # else nodes have changed meanwhile
+                self.known = ratio
+        if steady and ratio > 1 + WORTH and abs(ratio / self.known - 1) > WORTH:  # nodes may also have become faster
             return Order(most, mean, self.last)
         return None
 
-    def dealt(self, step: int, changed: bool, order: Order) -> None:
-        """The ring goes on after `step`, with another cut than before or not."""
-        ratio = order.most / order.mean
+    def dealt(self, step: int, changed: bool, order: Order, expected: float) -> None:
+        """The ring goes on after `step`, with another cut than before or not; `expected`: most that it should take."""
+        self.previous, self.trial = 0.0, None
         if changed and not order.undo:
-            self.trial = order.seconds, order.most, ratio
+            self.trial = order, expected
+            self.known = 1.0
             self._begin(step)
             return
-        self.known = self.known if order.undo else ratio
+        self.known = self.known if order.undo else order.most / order.mean
         self._begin(step, self.pause)
         self.pause = min(2 * self.pause, _LONGEST)
 

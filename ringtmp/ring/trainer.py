@@ -170,20 +170,23 @@ class RingLaunch(Launch):
             self.probe.at("rebalance", step)
         with self.recorder.timed("balance", step):
             self.engine.close()
-            after = self._new_cut(order)
+            after, expected = self._new_cut(order)
             if after != before:
                 self._move(before, after)
                 self._ready()
             self._connect(step)
         if self.reporter:
-            self.governor.dealt(step, after != before, order)
+            self.governor.dealt(step, after != before, order, expected)
             self.reporter.say(self._told(step, order, before, after))
 
-    def _new_cut(self, order: Order) -> tuple[int, ...]:
-        """Where the stages are to end. Each rank puts in only what it takes itself, and how it has fared so far."""
+    def _new_cut(self, order: Order) -> tuple[tuple[int, ...], float]:
+        """Where the stages are to end, and nanoseconds of a step that the busiest rank should then compute.
+
+        Each rank puts in only what it takes itself, and how it has fared so far.
+        """
         if order.undo:
             meet_round(self.comm)
-            return self.cuts.pop() if self.cuts else self.layout.ends
+            return self.cuts.pop() if self.cuts else self.layout.ends, 0.0
         mine = [layer for first, last in self.layout.layers(self.rank) for layer in range(first, last)]
         assert self.times
         factor = self.meter.busy / 1e9 / sum(self.times[layer] for layer in mine)
@@ -191,10 +194,11 @@ class RingLaunch(Launch):
         parts = [Part.of(costs, self.layout.needs.reach(room)) for room in self.layout.rooms(self.rank)]
         counts, most = deal_round(self.comm, parts)
         ends = tuple(itertools.accumulate(counts))
-        if most * self.layout.chunks > (1 - WORTH) * order.most / 1e9 or not self._fits(ends):
-            return self.layout.ends
+        expected = most * self.layout.chunks * 1e9
+        if expected > (1 - WORTH) * order.most or not self._fits(ends):
+            return self.layout.ends, expected
         self.cuts.append(self.layout.ends)
-        return ends
+        return ends, expected
 
     def _fits(self, ends: tuple[int, ...]) -> bool:
         try:

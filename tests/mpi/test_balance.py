@@ -62,10 +62,10 @@ def ordered(monkeypatch, comm):
     def new_cut(self, order):
         meet_round(self.comm)
         if order.undo and self.cuts:
-            return self.cuts.pop()
+            return self.cuts.pop(), 0.0
         self.cuts.append(self.layout.ends)
         made.append(cuts(rng, len(self.model.layers), len(self.layout.ends)))
-        return made[-1]
+        return made[-1], 0.0
 
     monkeypatch.setattr(RingLaunch, "_new_cut", new_cut)
     return made
@@ -131,7 +131,7 @@ def test_a_slow_node_gets_less(comm, monkeypatch):
     monkeypatch.setattr(balance, "LEAST", 0.0)
     count = 4 * comm.size
     speeds = ",".join(["0.02"] * (comm.size - 1) + ["0.005"])
-    settings = {"model": f"mlp:64-16x{count}-10", "steps": 14, "batch_size": 8, "micro_batches": 2, "progress": False,
+    settings = {"model": f"mlp:64-16x{count}-10", "steps": 24, "batch_size": 8, "micro_batches": 2, "progress": False,
                 "eval_every": 0}  # fmt: skip
     result = ringtmp.train(comm=comm, **settings, pace=speeds, balance="auto")
     held = [sum(last - first for first, last in rank["layers"]) for rank in comm.bcast(result.ranks)]
