@@ -18,6 +18,7 @@ COLOURS = {
     "F": "#0072B2", "B": "#7A9A2E", "I": "#009E73", "W": "#E69F00", "U": "#CC79A7", "E": "#56B4E9", "send": "#000000",
     "replicate": "#5B4B8A", "receive": "#777777", "wait": "#EEEEEE", "data": "#F0E442",
     "checkpoint": "#D55E00", "trace": "#A0522D", "balance": "#B22222",
+    "across": "#33302E",
 }  # fmt: skip
 _NAMES = {
     "F": "F forward", "B": "B input and weight gradient", "I": "I input gradient", "W": "W weight gradient",

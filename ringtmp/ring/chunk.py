@@ -5,7 +5,7 @@ completion of its last send. Of the free slots the one used last is taken first:
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ringtmp.nn.layer import Array, Moment
@@ -138,6 +138,8 @@ class Chunk:
         self.gradients: Inbox | None = None
         self.labels: LabelBox | None = None
         self.norm_known: Callable[[], bool] = lambda: True
+        self.made: Callable[[Sequence[int]], None] = lambda places: None  # told of layers whose gradient is complete
+        self.summed: Callable[[], bool] = lambda: True  # whether the sums across rings are
         self.durable = 1 << 62  # newest version that all replicas hold, if there are any
         self.group: tuple[list[Work], int, int, int, int] | None = None  # of W: works, step, number, count, end
         self.piece = 0
@@ -177,8 +179,8 @@ class Chunk:
         return self.weights_done() and self.norm_known()
 
     def weights_done(self) -> bool:
-        """Every W of the step is done."""
-        return self.weights == (self.updates - self.start + 1) * self.steps
+        """Every W of the step is done, in all rings."""
+        return self.weights == (self.updates - self.start + 1) * self.steps and self.summed()
 
     def evaluating(self) -> bool:
         """The next F belongs to an evaluation."""
@@ -268,6 +270,8 @@ class Chunk:
         pieces = self.stage.pieces
         if pieces:
             self.stage.backward_weight(works, number == 0, pieces[self.piece])
+            if number + count == self.steps:
+                self.made(pieces[self.piece])
         self.piece += 1
         if self.piece < len(pieces):
             return False

@@ -17,6 +17,7 @@ from kernels.rule import NONE, F, I, U, W
 from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import Array, Moment
 from ringtmp.nn.stage import Stage, Work
+from ringtmp.ring.across import Across, Sisters
 from ringtmp.ring.chunk import Chunk, Versions
 from ringtmp.ring.links import TAG_BACK, TAG_LABELS, LabelBox, Outbox, tag_of
 from ringtmp.ring.neighbours import Neighbours
@@ -81,6 +82,8 @@ class Engine:
         As in `RunConfig`.
     probe : Probe or None
         Where this rank says what it is about to do.
+    rings, leads :
+        As in `Tokens`.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Engine:
         recorder: Recorder, *, start: int = 0, w_group: int = 1, seed: int = 0, crowded: bool = False,
         synchronous: bool = False, delay: float = 0.0, stall_timeout: float = 600.0, lag: int | None = 0,
         stashed: bool = False, paces: Sequence[Pace] = (), stop_request: Callable[[], int] = lambda: 0,
-        heartbeat: float = 60.0, probe: Probe | None = None,
+        heartbeat: float = 60.0, probe: Probe | None = None, rings: int = 1, leads: bool = True,
     ) -> None:  # fmt: skip
         self.table, self.policy, self.hooks, self.recorder = table, policy, hooks, recorder
         self.rank, self.size = comm.rank, comm.size
@@ -111,10 +114,12 @@ class Engine:
             self.back = ControlLink(comm, self.right, self.left, TAG_BACK)
             self.neighbours = Neighbours(self.left, self.right, self.control, self.back, heartbeat)
         self.replicas: Replicas | None = None  # set once there is something to copy
+        self.across: Across | None = None  # and with several rings
+        self.sisters: Sisters | None = None  # on their first ranks
         self.probe = probe
         self.tokens = Tokens(
             self.rank, self.size, self.control, self.chunks, table, hooks, recorder, start, stop_request,
-            lambda message: self.heed_beat(self.left, message),
+            rings, leads, lambda message: self.heed_beat(self.left, message),
         )  # fmt: skip
         self.bounded = stages[0].optimizer.clip_norm is not None
         if self.bounded:
@@ -264,6 +269,10 @@ class Engine:
             right = self.right
         if self.replicas is not None:
             self.replicas.poll()
+        if self.across is not None:
+            self.across.poll()
+        if self.sisters is not None:  # after what has come across: an order left before that
+            self.sisters.poll()
         if self.neighbours is not None:
             self.neighbours.poll(left, right)
         if self.bounded:
@@ -291,6 +300,7 @@ class Engine:
             all(chunk.finished() for chunk in self.chunks)
             and self.tokens.finished()
             and (self.replicas is None or self.replicas.finished(self.updates))
+            and (self.sisters is None or self.sisters.finished())
         )
 
     def requests(self) -> "list[Prequest]":
@@ -308,8 +318,9 @@ class Engine:
         for link in (self.control, self.back):
             if link is not None:
                 link.close()
-        if self.replicas is not None:
-            self.replicas.close()
+        for also in (self.replicas, self.across, self.sisters):
+            if also is not None:
+                also.close()
         for outbox in self.outboxes:
             outbox.close()
 
@@ -423,6 +434,8 @@ class Engine:
         self._record("U", begin, end, chunk, step=step, version=step + 1)
         if self.replicas is not None:
             self.replicas.updated(self._index(chunk), step + 1)
+        if self.across is not None:
+            self.across.updated(self._index(chunk))
         if self.updates == chunk.updates:  # the last of this rank's stages
             self.policy.stepped(end - self.step_began)
             self.step_began = end

@@ -70,7 +70,7 @@ class Needs:
     def of(cls, comm: "Intracomm", job: Job, chunks: int) -> "Needs":
         """On this rank, now. Collective over `comm`."""
         hosts = comm.allgather(socket.gethostname())
-        limit = tightest(job.config.memory_limit, hosts.count(hosts[comm.rank]))
+        limit = tightest(job.config.memory_limit, hosts.count(hosts[comm.rank]) * job.config.replicas)
         return cls(job, comm.size, chunks, used() + KERNELS + BUFFERS, limit, _writes(job))
 
     @property

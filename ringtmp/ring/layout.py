@@ -93,9 +93,9 @@ class Layout:
     def paces(self, rank: int) -> list[Pace]:
         """The emulated node that a rank is; empty where it is none."""
         model, config = self.job.model, self.job.config
-        if not config.pace:
+        if not self.job.pace:
             return []
-        courses = parse_courses(config.pace, self.ranks)
+        courses = parse_courses(self.job.pace, self.ranks)
         return [
             Pace(model, first, last, c * self.ranks + rank, courses[rank], config.jitter, config.seed)
             for c, (first, last) in enumerate(self.layers(rank))
@@ -116,7 +116,7 @@ class Layout:
 def make_layout(comm: "Intracomm", job: Job) -> Layout:
     """Resolve the ring's settings of a job. Collective over `comm`; raises `UserError` on every rank."""
     config, ranks, m = job.config, comm.size, job.config.micro_batches
-    speeds = tuple(parse_pace(config.pace, ranks)) if config.pace else ()
+    speeds = tuple(parse_pace(job.pace, ranks)) if job.pace else ()
     mode, schedule, chunks = config.effective_mode, config.schedule or "1f1b", config.effective_chunks
     if chunks > 1 and ranks * chunks > len(job.model.layers):
         raise UserError(
@@ -132,7 +132,10 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     draft = Layout(job, ranks, chunks, (), mode, schedule, plan, group, 0, speeds, Needs.of(comm, job, chunks))
     ready = mode == "ready"
     least = (1 + POSTED,) * chunks if ready else draft.rooms(comm.rank)
-    layout = replace(draft, ends=tuple(itertools.accumulate(split(comm, draft, least))))
+    ends = tuple(itertools.accumulate(split(comm, draft, least)))
+    if job.across:  # all rings are cut alike, for the sums across
+        ends = job.across.bcast(ends)
+    layout = replace(draft, ends=ends)
     if ready:
         most = most_in_flight(job, ranks, chunks, layout.ends, group)
         fits = layout.needs.in_flight(layout.layers(comm.rank), min(most, m), ranks)
@@ -193,7 +196,7 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
 def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Problem:
     """A job as the planner sees it, on this machine or, with `pace`, on emulated nodes."""
     config = job.config
-    speeds = tuple(parse_pace(config.pace, ranks)) if config.pace else ()
+    speeds = tuple(parse_pace(job.pace, ranks)) if job.pace else ()
     costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
     memory = parse_bytes(config.activation_memory, "activation_memory") if config.activation_memory else 0
     settled: list[int] = []

@@ -38,6 +38,9 @@ class Home(Protocol):
     def ordered(self, step: int, made: int) -> None:
         """A set after `step` updates is ordered, and so many are `made` here."""
 
+    def stopped(self, index: int, signal: int) -> None:
+        """The phases from `index` on are left out (rank 0)."""
+
     def busy(self) -> float:
         """How long this rank computes in a step, in nanoseconds."""
 
@@ -62,19 +65,24 @@ class Tokens:
         Updates made before.
     stop_request : callable
         Number of the signal that asks for a stop, or 0.
+    rings : int
+        Side by side.
+    leads : bool
+        Whether this is the first of them, whose first rank gives the orders.
     beat : callable
         Heeds a sign of life from the left neighbour.
     """
 
     def __init__(
         self, rank: int, size: int, link: ControlLink | None, chunks: list[Any], table: Timetable, home: Home,
-        recorder: Recorder, start: int, stop_request: Callable[[], int],
+        recorder: Recorder, start: int, stop_request: Callable[[], int], rings: int = 1, leads: bool = True,
         beat: Callable[[tuple[float, ...]], None] = lambda message: None,
     ) -> None:  # fmt: skip
         self.beat = beat
         self.rank, self.size, self.link, self.chunks, self.table = rank, size, link, chunks, table
         self.home, self.recorder, self.stop_request = home, recorder, stop_request
         self.first, self.last = rank == 0, rank == size - 1
+        self.rings, self.leads = rings, leads
         self.stop_signal = 0
         self.cut: Order | None = None  # what this engine ends for, if not for good
         self.wanted: Order | None = None  # the same, to be ordered (rank 0)
@@ -123,8 +131,10 @@ class Tokens:
         self.stop_signal = self.stop_signal or self.stop_request()
         if self.first:
             index = self._next_whole_phase()
-            if self.stop_signal and index < self.end:
-                self._order_stop(index)
+            if self.rings > 1:  # another ring may have begun that one, but none the one behind it
+                index = self._next_whole_phase(index + 1)
+            if self.stop_signal and index < self.end and self.leads:
+                self.order_stop(index)
             elif index < self.end and self.home.wants_set(after := self.table.phase(index).step + 1):
                 self._order_set(after)  # nobody can have made that update: its first forward has not been begun
             if self.wanted and not self.stop_signal and index < self.end:
@@ -133,10 +143,13 @@ class Tokens:
         elif step in self.waiting:
             self._pass_on(step, self.waiting.pop(step))
 
-    def _next_whole_phase(self) -> int:
-        """The first phase that rank 0 has not begun; an evaluation that is due comes first: a resume would skip it."""
+    def _next_whole_phase(self, index: int = -1) -> int:
+        """The first phase that rank 0 has not begun, or the first from `index` on.
+
+        An evaluation that is due comes first: a resume would skip it.
+        """
         f = self.chunks[0].f
-        index = f.index + (f.number > 0)
+        index = f.index + (f.number > 0) if index < 0 else index
         while index < self.end and not self.table.phase(index).training:
             index += 1
         return index
@@ -198,7 +211,7 @@ class Tokens:
             self._take_norm(message[2], step)
         elif kind == STOP:
             self.stop_signal = int(message[2])
-            self._order_stop(step)
+            self.order_stop(step)
         elif kind == SET:
             self._order_set(step)
         elif kind == CUT:
@@ -237,9 +250,11 @@ class Tokens:
         # Obeyed after an update: a token may come home while a forward is being sent, and that is not noted yet.
         self.wanted = self.home.weighed(int(step) + 1, busies / self.size, most) or self.wanted
 
-    def _order_stop(self, index: int) -> None:
-        """Leave out the phases from `index` on, here and on the ranks to the right."""
+    def order_stop(self, index: int) -> None:
+        """Leave out the phases from `index` on, here, on the ranks to the right, and in the rings behind this one."""
         self.cut = None
+        if self.first:
+            self.home.stopped(index, self.stop_signal)
         for chunk in self.chunks:
             chunk.end = index
         if self.link is not None and not self.last:

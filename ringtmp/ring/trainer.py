@@ -12,11 +12,13 @@ import numpy as np
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
+from ringtmp.ring.across import Across, Sisters
 from ringtmp.ring.balance import WORTH, Governor, Meter, Order, hand_over, meet_round
 from ringtmp.ring.engine import Engine
 from ringtmp.ring.layout import Layout, cut_anew, make_layout, resolve_auto
 from ringtmp.ring.partition import Part, deal_round
 from ringtmp.ring.replica import Replicas
+from ringtmp.ring.tokens import TEST, TOKEN
 from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder
@@ -73,7 +75,7 @@ def train(
 class RingLaunch(Launch):
     """One launch on a rank of the ring; also the engine's surroundings."""
 
-    recalls = heals = True
+    recalls = heals = rings = True
 
     @staticmethod
     def check(config: RunConfig, ranks: int) -> None:  # noqa: D102
@@ -82,8 +84,18 @@ class RingLaunch(Launch):
                 f"batch_size {config.batch_size} is smaller than micro_batches {config.micro_batches}: "
                 "each micro-batch needs at least one sample"
             )
+        if ranks % config.replicas:
+            raise UserError(f"replicas: {config.replicas} rings side by side do not divide the {ranks} ranks evenly")
+        if config.micro_batches > config.batch_size // config.replicas:
+            raise UserError(
+                f"micro_batches: {config.micro_batches} exceeds the {config.batch_size // config.replicas} samples of "
+                f"each of {config.replicas} rings"
+            )
 
     def build(self) -> None:  # noqa: D102
+        if self.job.info.n_test < self.config.replicas:
+            raise UserError(f"replicas: each of {self.config.replicas} rings needs a test sample, the data has "
+                            f"{self.job.info.n_test}")  # fmt: skip
         chosen = resolve_auto(self.comm, self.job)
         self.config, self.table = self.job.config, self.job.timetable()
         self.layout = make_layout(self.comm, self.job)
@@ -144,8 +156,12 @@ class RingLaunch(Launch):
             w_group=self.layout.w_group, seed=config.seed, crowded=self.crowded(),
             synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
             lag=self.layout.lag, stashed=self.stashed, paces=self.paces, stop_request=self.stop_request,
-            heartbeat=config.heartbeat, probe=self.probe,
+            heartbeat=config.heartbeat, probe=self.probe, rings=config.replicas, leads=self.job.ring == 0,
         )  # fmt: skip
+        if self.job.across:
+            self.engine.across = Across(self.job.across, self.engine.chunks, self.recorder)
+            if self.rank == 0:
+                self.engine.sisters = Sisters(self.job.across, self._of_all_rings, self._stop)
         self.sets.meanwhile = lambda: self.engine.look()
         if self.memory:
             self.engine.replicas = Replicas(
@@ -364,14 +380,40 @@ class RingLaunch(Launch):
 
     def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
         """A step is done on every rank, and each part of a set up to that of step `written` (rank 0)."""
-        assert self.reporter
-        self.reporter.trained(step, loss, correct, idle, self.rate(step))
+        self.idle = idle
         self.sets.settle_up_to(written, cost)
+        self._report(TOKEN, step, loss, correct)
 
     def tested(self, step: int, loss: float, correct: float) -> None:
         """An evaluation is complete (rank 0)."""
+        self._report(TEST, step, loss, correct)
+
+    def _report(self, kind: int, step: int, loss: float, correct: float) -> None:
+        """A step or a test of this ring is complete (rank 0)."""
+        signal = self.engine.tokens.stop_signal
+        if self.engine.sisters:
+            self.engine.sisters.report(kind, step, loss, correct, signal)
+        else:
+            self._of_all_rings(kind, step, loss, correct, signal)
+
+    def _of_all_rings(self, kind: float, step: int, loss: float, correct: float, signal: int) -> None:
+        """The same of all rings together."""
         assert self.reporter and self.feeder
-        self.reporter.tested(step, loss, correct, self.feeder.spread())
+        self.engine.tokens.stop_signal = self.engine.tokens.stop_signal or signal
+        if kind == TOKEN:
+            self.reporter.trained(step, loss, correct, self.idle, self.rate(step))
+        else:
+            self.reporter.tested(step, loss, correct, self.feeder.spread())
+
+    def stopped(self, index: int, signal: int) -> None:
+        """The phases from `index` on are left out (rank 0)."""
+        if self.engine.sisters and self.job.ring == 0:
+            self.engine.sisters.order(index, signal)
+
+    def _stop(self, index: int, signal: int) -> None:
+        """The first ring says so."""
+        self.engine.tokens.stop_signal = signal
+        self.engine.tokens.order_stop(index)
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""

@@ -164,6 +164,13 @@ class RunConfig(BaseModel):
         ge=1,
         le=1024,
     )
+    replicas: Count = _field(
+        "Ring",
+        "rings side by side: each takes a share of every batch, and the gradients of a layer are summed across them, "
+        "hop by hop in a fixed order. So a network can use more ranks than it has layers; the ranks of the job are "
+        "dealt over the rings. Sums over shares are others than over a whole batch, but the same each time",
+        1,
+    )
     replicate: int = _field(
         "Surviving",
         "off, or to how many ranks on its right each rank copies its layers after every update; a server copies its "
@@ -312,6 +319,12 @@ class RunConfig(BaseModel):
             )
         if self.schedule in ("pipedream", "2bw") and self.balance == "auto":
             raise ValueError(f"balance: with schedule {self.schedule} layers have several versions; expected off")
+        if self.replicas > 1:
+            plain: dict[str, tuple[Any, ...]] = {"replicate": (0,), "balance": ("off",)}
+            plain["schedule"] = "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb"
+            for key, values in plain.items():
+                if getattr(self, key) not in (None, *values):
+                    raise ValueError(f"{key}: with several rings side by side expected {' or '.join(map(str, values))}")
         if self.schedule == "pipedream" and self.clip_norm:
             raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
         if self.schedule in ("pipedream", "2bw") and self.effective_chunks > 1:

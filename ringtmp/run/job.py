@@ -61,6 +61,9 @@ class Job:
     given: tuple[str, ...] = ()  # keys that were set, in a file, by a flag or by the run that is resumed
     recalled: Recalled | None = None  # where the layers come from, if not from a checkpoint
     again: bool = False  # the evaluation that belongs to `start` was lost
+    ring: int = 0  # which of several rings side by side this rank belongs to
+    across: Any = None  # communicator of the ranks that hold the same layers in all rings, if there are several
+    everyone: Any = None  # and of all ranks of all rings
 
     @property
     def dtype(self) -> np.dtype:
@@ -82,7 +85,16 @@ class Job:
         every = self.config.eval_every
         every = self.steps_per_epoch if every is None else every
         return Timetable(self.total, self.config.batch_size, self.config.micro_batches, self.info.n_test, every,
-                         self.start if self.again else -1)  # fmt: skip
+                         self.start if self.again else -1, self.ring, self.config.replicas)  # fmt: skip
+
+    @property
+    def pace(self) -> str:
+        """`--pace` of this ring's ranks; empty: none."""
+        courses = (self.config.pace or "").split(",")
+        if self.config.replicas > 1 and self.everyone and len(courses) == self.everyone.size:
+            size = len(courses) // self.config.replicas
+            courses = courses[self.ring * size : (self.ring + 1) * size]
+        return ",".join(courses)
 
     def optimizer(self) -> Optimizer:
         """The update rule."""

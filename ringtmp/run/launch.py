@@ -7,7 +7,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from ringtmp.nn.layer import Array
 from ringtmp.run import ulfm
 from ringtmp.run.clocks import compare_clocks
 from ringtmp.run.config import RunConfig
+from ringtmp.run.data import share_data
 from ringtmp.run.heal import Circle
 from ringtmp.run.job import Job, go_on, open_folder, prepare
 from ringtmp.run.links import TAG_CLOCK
-from ringtmp.run.mpi import abort, meet
+from ringtmp.run.mpi import abort, agreed, meet
 from ringtmp.run.node import GENERATION, NodeMemory, node_name
 from ringtmp.run.probe import Probe, probe_of
 from ringtmp.run.progress import Reporter, summary
@@ -82,6 +83,10 @@ def launch(
     try:
         job = prepare(comm, from_file, flags, arrays, trainer.check, trainer.recalls)
         story.mark("agree")
+        if job.config.replicas > 1 and trainer.rings:
+            result = _side_by_side(trainer, comm, job, write, show, stop_request, story)
+            free()
+            return result
         if heals:
             return _heal(trainer, comm, job, show, stop_request, story)
         result = trainer(parent, comm, net, job, write, show, stop_request, story).run()
@@ -103,6 +108,26 @@ def launch(
     finally:
         if job and job.lock:
             job.lock.close()
+
+
+def _side_by_side(
+    trainer: "type[Launch]", comm: "Intracomm", job: Job, write: bool, show: bool, stop_request: Callable[[], int],
+    story: Story,
+) -> Result:  # fmt: skip
+    """Several rings, each a launch of its own; the first one writes and tells. Collective over `comm`."""
+    size = comm.size // job.config.replicas
+    job.ring, job.everyone = comm.rank // size, comm
+    mine: Any = comm.Split(job.ring, comm.rank)
+    job.across = comm.Split(comm.rank % size, comm.rank)
+    if mine.rank == 0:
+        job.data = share_data(job.across, job.data, job.info, job.config.data, job.dtype, job.config.test_fraction)
+    net, leads = mine.Dup(), job.ring == 0
+    result = trainer(mine, mine, net, job, write and leads, show and leads, stop_request, story).run()
+    if len(set(job.across.allgather(result.sha256))) > 1:
+        raise RunFailure("the rings end with different weights")
+    for each in (net, job.across):
+        each.Free()
+    return result
 
 
 def _heal(
@@ -232,6 +257,7 @@ class Launch(ABC):
 
     notes: list[str] = []  # more for the first lines
     heals = False  # whether the trainer can go on within a job that has lost processes
+    rings = False  # whether the trainer knows of rings side by side
     recalls = False  # whether the trainer keeps its state in the nodes' memory, and can go on from there
     heading = "layers"  # of the column in which the table shows rows
 
@@ -239,8 +265,10 @@ class Launch(ABC):
 
     def run(self) -> Result:
         """The whole launch."""
-        self.build()
-        open_folder(self.comm, self.job, self.write)  # its lock comes first: another job would discard what is read
+        with agreed(self.job.everyone) if self.job.everyone else nullcontext():
+            self.build()
+            # Its lock comes first: another job would discard what is read.
+            open_folder(self.comm, self.job, self.write)
         self.places = self.comm.allgather((socket.gethostname(), os.getpid()))
         self.nodes = self.comm.allgather(node_name())
         if self.rank == 0 and self.job.folder:
@@ -335,7 +363,7 @@ class Launch(ABC):
         self.reporter.say(
             f"{job.info.name}: {job.info.n_train:,} training and {job.info.n_test:,} test samples; "
             f"{len(self.model.layers)} layers, {self.model.parameters:,} parameters over {self.size} "
-            f"rank{'s' * (self.size > 1)}; {self.describe()}"
+            f"rank{'s' * (self.size > 1)}{self.beside()}; {self.describe()}"
         )
         for note in self.notes:
             self.reporter.say(note)
@@ -343,6 +371,10 @@ class Launch(ABC):
             source = " from the memory of the nodes" if job.recalled else ""
             again = f", resumed at step {job.start}{source}" if job.marker else ""
             self.reporter.say(f"run folder: {job.folder.path}{again}")
+
+    def beside(self) -> str:
+        """What else there is beside these ranks."""
+        return f" in each of {self.job.config.replicas} rings" if self.job.across else ""
 
     def _recorder(self) -> Recorder:
         job = self.job
@@ -355,7 +387,7 @@ class Launch(ABC):
     def crowded(self) -> bool:
         """Whether ranks outnumber the cores of this host."""
         here = [host for host, _ in self.places].count(self.places[self.rank][0])
-        return here > len(os.sched_getaffinity(0))
+        return here * (self.job.config.replicas if self.rings else 1) > len(os.sched_getaffinity(0))
 
     # ---- steps --------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def own_costs(comm: "Intracomm", job: Job, rows: int, micro_batches: int) -> lis
     """
     with agreed(comm):
         speed, table = 1.0, costs_on(job.model, job.dtype, job.optimizer())
-        if job.config.pace:
-            speed, table = parse_pace(job.config.pace, comm.size)[comm.rank], costs_paced(job.model)
+        if job.pace:
+            speed, table = parse_pace(job.pace, comm.size)[comm.rank], costs_paced(job.model)
         return [cost.step(micro_batches) / speed for cost in table(rows, 1)]
     raise AssertionError

@@ -26,6 +26,8 @@ class Phase:
         Rows of each micro-batch.
     start : int
         Place of its first micro-batch in the stream.
+    first : int
+        Number of its first sample in the batch (or test set): where rings share one, not all begin with 0.
     """
 
     index: int
@@ -33,10 +35,11 @@ class Phase:
     step: int
     sizes: tuple[int, ...]
     start: int
+    first: int = 0
 
     def first_sample(self, number: int) -> int:
         """Number of the first sample of a micro-batch within its batch (or test set)."""
-        return sum(self.sizes[:number])
+        return self.first + sum(self.sizes[:number])
 
 
 class Timetable:
@@ -54,17 +57,22 @@ class Timetable:
         Steps between evaluations; 0: only after the last step.
     again : int
         Step after which a run goes on with the evaluation that came there, because it was lost; -1: it was not.
+    ring, rings : int
+        Which of how many shares of each batch, and of the test samples, these micro-batches make up.
     """
 
     def __init__(
-        self, total: int, batch_size: int, micro_batches: int, test_samples: int, every: int, again: int = -1
-    ) -> None:
+        self, total: int, batch_size: int, micro_batches: int, test_samples: int, every: int, again: int = -1,
+        ring: int = 0, rings: int = 1,
+    ) -> None:  # fmt: skip
         self.again = again
         self.total, self.batch_size = total, batch_size
         self.every = every or total
-        self.train_sizes = pieces(batch_size, micro_batches)
+        shares, tests = pieces(batch_size, rings), pieces(test_samples, rings)
+        self.firsts = sum(shares[:ring]), sum(tests[:ring])
+        self.train_sizes = pieces(shares[ring], micro_batches)
         self.rows = self.train_sizes[0]
-        full, rest = divmod(test_samples, self.rows)
+        full, rest = divmod(tests[ring], self.rows)
         self.test_sizes = (self.rows,) * full + ((rest,) if rest else ())
         self.end = total + -(-total // self.every)
         self.phase = lru_cache(maxsize=64)(self._phase)
@@ -84,7 +92,8 @@ class Timetable:
         step = min(rounds * self.every + place, self.total)  # training phases before this one; the others are tests
         start = step * len(self.train_sizes) + (index - step) * len(self.test_sizes)
         training = place < self.every and step < self.total
-        return Phase(index, training, step, self.train_sizes if training else self.test_sizes, start)
+        sizes, first = (self.train_sizes, self.firsts[0]) if training else (self.test_sizes, self.firsts[1])
+        return Phase(index, training, step, sizes, start, first)
 
 
 class Cursor:

@@ -40,6 +40,7 @@ KINDS = {
     "checkpoint": "checkpoint",
     "trace": "other",  # writing this file
     "balance": "other",  # dealing the layers anew
+    "across": "transfer",  # a part of a gradient leaves for another ring
 }
 CODE = {kind: code for code, kind in enumerate(KINDS)}
 

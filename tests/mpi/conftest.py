@@ -23,7 +23,14 @@ def chessboard(*axes):
     return [tuple(axis[i] for axis, i in zip(axes, place, strict=True)) for place in shown]
 
 
-WHOLE = ("test_same_numbers", "test_schedules", "test_deal", "test_balance", "test_memory")  # on 5 and on 8 ranks
+WHOLE = (
+    "test_same_numbers",
+    "test_schedules",
+    "test_deal",
+    "test_balance",
+    "test_memory",
+    "test_across",
+)  # on 5 and on 8 ranks
 
 
 def pytest_collection_modifyitems(config, items):
