@@ -125,17 +125,16 @@ def train_all(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     import ps
     import ringtmp
-    from ringtmp.ring.trainer import RingLaunch
+    from ringtmp.ring.recut import Recut
 
     moves: list[int] = []
-    told = RingLaunch._told
+    whole = Recut._move
 
-    def note(self: Any, step: int, order: Any, before: Any, after: Any) -> str:
-        if after != before:
-            moves.append(step)
-        return told(self, step, order, before, after)
+    def note(self: Recut, before: Any, after: Any, step: int) -> None:
+        moves.append(step)
+        whole(self, before, after, step)
 
-    RingLaunch._told = note  # type: ignore[method-assign]
+    Recut._move = note  # type: ignore[method-assign]
     results = {}
     for name, settings in runs.items():
         moves.clear()

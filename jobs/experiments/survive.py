@@ -198,7 +198,7 @@ def throughput(quick: bool) -> Table:
 def efficiencies(quick: bool) -> Table:
     """Useful steps per wall time with failures at random, against the undisturbed run."""
     ranks, step = 4, 0.06
-    means, length, seeds = ([10.0], 8.0, [1]) if quick else ([60.0, 30.0, 15.0], 150.0, [1])
+    means, length, seeds = ([10.0], 8.0, [1]) if quick else ([60.0, 30.0, 15.0], 100.0, [1])
     rows = []
     for trainer in (RING, BSP) if quick else TRAINERS:
         calm = _course(trainer, ranks, step, 4.0 if quick else 60.0, means[0], [], 1e9)

@@ -148,6 +148,14 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     return layout
 
 
+def members(comm: "Intracomm", job: Job) -> list[int]:
+    """Ranks with which the ring is fastest, where slow ones may be left out. Collective over `comm`."""
+    costs = own_costs(comm, job, job.timetable().rows, job.config.micro_batches)
+    needs = Needs.of(comm, job, 1)
+    counts = deal_round(comm, [Part.of(costs, needs.reach(1 + POSTED), idle=True)]).counts
+    return [rank for rank, count in enumerate(counts) if count] or list(range(comm.size))
+
+
 def _with_recomputation(layout: Layout, rank: int) -> Layout:
     """The same, with what the rank's stages make again so that they fit into its memory."""
     stages, rooms, room = layout.layers(rank), layout.rooms(rank), layout.needs.room // layout.chunks

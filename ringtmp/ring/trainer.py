@@ -1,27 +1,24 @@
 """`ringtmp.train`: from a configuration to trained weights, on a ring of any size."""
 
-import itertools
 import os
 import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.ring.across import Across, Sisters
-from ringtmp.ring.balance import WORTH, Governor, Meter, Order, hand_over, meet_round
+from ringtmp.ring.balance import Order
 from ringtmp.ring.engine import Engine
-from ringtmp.ring.layout import Layout, cut_anew, make_layout, resolve_auto
-from ringtmp.ring.partition import Part, deal_round
+from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
+from ringtmp.ring.recut import Recut
 from ringtmp.ring.replica import Replicas
 from ringtmp.ring.tokens import TEST, TOKEN
 from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.config import RunConfig
-from ringtmp.run.job import Feeder
+from ringtmp.run.job import Feeder, Job
 from ringtmp.run.launch import Launch, train_with
 from ringtmp.run.mpi import runs, warn
 from ringtmp.run.node import Copy, NodeMemory
@@ -92,6 +89,10 @@ class RingLaunch(Launch):
                 f"each of {config.replicas} rings"
             )
 
+    @staticmethod
+    def members(comm: "Intracomm", job: Job) -> list[int]:  # noqa: D102
+        return members(comm, job) if job.config.allow_idle_ranks else list(range(comm.size))
+
     def build(self) -> None:  # noqa: D102
         if self.job.info.n_test < self.config.replicas:
             raise UserError(f"replicas: each of {self.config.replicas} rings needs a test sample, the data has "
@@ -102,9 +103,7 @@ class RingLaunch(Launch):
         self.policy = self.layout.policy(self.rank)
         self.stages = self._stages()
         self.membership = 0  # how often the layers have been dealt anew
-        self.times: list[float] | None = None  # of each layer on this rank
-        self.meter, self.governor = Meter(), Governor()
-        self.cuts: list[tuple[int, ...]] = []  # before the present one
+        self.recut: Recut | None = None
         self.late: list[Pace] = []  # of stages that are no more
         self.notes = [chosen] if chosen else []
         if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
@@ -129,7 +128,7 @@ class RingLaunch(Launch):
             stage.commit(self.job.start)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
         if self.config.balance == "auto" and self.size > 1:
-            self.times = own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches)
+            self.recut = Recut(self, own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches))
         self._ready()
 
     def _ready(self) -> None:
@@ -146,11 +145,13 @@ class RingLaunch(Launch):
         return super().generation + self.membership
 
     def connect(self) -> None:  # noqa: D102
-        self._connect(self.job.start)
+        self.connect_from(self.job.start)
 
-    def _connect(self, start: int) -> None:
+    def connect_from(self, start: int) -> None:
+        """What talks and trains, after so many updates."""
         config = self.config
-        self.meter.restart(self._computed())
+        if self.recut:
+            self.recut.meter.restart(self._computed())
         self.engine = Engine(
             self.net, self.stages, self.table, self.policy, self, self.recorder, start=start,
             w_group=self.layout.w_group, seed=config.seed, crowded=self.crowded(),
@@ -173,96 +174,32 @@ class RingLaunch(Launch):
     def drive(self) -> None:  # noqa: D102
         self.engine.run()
         while order := self.engine.tokens.cut:
-            self._deal_anew(order)
+            assert self.recut
+            self.recut.obey(order)
             self.engine.run()
         with self.recorder.timed("wait", self.engine.updates):
             self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
         self.engine.close()
 
-    def _deal_anew(self, order: Order) -> None:
-        """Between two steps, with nothing on its way: cut the chain where it should be now. Collective."""
-        step, before = self.engine.updates, self.layout.ends
-        if self.probe:
-            self.probe.at("rebalance", step)
-        with self.recorder.timed("balance", step):
-            self.engine.close()
-            after, expected = self._new_cut(order)
-            if after != before:
-                self._move(before, after)
-                self._ready()
-            self._connect(step)
-        if self.reporter:
-            self.governor.dealt(step, after != before, order, expected)
-            self.reporter.say(self._told(step, order, before, after))
-
-    def _new_cut(self, order: Order) -> tuple[tuple[int, ...], float]:
-        """Where the stages are to end, and nanoseconds of a step that the busiest rank should then compute.
-
-        Each rank puts in only what it takes itself, and how it has fared so far.
-        """
-        if order.undo:
-            meet_round(self.comm)
-            return self.cuts.pop() if self.cuts else self.layout.ends, 0.0
-        mine = [layer for first, last in self.layout.layers(self.rank) for layer in range(first, last)]
-        assert self.times
-        factor = self.meter.busy / 1e9 / sum(self.times[layer] for layer in mine)
-        costs = [factor * seconds for seconds in self.times]
-        parts = [Part.of(costs, self.layout.needs.reach(room)) for room in self.layout.rooms(self.rank)]
-        counts, most = deal_round(self.comm, parts)
-        ends = tuple(itertools.accumulate(counts))
-        expected = most * self.layout.chunks * 1e9
-        if expected > (1 - WORTH) * order.most or not self._fits(ends):
-            return self.layout.ends, expected
-        self.cuts.append(self.layout.ends)
-        return ends, expected
-
-    def _fits(self, ends: tuple[int, ...]) -> bool:
-        try:
-            cut_anew(self.layout, ends, self.rank)
-        except UserError:
-            return False
-        return True
-
-    def _lay_out(self, layout: Layout) -> None:
-        """Go by another layout; the policy keeps what it has learned unless its bounds are others now."""
+    def go_by(self, layout: Layout, held: dict[int, list[Array]], step: int) -> None:
+        """Make the stages of another layout from layers that are here: by index, parameters and slots as they are."""
         if (layout.most, layout.again) != (self.layout.most, self.layout.again):
-            self.policy = layout.policy(self.rank)
-        self.layout = layout
-
-    def _move(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
-        """Take over, hand over, and make the stages of the new cut."""
-        states = {state.index: state for state in self._states()}
-        held = {index: [state.flat, *state.slots.values()] for index, state in states.items()}
-        steps = self.engine.updates
-
-        def make(index: int) -> list[Array]:
-            count = self.model.layers[index].count
-            return [np.empty(count, self.job.dtype) for _ in range(1 + len(self.job.optimizer().slots))]
-
-        hand_over(self.comm, before, after, held, make)
-        self.late += self.paces
-        self._lay_out(cut_anew(self.layout, after, self.rank))
-        self.stages = []  # gives back what the micro-batches took
+            self.policy = layout.policy(self.rank)  # else it keeps what it has learned
+        states = {state.index: state for state in self.states()}
+        self.layout, self.stages = layout, []  # gives back what the micro-batches took
         self.stages = self._stages({index: state for index, state in states.items() if index in held})
         self.membership += 1
         if self.memory:
             self.house(self.memory)
-        for state in self._states():
+        for state in self.states():
             for into, array in zip([state.flat, *state.slots.values()], held[state.index], strict=True):
                 if into is not array:
                     into[...] = array
         for stage in self.stages:
             stage.derive()
-            stage.commit(steps)
-
-    def _told(self, step: int, order: Order, before: tuple[int, ...], after: tuple[int, ...]) -> str:
-        """What has been done, in a line."""
-        busy = f"the busiest rank computes {order.most / 1e6:.3g} ms a step, all {order.mean / 1e6:.3g} on average"
-        if after == before:
-            return f"balance: step {step}: {busy}; no cut between whole layers is better by {WORTH:.0%}"
-        counts = ",".join(str(count) for count in np.diff((0, *after)))
-        was = ",".join(str(count) for count in np.diff((0, *before)))
-        return f"balance: step {step}: {busy}; layers {was} {'back ' if order.undo else ''}to {counts}"
+            stage.commit(step)
+        self.late += self.paces
+        self._ready()
 
     def house(self, memory: NodeMemory) -> None:
         """Keep this rank's stages in the node's memory, in two versions."""
@@ -291,7 +228,7 @@ class RingLaunch(Launch):
             self._recall(self.job.recalled)
             return False
         assert self.job.resume
-        states = {self.model.layer_name(state.index): state for state in self._states()}
+        states = {self.model.layer_name(state.index): state for state in self.states()}
         before: dict[str, dict[str, Array]] = {}
         for record in checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, states):
             state = states[record.name]
@@ -324,12 +261,12 @@ class RingLaunch(Launch):
         for rank in range(self.size):
             for first, last in self.layout.layers(rank):
                 owners[first:last] = [rank] * (last - first)
-        states = {state.index: state for state in self._states()}
+        states = {state.index: state for state in self.states()}
         fetch(self.comm, recalled, owners, lambda index: (states[index].flat, states[index].slots))
         for stage in self.stages:
             stage.derive()
 
-    def _states(self) -> list[LayerState]:
+    def states(self) -> list[LayerState]:
         """Every layer of this rank, in the order of the chain."""
         return [state for stage in self.stages for state in stage.states]
 
@@ -368,15 +305,16 @@ class RingLaunch(Launch):
 
     def stepped(self, step: int) -> None:
         """This rank has made all its updates of a step."""
-        self.meter.stepped(self._computed())
+        if self.recut:
+            self.recut.meter.stepped(self._computed())
 
     def busy(self) -> float:
         """How long this rank computes in a step, in nanoseconds."""
-        return self.meter.busy
+        return self.recut.meter.busy if self.recut else 0.0
 
     def weighed(self, step: int, mean: float, most: float) -> Order | None:
         """So many steps are done everywhere (rank 0): whether the ring is to stop for a new cut."""
-        return self.governor.stepped(step, mean, most) if self.times else None
+        return self.recut.governor.stepped(step, mean, most) if self.recut else None
 
     def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
         """A step is done on every rank, and each part of a set up to that of step `written` (rank 0)."""
@@ -480,7 +418,7 @@ class RingLaunch(Launch):
         layers = self.layout.layers(self.rank)
         return {
             "layers": layers, "shown": " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in layers),
-            "parameters": sum(state.flat.size for state in self._states()), "expected": self._expected(),
+            "parameters": sum(state.flat.size for state in self.states()), "expected": self._expected(),
             "late": lateness(self.late + self.paces),
         }  # fmt: skip
 

@@ -133,6 +133,12 @@ class RunConfig(BaseModel):
         "as in 3,4,4",
         "flops",
     )
+    allow_idle_ranks: bool = _field(
+        "Ring",
+        "on|off: leave out ranks that are so slow that the ring is faster without them, for the whole run; with "
+        "--split measured",
+        False,
+    )
     balance: Literal["off", "auto"] = _field(
         "Ring",
         "auto: when the busiest rank computes longer than all do on average, the layers are dealt anew by how fast "
@@ -154,7 +160,8 @@ class RunConfig(BaseModel):
     memory_limit: str | None = _field(
         "Ring",
         "bytes that each rank may take in all, as in 3GiB. The process's own limits, its cgroup, SLURM's and what is "
-        "free on the node hold as well; a network that cannot fit is refused before anything is made",
+        "free on the node hold as well; a network that cannot fit is refused before anything is made. off: nothing is "
+        "checked",
         None,
     )
     threads: int = _field(
@@ -319,6 +326,13 @@ class RunConfig(BaseModel):
             )
         if self.schedule in ("pipedream", "2bw") and self.balance == "auto":
             raise ValueError(f"balance: with schedule {self.schedule} layers have several versions; expected off")
+        if self.allow_idle_ranks:
+            if self.split != "measured":
+                raise ValueError(f"allow_idle_ranks: speeds are known with split measured, not {self.split}")
+            if self.effective_chunks > 1 or self.replicas > 1:
+                raise ValueError(
+                    "allow_idle_ranks: expected one stage for each rank and one ring (chunks 1, replicas 1)"
+                )
         if self.replicas > 1:
             plain: dict[str, tuple[Any, ...]] = {"replicate": (0,), "balance": ("off",)}
             plain["schedule"] = "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb"

@@ -62,6 +62,7 @@ class Job:
     recalled: Recalled | None = None  # where the layers come from, if not from a checkpoint
     again: bool = False  # the evaluation that belongs to `start` was lost
     ring: int = 0  # which of several rings side by side this rank belongs to
+    members: tuple[int, ...] = ()  # ranks of the job that form this ring, if not all do
     across: Any = None  # communicator of the ranks that hold the same layers in all rings, if there are several
     everyone: Any = None  # and of all ranks of all rings
 
@@ -91,9 +92,8 @@ class Job:
     def pace(self) -> str:
         """`--pace` of this ring's ranks; empty: none."""
         courses = (self.config.pace or "").split(",")
-        if self.config.replicas > 1 and self.everyone and len(courses) == self.everyone.size:
-            size = len(courses) // self.config.replicas
-            courses = courses[self.ring * size : (self.ring + 1) * size]
+        if self.members and len(courses) == self.everyone.size:
+            courses = [courses[rank] for rank in self.members]
         return ",".join(courses)
 
     def optimizer(self) -> Optimizer:

@@ -87,6 +87,11 @@ def launch(
             result = _side_by_side(trainer, comm, job, write, show, stop_request, story)
             free()
             return result
+        there = trainer.members(comm, job)
+        if len(there) < comm.size:
+            result = _without_some(trainer, comm, there, job, write, show, stop_request, story)
+            free()
+            return result
         if heals:
             return _heal(trainer, comm, job, show, stop_request, story)
         result = trainer(parent, comm, net, job, write, show, stop_request, story).run()
@@ -110,6 +115,38 @@ def launch(
             job.lock.close()
 
 
+def _without_some(
+    trainer: "type[Launch]", comm: "Intracomm", there: list[int], job: Job, write: bool, show: bool,
+    stop_request: Callable[[], int], story: Story,
+) -> Result:  # fmt: skip
+    """A launch of some ranks, for whose end the others wait. Collective over `comm`."""
+    works, first = comm.rank in there, there[0]
+    mine: Any = comm.Split(0 if works else 1, comm.rank)
+    if first:  # rank 0 has the data, and does not train
+        ends: Any = comm.Split(0 if comm.rank in (0, first) else 1, comm.rank)
+        if comm.rank in (0, first):
+            job.data = share_data(ends, job.data, job.info, job.config.data, job.dtype, job.config.test_fraction)
+        ends.Free()
+    job.members, job.everyone = tuple(there), comm
+    left_out = [rank for rank in range(comm.size) if rank not in there]
+    result: Result | None = None
+    if works:
+        who = f"rank{'s' * (len(left_out) > 1)} {', '.join(map(str, left_out))}"
+        job.notes.append(f"{who} left out: the ring is faster without (--allow-idle-ranks)")
+        net = mine.Dup()
+        result = trainer(mine, mine, net, job, write, show, stop_request, story).run()
+        net.Free()
+    else:
+        with agreed(comm):  # the others build, and make the run folder
+            pass
+    meet(comm)
+    told: Any = None
+    if result:
+        told = result.sha256, result.state, result.signal, result.step, result.folder, result.saved
+    sha256, state, number, step, folder, saved = comm.bcast(told, first)
+    return result or Result({}, sha256, [], [], state, number, step, folder, saved, [], mine)
+
+
 def _side_by_side(
     trainer: "type[Launch]", comm: "Intracomm", job: Job, write: bool, show: bool, stop_request: Callable[[], int],
     story: Story,
@@ -117,6 +154,7 @@ def _side_by_side(
     """Several rings, each a launch of its own; the first one writes and tells. Collective over `comm`."""
     size = comm.size // job.config.replicas
     job.ring, job.everyone = comm.rank // size, comm
+    job.members = tuple(range(job.ring * size, (job.ring + 1) * size))
     mine: Any = comm.Split(job.ring, comm.rank)
     job.across = comm.Split(comm.rank % size, comm.rank)
     if mine.rank == 0:
@@ -254,6 +292,11 @@ class Launch(ABC):
     @abstractmethod
     def stop_signal(self) -> int:
         """The signal that stopped the run, or 0 (rank 0)."""
+
+    @staticmethod
+    def members(comm: "Intracomm", job: Job) -> list[int]:
+        """Ranks that take part: all, unless the trainer knows better. Collective over `comm`."""
+        return list(range(comm.size))
 
     notes: list[str] = []  # more for the first lines
     heals = False  # whether the trainer can go on within a job that has lost processes

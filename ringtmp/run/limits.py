@@ -19,8 +19,11 @@ class Limit(NamedTuple):
 
 
 def tightest(given: str | None, ranks_here: int) -> Limit:
-    """The least of all limits that hold for this rank; those of a node are shared evenly by the ranks on it."""
-    return min(limits(given, ranks_here))
+    """The least of all limits that hold for this rank; those of a node are shared evenly by the ranks on it.
+
+    `off`: none of them is heeded.
+    """
+    return Limit(1 << 62, "none") if given == "off" else min(limits(given, ranks_here))
 
 
 def limits(given: str | None, ranks_here: int) -> list[Limit]:

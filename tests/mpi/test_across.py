@@ -69,7 +69,9 @@ def test_random_choices_are_those_of_the_whole_batch(comm, monkeypatch):
     from pathlib import Path
 
     text = Path(__file__).resolve().parents[2] / "README.md"
-    settings = settings_of(comm, model=GPT["model"], data=f"text:{text}", steps=3, batch_size=2 * comm.size + 1, eval_every=0)
+    settings = settings_of(
+        comm, model=GPT["model"], data=f"text:{text}", steps=3, batch_size=2 * comm.size + 1, eval_every=0
+    )
     for rings in rings_of(comm):
         if comm.size // rings > 8:
             continue

@@ -11,6 +11,7 @@ from mpi4py import MPI
 import ringtmp
 from ringtmp.ring import balance
 from ringtmp.ring.balance import Governor, Order, hand_over, meet_round, owners
+from ringtmp.ring.recut import Recut
 from ringtmp.ring.trainer import RingLaunch
 from ringtmp.run.node import NodeMemory
 
@@ -60,14 +61,15 @@ def ordered(monkeypatch, comm):
     made = []
 
     def new_cut(self, order):
-        meet_round(self.comm)
+        launch = self.launch
+        meet_round(launch.comm)
         if order.undo and self.cuts:
             return self.cuts.pop(), 0.0
-        self.cuts.append(self.layout.ends)
-        made.append(cuts(rng, len(self.model.layers), len(self.layout.ends)))
+        self.cuts.append(launch.layout.ends)
+        made.append(cuts(rng, len(launch.model.layers), len(launch.layout.ends)))
         return made[-1], 0.0
 
-    monkeypatch.setattr(RingLaunch, "_new_cut", new_cut)
+    monkeypatch.setattr(Recut, "_new_cut", new_cut)
     return made
 
 

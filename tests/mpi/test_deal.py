@@ -70,3 +70,33 @@ def test_every_way(comm, split):
     if split == "even":
         assert max(held) - min(held) <= 1
     assert result.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **settings).sha256
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_very_slow_rank_is_left_out(comm, shared_path, place):
+    """Only where that is allowed, and only if the ring is faster without it; it learns what the others have done."""
+    if comm.size == 1:
+        return
+    settings = {"model": f"mlp:64-24x{comm.size + 1}-10", "steps": 4, "batch_size": 8, "micro_batches": 2,
+                "progress": False}  # fmt: skip
+    speeds = ["2"] * comm.size
+    speeds[0 if place == "first" else -1] = "0.02"
+    flags = settings | {"split": "measured", "pace": ",".join(speeds)}
+    kept = ringtmp.train(comm=comm, **flags)
+    assert len(comm.bcast(kept.ranks)) == comm.size
+    left = ringtmp.train(comm=comm, **flags, allow_idle_ranks=True, out=str(shared_path))
+    slow = 0 if place == "first" else comm.size - 1
+    ranks = comm.bcast(left.ranks, 1 if place == "first" else 0)
+    assert len(ranks) == comm.size - 1
+    assert (left.layers == {}) == (comm.rank == slow)
+    assert {each.sha256 for each in (kept, left)} == {ringtmp.train(comm=MPI.COMM_SELF, **settings).sha256}
+    assert len(set(comm.allgather((left.folder, left.step, left.state)))) == 1
+    equal = ringtmp.train(comm=comm, **settings | {"split": "measured", "pace": "2", "allow_idle_ranks": True})
+    assert len(comm.bcast(equal.ranks)) == comm.size
+
+
+@pytest.mark.mpi
+def test_leaving_out_needs_speeds(comm):
+    with pytest.raises(ringtmp.UserError, match="allow_idle_ranks: speeds are known with split measured"):
+        ringtmp.train(comm=comm, steps=1, allow_idle_ranks=True, progress=False)

@@ -138,6 +138,20 @@ def test_recomputation_and_threads(comm, way, how):
     assert result.sha256 == alone(**settings, micro_batches=1).sha256
 
 
+@pytest.mark.parametrize("pieces", [2, 3])
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_layers_in_pieces(comm, model, pieces, request):
+    """So many pieces of the largest layers give the same bits on any number of ranks, wherever the chain is cut."""
+    settings = SMALL | {"model": "mlp:11-9x7-3", "columns": pieces}
+    if model == "gpt":
+        text = f"text:{request.config.rootpath / 'README.md'}"
+        settings |= {"model": "gpt:layers=3,width=12,heads=4,context=6,dropout=0.2", "data": text, "steps": 4}
+    split = {} if comm.size > 3 else {"split": "even"}
+    result = ringtmp.train(comm=comm, **settings, **split, micro_batches=4)
+    assert result.sha256 == alone(**settings, micro_batches=1).sha256
+    assert any("columns" in name or "share" in name for names in comm.allgather(list(result.layers)) for name in names)
+
+
 def test_regression(comm):
     settings = SMALL | {"model": "mlp:6-9x7-2", "data": "synthetic:samples=200,features=6,outputs=2,seed=1"}
     settings |= {"micro_batches": 3}

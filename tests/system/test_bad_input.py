@@ -64,6 +64,16 @@ CASES = {
         ["--schedule", "gpipe", "--activation-memory", "10kB"],
         ["activation_memory", "gpipe", "10kB"],
     ),
+    "idle ranks without their speeds": (["--allow-idle-ranks", "on"], ["allow_idle_ranks", "measured", "flops"]),
+    "a pace that changes at no step": (["--pace", "2@soon:1"], ["pace", "2@50:1", "2@soon:1"]),
+    "memory is no size": (["--memory-limit", "lots"], ["memory_limit", "512MiB", "lots"]),
+    "too little memory": (["--memory-limit", "1MiB"], ["memory_limit", "alone takes", "--memory-limit"]),
+    "no columns": (["--columns", "0"], ["columns", "greater than or equal to 1"]),
+    "balance of an unknown kind": (["--balance", "maybe"], ["balance", "off", "auto", "maybe"]),
+    "layers with many versions in balance": (["--balance", "auto", "--schedule", "2bw"], ["balance", "2bw", "off"]),
+    "recompute of an unknown kind": (["--recompute", "perhaps"], ["recompute", "perhaps"]),
+    "rings that do not divide the ranks": (["--replicas", "7"], ["replicas: 7", "ranks"]),
+    "rings and replicas": (["--replicas", "2", "--replicate", "1"], ["replicate", "rings"]),
     "nothing in flight": (["--in-flight", "0"], ["in_flight", "greater than or equal to 1"]),
 }
 

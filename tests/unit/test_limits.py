@@ -31,6 +31,8 @@ def test_what_is_free_is_shared_by_the_ranks_of_a_node(free):
 def test_what_is_asked_for(free):
     assert tightest("3GiB", 4) == Limit(3 * GIB, "--memory-limit")
     assert tightest("300GiB", 4).whose.startswith("what is free")
+    free.setattr(module, "available", lambda: 0)
+    assert tightest("off", 4).size > 1 << 60
     with pytest.raises(UserError, match="memory_limit: expected a size"):
         limits("much", 4)
 
