@@ -191,8 +191,9 @@ class Chunk:
         return self.f.index >= self.end
 
     def finished(self) -> bool:
-        """All phases run, all sends complete."""
-        return self.f.index >= self.end and self.retired >= self.f.place
+        """All phases run, all updates made, all sends complete."""
+        updated = self.forwards == (self.updates - self.start) * self.steps  # a norm or a sum may be awaited for it
+        return self.f.index >= self.end and self.retired >= self.f.place and updated
 
     # ---- slots --------------------------------------------------------------------------------------------------
 

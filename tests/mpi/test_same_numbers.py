@@ -7,6 +7,7 @@ from conftest import chessboard
 from mpi4py import MPI
 
 import ringtmp
+from ringtmp.run.launch import Launch
 
 pytestmark = pytest.mark.mpi
 
@@ -150,6 +151,27 @@ def test_layers_in_pieces(comm, model, pieces, request):
     result = ringtmp.train(comm=comm, **settings, **split, micro_batches=4)
     assert result.sha256 == alone(**settings, micro_batches=1).sha256
     assert any("columns" in name or "share" in name for names in comm.allgather(list(result.layers)) for name in names)
+
+
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 0.05}, {"chunks": 2}])
+def test_a_stop_between_evaluations(comm, monkeypatch, more):
+    """All updates of the last step are made, also where they wait for a norm: the weights are those of that step."""
+    whole = Launch.__init__
+
+    def note(self, *arguments):
+        whole(self, *arguments)
+        if self.size == comm.size and comm.rank == comm.size - 1:
+            self.stop_request = lambda: 15 if self.engine.updates >= 4 else 0
+
+    monkeypatch.setattr(Launch, "__init__", note)
+    settings = SMALL | {"eval_every": 0, "micro_batches": 3, **more}
+    chunks = {} if "chunks" not in more or 2 * comm.size <= 8 else {"chunks": 1}
+    result = ringtmp.train(comm=comm, **settings | {"steps": 4000} | chunks)
+    monkeypatch.undo()
+    assert result.state == "stopped"
+    assert 4 <= result.step < 4000
+    plain = {key: value for key, value in settings.items() if key != "chunks"}
+    assert result.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **plain | {"steps": result.step}).sha256
 
 
 def test_regression(comm):
