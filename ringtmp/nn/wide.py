@@ -14,7 +14,7 @@ layer, so only whole layers give the same bits on any number of ranks; one numbe
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
@@ -70,24 +70,23 @@ class _Piece(Block):
         x, dx, y, dy = room
         self._attach(place, x, y, dy, dx if place.dx.size else place.dx, start)
 
-    @property
-    def _places(self) -> int:
-        return math.prod(self.shape[:-1])
+    def _by_place(self, x: Array, y: Array, dy: Array, dx: Array) -> tuple[Array, Array, Array, Array]:
+        """The same with a row for each place; what has no numbers as it is."""
+        places = math.prod(self.shape[:-1])
+
+        def rows(array: Array) -> Array:
+            return array.reshape(len(array) * places, -1) if array.size else array
+
+        return rows(x), rows(y), rows(dy), rows(dx)
 
     def _ends(self, place: Place) -> tuple[Array, Array, Array, Array]:
-        """x, y, dy and dx with a row for each place."""
-        return tuple(  # type: ignore[return-value]
-            each.reshape(len(each) * self._places, -1) if each.size else each
-            for each in (place.x, place.y, place.dy, place.dx)
-        )
+        """x, y, dy and dx."""
+        return self._by_place(place.x, place.y, place.dy, place.dx)
 
     def _inner(self, place: Place) -> tuple[Array, Array, Array, Array]:
         """The same of what the layers take and make."""
         first, last = place.inner[0], place.inner[-1]
-        return tuple(  # type: ignore[return-value]
-            each.reshape(len(each) * self._places, -1) if each.size else each
-            for each in (first.x, last.y, last.dy, first.dx)
-        )
+        return self._by_place(first.x, last.y, last.dy, first.dx)
 
     def to_dict(self) -> dict[str, Any]:  # noqa: D102
         return super().to_dict() | {"features": self.features}
@@ -216,9 +215,11 @@ def cut(layers: Sequence[Layer], most: int) -> list[dict[str, Any]]:
 def _cut(layer: Layer, count: int) -> list[dict[str, Any]]:
     if isinstance(layer, Dense):
         return _columns(layer, count)
-    if type(layer) is Block and all(_half(inner) for inner in layer.layers):
-        return [table for inner in layer.layers for table in _shares(inner, count)]  # type: ignore[arg-type]
-    return _shares(layer, count) if _half(layer) else [layer.to_dict()]  # type: ignore[arg-type]
+    parts = layer.layers if type(layer) is Block else (layer,)
+    halves = [part for part in parts if _half(part)]
+    if len(halves) < len(parts):
+        return [layer.to_dict()]
+    return [table for half in halves for table in _shares(half, count)]
 
 
 def _columns(layer: Dense, count: int) -> list[dict[str, Any]]:
@@ -233,7 +234,7 @@ def _columns(layer: Dense, count: int) -> list[dict[str, Any]]:
     return tables
 
 
-def _half(layer: Layer) -> bool:
+def _half(layer: Layer) -> TypeGuard[Residual]:
     """Whether it is half a transformer block: norm, dense, perhaps attention, linear, perhaps dropout."""
     if not isinstance(layer, Residual):
         return False

@@ -19,7 +19,7 @@ from ringtmp.run.ringsum import RingSum
 from ringtmp.run.trace import Recorder, clock
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm, Prequest
+    from mpi4py.MPI import Intracomm
 
 _UP, _DOWN, _LAYERS = range(FIRST_TAG, FIRST_TAG + 3)
 
@@ -36,7 +36,6 @@ class Across:
 
     def __init__(self, comm: "Intracomm", chunks: Sequence[Chunk], recorder: Recorder) -> None:
         self.recorder = recorder
-        self.left, self.right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
         self.sums: list[dict[int, RingSum]] = []  # of each chunk, by place of the layer in its stage
         self.left_over: list[int] = []  # sums that each chunk still waits for in this step
         self.round: list[tuple[int, int, int]] = []  # on their way: chunk, place, step
@@ -81,10 +80,6 @@ class Across:
 
     def _sent(self, c: int, begin: int, end: int, hop: int, size: int) -> None:
         self.recorder.record("across", begin, end, self.chunks[c].updates, hop, -1, size, self.chunks[c].number)
-
-    def requests(self) -> "list[Prequest]":
-        """All persistent requests."""
-        return [each for sums in self.sums for one in sums.values() for each in one.requests()]
 
     def close(self) -> None:
         """Give them back; when nothing is on its way."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringtmp.ring.links import TAG_DEAL
-from ringtmp.run.mpi import receive
+from ringtmp.run.links import receive
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm

@@ -19,7 +19,7 @@ import numpy as np
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.ring.links import TAG_DEAL
-from ringtmp.run.mpi import receive
+from ringtmp.run.links import receive
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm

@@ -10,7 +10,7 @@ from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.ring.across import Across, Sisters
-from ringtmp.ring.balance import Order
+from ringtmp.ring.balance import Order, owners
 from ringtmp.ring.engine import Engine
 from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
 from ringtmp.ring.recut import Recut
@@ -257,12 +257,9 @@ class RingLaunch(Launch):
 
     def _recall(self, recalled: Recalled) -> None:
         """Take this rank's layers from whichever node remembers them, and give out those that are remembered here."""
-        owners = [0] * len(self.model.layers)
-        for rank in range(self.size):
-            for first, last in self.layout.layers(rank):
-                owners[first:last] = [rank] * (last - first)
+        ranks = [stage % self.size for stage in owners(self.layout.ends)]
         states = {state.index: state for state in self.states()}
-        fetch(self.comm, recalled, owners, lambda index: (states[index].flat, states[index].slots))
+        fetch(self.comm, recalled, ranks, lambda index: (states[index].flat, states[index].slots))
         for stage in self.stages:
             stage.derive()
 

@@ -10,10 +10,11 @@ Tags: `TAG_CONTROL` and `TAG_CLOCK` on every trainer's communicator; those from 
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import Array, aligned
 
 if TYPE_CHECKING:
@@ -160,3 +161,12 @@ class Patience:
             os.sched_yield()
         else:
             time.sleep(self.nap)
+
+
+def receive(comm: "Intracomm", buffer: Any, source: int, tag: int, limit: float = 600.0) -> None:
+    """Receive one message and leave the core to others meanwhile. Raises `RunFailure` after `limit` seconds."""
+    request, began, patience = comm.Irecv(buffer, source, tag), time.monotonic(), Patience(crowded=True)
+    while not request.Test():
+        patience.pause()
+        if time.monotonic() - began > limit:
+            raise RunFailure(f"nothing came from rank {source} for {limit:.0f} s")

@@ -90,16 +90,6 @@ def meet(comm: "Intracomm") -> None:
         time.sleep(0.001)
 
 
-def receive(comm: "Intracomm", buffer: Any, source: int, tag: int, patience: float = 600.0) -> None:
-    """Receive one message and leave the core to others meanwhile. Raises `RunFailure` after `patience` seconds."""
-    request, began, turn = comm.Irecv(buffer, source, tag), time.monotonic(), 0
-    while not request.Test():
-        turn += 1
-        time.sleep(0 if turn < 100 else 50e-6)
-        if time.monotonic() - began > patience:
-            raise RunFailure(f"nothing came from rank {source} for {patience:.0f} s")
-
-
 @contextmanager
 def agreed(comm: "Intracomm") -> Iterator[None]:
     """A block that succeeds on every rank or raises `UserError` on every rank. Collective over `comm`.

@@ -106,7 +106,7 @@ class Paced:
     action that really takes longer is let through and counted in `late`.
     """
 
-    def __init__(self, stage: int, jitter: float, seed: int, course: Course = Course(1.0)) -> None:  # noqa: B008
+    def __init__(self, stage: int, jitter: float, seed: int, course: Course) -> None:
         self.stage, self.jitter, self.seed, self.course = stage, jitter, seed, course
         self.late = self.total = 0
         self.slowness = course.slowness(0)

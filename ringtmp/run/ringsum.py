@@ -5,7 +5,7 @@ the ring, and then handed on, so that all ranks have the same bits, and the same
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import kernels
 from ringtmp.nn.layer import Array, aligned, pieces
@@ -99,11 +99,7 @@ class RingSum:
         self._sends[self.hop].Start()
         self.sent(begin, clock(), self.hop, self.bytes[self.hop])
 
-    def requests(self) -> "list[Any]":
-        """All persistent requests."""
-        return [*self._sends, *self._receives]
-
     def close(self) -> None:
-        """Give them back; when nothing is on its way."""
-        for request in self.requests():
+        """Give back all requests; when nothing is on its way."""
+        for request in (*self._sends, *self._receives):
             request.Free()
