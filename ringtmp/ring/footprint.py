@@ -15,7 +15,7 @@ from ringtmp.run.units import show_bytes
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-KERNELS = 70 << 20  # bytes that compiled kernels and the libraries that they need take once they are loaded
+KERNELS = 64 << 20  # bytes that compiled kernels and the libraries that they need take once they are loaded
 BUFFERS = 12 << 20  # of the trace's block, messages on their way, the thread that writes checkpoints
 
 
@@ -41,7 +41,7 @@ class Footprint:
 
 def _writes(job: Job) -> bool:
     """Whether there will be checkpoints beside the training."""
-    return bool(job.config.mtbf) or 0 < job.config.checkpoint_every < job.total
+    return job.writes and (bool(job.config.mtbf) or 0 < job.config.checkpoint_every < job.total)
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Needs:
             state * (1 + 2 * min(config.replicate, self.ranks - 1)) if config.replicate else 0,
             state if self.writes else 0, whole + (slots - 1) * each,
             config.threads * item * max(layer.scratch_numbers(rows) for layer in layers),
-            # A layer's parameters and one of its slots in their own shapes, while they are written.
-            item * max(layer.count for layer in layers) * min(2, 1 + len(names)),
+            # A layer's parameters in their own shapes, and where they are written one of its slots.
+            item * max(layer.count for layer in layers) * (1 + bool(names and job.writes)),
         )  # fmt: skip
 
     def rank(

@@ -61,6 +61,7 @@ class Job:
     given: tuple[str, ...] = ()  # keys that were set, in a file, by a flag or by the run that is resumed
     recalled: Recalled | None = None  # where the layers come from, if not from a checkpoint
     again: bool = False  # the evaluation that belongs to `start` was lost
+    writes: bool = True  # a run folder, with a checkpoint at the end
     ring: int = 0  # which of several rings side by side this rank belongs to
     members: tuple[int, ...] = ()  # ranks of the job that form this ring, if not all do
     across: Any = None  # communicator of the ranks that hold the same layers in all rings, if there are several

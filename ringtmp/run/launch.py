@@ -82,6 +82,7 @@ def launch(
     story = Story()
     try:
         job = prepare(comm, from_file, flags, arrays, trainer.check, trainer.recalls)
+        job.writes = write
         story.mark("agree")
         if job.config.replicas > 1 and trainer.rings:
             result = _side_by_side(trainer, comm, job, write, show, stop_request, story)
@@ -449,7 +450,7 @@ class Launch(ABC):
         late = compare_clocks(self.net, TAG_CLOCK)  # once more, for the drift
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
         layers = Layers(self.model, {index: flat for index, flat, _ in held})
-        digests = {name: _digest(arrays) for name, arrays in layers.items()}
+        digests = {name: _digest(layers[name]) for name in layers}  # one at a time in its own shape
         mine = {"rank": self.rank, **self.row(), "parts": self.recorder.parts(), "memory": peak_memory(),
                 "digests": digests}  # fmt: skip
         ranks = self.comm.allgather(mine)
