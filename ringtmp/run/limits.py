@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ringtmp.run.units import parse_bytes
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_UNUSED = {"RLIMIT_DATA": 32 << 20, "RLIMIT_AS": 256 << 20}  # what threads' stacks and heaps reserve and do not use
+_UNUSED = {"RLIMIT_DATA": 56 << 20, "RLIMIT_AS": 256 << 20}  # what threads' stacks and heaps reserve and do not use
 
 
 class Limit(NamedTuple):
