@@ -36,8 +36,7 @@ class Recut:
         """Nothing is on its way any more. Collective over the ring; only neighbours talk."""
         launch = self.launch
         step, before = launch.engine.updates, launch.layout.ends
-        if launch.probe:
-            launch.probe.at("rebalance", step)
+        self._probe("rebalance", step)
         with launch.recorder.timed("balance", step):
             launch.engine.close()
             after, expected = self._new_cut(order)
@@ -87,7 +86,12 @@ class Recut:
             return [np.empty(count, launch.job.dtype) for _ in range(1 + len(launch.job.optimizer().slots))]
 
         hand_over(launch.comm, before, after, held, make)
+        self._probe("handed", step)
         launch.go_by(cut_anew(launch.layout, after, launch.rank), held, step)
+
+    def _probe(self, phase: str, step: int) -> None:
+        if self.launch.probe:
+            self.launch.probe.at(phase, step)
 
     @staticmethod
     def told(step: int, order: Order, before: Ends, after: Ends) -> str:

@@ -191,6 +191,8 @@ class RingLaunch(Launch):
         self.membership += 1
         if self.memory:
             self.house(self.memory)
+            if self.probe:
+                self.probe.at("housed", step)
         for state in self.states():
             for into, array in zip([state.flat, *state.slots.values()], held[state.index], strict=True):
                 if into is not array:

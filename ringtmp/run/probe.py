@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-PHASES = ("F", "I", "W", "U", "B", "E", "replicate", "checkpoint", "rebalance", "restore")
+# rebalance, handed, housed: before layers move, when they have, and when the node's memory has room for them
+PHASES = ("F", "I", "W", "U", "B", "E", "replicate", "checkpoint", "rebalance", "handed", "housed", "restore")
 PID, STEP, PHASE, COUNT, HOLD_STEP, HOLD_PHASE, ACT, HELD = range(8)  # columns
 NOTHING, WAIT, EXIT, RAISE, SEGFAULT = range(5)  # values of ACT
 

@@ -45,6 +45,24 @@ def test_kills(tmp_path, undisturbed, ranks, emulate):
     kills(tmp_path, FLAGS, STEPS, undisturbed, ranks, emulate, cases(ranks, emulate, ranks, 3))
 
 
+@pytest.mark.parametrize("emulate", [True, pytest.param(False, marks=pytest.mark.soak)])
+def test_kills_while_layers_move(tmp_path, undisturbed, emulate):
+    """Before they do, when they have, and when they have a place in the nodes' memory: each starts anew from an even
+    cut and sees again that the last node is slow."""
+    flags = [*FLAGS, "--balance", "auto", "--pace", "0.16,0.16,0.03"]
+    with Supervised(tmp_path, 3, flags, nodes(3) if emulate else []) as job:
+        for rank, phase in [(0, "rebalance"), (1, "handed"), (2, "housed")]:
+            before = job.recovered()
+            job.strike(rank, phase, 1)
+            while job.recovered() == before:
+                assert job.process.poll() is None, job.text
+                time.sleep(0.01)
+        assert job.wait() == 0, job.text
+    assert job.sha256() == undisturbed
+    assert len(job.redone()) == 3 and max(job.redone()) <= 1, job.text
+    assert re.search(r"balance: step \d+: .*; layers \d,\d,\d to \d,\d,1", job.text), job.text
+
+
 def test_other_ends_of_a_rank(tmp_path, undisturbed):
     """`exit(1)`, an exception, a segmentation fault."""
     with Supervised(tmp_path, 2, FLAGS) as job:
