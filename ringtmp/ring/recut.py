@@ -40,7 +40,7 @@ class Recut:
         with launch.recorder.timed("balance", step):
             launch.engine.close()
             after, expected = self._new_cut(order)
-            if after != before:
+            if after != before or launch.memory:  # copies that begin anew begin a generation
                 self._move(before, after, step)
             launch.connect_from(step)
         if launch.reporter:

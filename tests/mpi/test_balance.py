@@ -98,8 +98,14 @@ def test_same_bits(comm, shared_path, ordered, way):
 
 
 @pytest.mark.mpi
-def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch):
-    """Replicas on nodes of their own, and the run gone on with from the memory of all but one node."""
+@pytest.mark.parametrize("moves", [True, False])
+def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves):
+    """Replicas on nodes of their own, and the run gone on with from the memory of all but one node.
+
+    Also where the ring has stopped and no layer has moved.
+    """
+    if not moves:
+        monkeypatch.setattr(Recut, "_new_cut", lambda self, order: (self.launch.layout.ends, 0.0))
     monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
     monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
     monkeypatch.setattr(RingLaunch, "_release", lambda self: None)
