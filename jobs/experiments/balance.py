@@ -8,6 +8,9 @@ with 10 % of noise. Ways: `even` (as many layers each), `measured` (each node ti
 (even, and dealt anew while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with shares in
 proportion (`measured` at the start: servers do not change them later). The server's rank is one of the nodes.
 
+The equal nodes of `auto` go on for 50 windows more: no layer may move there. Each case is written as soon as it is
+measured; --only measures some of them anew and leaves the others as they are.
+
 A rate is steps a second in the last third of the run. `gain` is the rate beside that of `even` (of the server: with
 even shares); `possible` is what the best cut between whole layers would give, and `ceiling` what any cut could, by the
 nodes' speeds at the end: (sum of speeds) / (number x slowest). `settled` is the number of windows after the
@@ -36,7 +39,8 @@ RESULT = ROOT / "jobs" / "experiments" / "results" / "balance.json"
 FIGURE = ROOT / "jobs" / "figures" / "balance.png"
 WIDTH, LAYERS = 32, 12  # of each node
 MICRO, ROWS = 2, 4  # micro-batches for each rank, and samples of one
-ACTION = 3e-3  # seconds of F of a node's layers for one micro-batch, at speed 1
+ACTION = 2e-3  # seconds of F of a node's layers for one micro-batch, at speed 1
+CALM = 50 * WINDOW  # further steps in which equal nodes are watched
 SERVER: dict[str, dict[str, Any]] = {"bsp": {"consistency": "bsp"}, "ssp 3": {"consistency": "ssp", "staleness": 3}}
 
 
@@ -94,7 +98,7 @@ class Case:
         ring = common | {"micro_batches": MICRO * self.ranks}
         ways: dict[str, dict[str, Any]] = {
             "ring even": ring | {"split": "even"}, "ring measured": ring | {"split": "measured"},
-            "ring auto": ring | {"split": "even", "balance": "auto"},
+            "ring auto": ring | {"split": "even", "balance": "auto", "steps": steps + (CALM if self.jitter else 0)},
         }  # fmt: skip
         for name, server in SERVER.items():
             for shares in ("even", "measured"):
@@ -166,7 +170,7 @@ def tabulate(case: Case, steps: int, rounds: list[dict[str, Any]]) -> list[dict[
             "steps_per_s": quartiles([rate(each[name]["seconds"]) for each in rounds]), "gain": quartiles(gains),
             "possible": possible if name.startswith("ring") else None,
             "ceiling": ceiling if name.startswith("ring") else None,
-            "moves": max(len(each) for each in moves),
+            "moves": max(len(each) for each in moves), "windows": len(rounds[0][name]["seconds"]) // WINDOW,
             "settled": max(((each[-1] - case.change) / WINDOW for each in moves if each), default=0.0),
             "late": max(each[name]["late"] for each in rounds),
         })  # fmt: skip
@@ -201,36 +205,51 @@ def main() -> None:
         "--quick", action="store_true", help="one round of few steps on 4 nodes; written to --out alone"
     )
     parser.add_argument("--only", default="", help="cases whose description holds this text, as in '8 nodes'")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way, every other round backwards [3]")
-    parser.add_argument("--steps", type=int, default=120, help="of a run [120]")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each way, every other round backwards [2]")
+    parser.add_argument("--steps", type=int, default=96, help="of a run [96]")
     parser.add_argument("--out", help="folder for balance.json and balance.png, instead of those of the project")
     options = parser.parse_args()
     steps, rounds = (60, 1) if options.quick else (options.steps, options.rounds)
+    result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
+    table = json.loads(result.read_text()) if result.exists() else {"cases": []}
     chosen = [
         case for case in cases(steps)
         if options.only in f"{case.ranks} nodes, {case.name}" and (case.ranks == 4 or not options.quick)
     ]  # fmt: skip
-    began, rows, curves = time.perf_counter(), [], []
+    shown = []
     for case in chosen:
-        runs, results = case.runs(steps), []
+        began, runs, results = time.perf_counter(), case.runs(steps), []
         for number in range(rounds):
             names = list(runs) if number % 2 == 0 else list(reversed(runs))
             made = run_json("jobs.experiments.balance", {name: runs[name] for name in names}, case.ranks)
             results.append({name: made[name] for name in runs})
             said = ", ".join(f"{name} {rate(made[name]['seconds']):.2f}" for name in runs)
             print(f"{case.ranks} nodes, {case.name} ({number + 1} of {rounds}): {said}", flush=True)
-        rows += tabulate(case, steps, results)
-        curves.append({"case": asdict(case), "ways": results[0]})
-    seconds = time.perf_counter() - began
-    table = plain({
-        "provenance": provenance(seconds=round(seconds, 1), steps=steps, rounds=rounds), "rows": rows, "curves": curves,
-    })  # fmt: skip
-    show(rows)
-    if options.out or not (options.quick or options.only):
-        result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
-        write(table, result)
+        seconds = round(time.perf_counter() - began, 1)
+        measured = plain({
+            "case": asdict(case), "provenance": provenance(seconds=seconds, steps=steps, rounds=rounds),
+            "rows": tabulate(case, steps, results), "ways": results[0],
+        })  # fmt: skip
+        shown += measured["rows"]
+        others = [each for each in table["cases"] if same(each) != same(measured)]
+        table["cases"] = sorted([*others, measured], key=lambda each: (each["case"]["ranks"], order(each)))
+        if options.out or not options.quick:
+            write(table, result)
+    show(shown)
+    if options.out or not options.quick:
         draw(table, figure)
         print(f"written to {result} and {figure}")
+
+
+def same(measured: dict[str, Any]) -> tuple[int, str]:
+    """What tells a case from all others."""
+    return measured["case"]["ranks"], measured["case"]["name"]
+
+
+def order(measured: dict[str, Any]) -> int:
+    """Where the case stands among those of its number of nodes."""
+    names = [case.name for case in cases(1)]
+    return names.index(measured["case"]["name"])
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
@@ -242,7 +261,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
 
     colours = {"ring even": "#999999", "ring measured": "#d1495b", "ring auto": "#7a1f2b", "bsp even": "#56b4e9",
                "bsp measured": "#30638e"}  # fmt: skip
-    curves = [each for each in table["curves"] if "equal" not in each["case"]["name"]]
+    curves = [each for each in table["cases"] if "equal" not in each["case"]["name"]]
     figure, axes = plt.subplots(
         2, -(-len(curves) // 2), figsize=(3.2 * -(-len(curves) // 2), 5.6), layout="constrained", squeeze=False
     )
