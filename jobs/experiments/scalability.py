@@ -157,9 +157,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of few steps, 4 nodes at most, to --out alone"
-    )
+    parser.add_argument("--quick", action="store_true", help="one round of few steps, 4 nodes at most, to --out alone")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way [3]")
     parser.add_argument("--out", help="folder for scalability.json and .png, instead of those of the project")
     options = parser.parse_args()
