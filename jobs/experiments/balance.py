@@ -11,10 +11,10 @@ proportion (`measured` at the start: servers do not change them later). The serv
 The equal nodes of `auto` go on for 50 windows more: no layer may move there. Each case is written as soon as it is
 measured; --only measures some of them anew and leaves the others as they are.
 
-A rate is steps a second in the last third of the run. `gain` is the rate beside that of `even` (of the server: with
-even shares); `possible` is what the best cut between whole layers would give, and `ceiling` what any cut could, by the
-nodes' speeds at the end: (sum of speeds) / (number x slowest). `settled` is the number of windows after the
-change until the last move.
+A rate is steps a second in the last third of the run, or in what is left of it after the last move. `gain` is the
+rate beside that of `even` (of the server: with even shares); `possible` is what the best cut between whole layers
+would give, and `ceiling` what any cut could, by the nodes' speeds at the end: (sum of speeds) / (number x slowest).
+`settled` is the number of windows of 8 steps from the change to the last move.
 """
 
 import argparse
@@ -29,17 +29,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.report import ROOT, provenance, run_json
-from jobs.experiments.progress import plain, quartiles, write
-from ringtmp.ring.balance import WINDOW
+from jobs.bench.report import provenance, run_json
+from jobs.experiments.progress import quartiles
+from jobs.experiments.store import Page, places, plain, publish, read, write
+from ringtmp.ring.balance import WARM, WINDOW
 from ringtmp.ring.partition import Part, deal
 from ringtmp.run.pace import parse_courses
 
-RESULT = ROOT / "jobs" / "experiments" / "results" / "balance.json"
-FIGURE = ROOT / "jobs" / "figures" / "balance.png"
 WIDTH, LAYERS = 32, 12  # of each node
 MICRO, ROWS = 2, 4  # micro-batches for each rank, and samples of one
 ACTION = 2e-3  # seconds of F of a node's layers for one micro-batch, at speed 1
+LAST = 9  # steps at the end of a run, of which a rate is taken in any case
+QUICK = ("one 4 times slower in mid-run", "all equal, noise of 10 %")
 CALM = 50 * WINDOW  # further steps in which equal nodes are watched
 SERVER: dict[str, dict[str, Any]] = {"bsp": {"consistency": "bsp"}, "ssp 3": {"consistency": "ssp", "staleness": 3}}
 
@@ -151,9 +152,10 @@ def train_all(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return results
 
 
-def rate(seconds: list[float]) -> float:
-    """Steps a second in the last third."""
-    first = len(seconds) * 2 // 3
+def rate(run: dict[str, Any]) -> float:
+    """Steps a second in the last third, or once nothing moves any more (but for the last few steps, then in those)."""
+    seconds = run["seconds"]
+    first = min(max([len(seconds) * 2 // 3, *(step + WARM for step in run["moves"])]), len(seconds) - LAST)
     return (len(seconds) - 1 - first) / (seconds[-1] - seconds[first])
 
 
@@ -163,11 +165,11 @@ def tabulate(case: Case, steps: int, rounds: list[dict[str, Any]]) -> list[dict[
     rows = []
     for name in rounds[0]:
         base = "ring even" if name.startswith("ring") else f"{name.rsplit(' ', 1)[0]} even"
-        gains = [rate(each[name]["seconds"]) / rate(each[base]["seconds"]) for each in rounds]
+        gains = [rate(each[name]) / rate(each[base]) for each in rounds]
         moves = [each[name]["moves"] for each in rounds]
         rows.append({
             "case": case.name, "ranks": case.ranks, "way": name,
-            "steps_per_s": quartiles([rate(each[name]["seconds"]) for each in rounds]), "gain": quartiles(gains),
+            "steps_per_s": quartiles([rate(each[name]) for each in rounds]), "gain": quartiles(gains),
             "possible": possible if name.startswith("ring") else None,
             "ceiling": ceiling if name.startswith("ring") else None,
             "moves": max(len(each) for each in moves), "windows": len(rounds[0][name]["seconds"]) // WINDOW,
@@ -177,7 +179,7 @@ def tabulate(case: Case, steps: int, rounds: list[dict[str, Any]]) -> list[dict[
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], console: Console) -> None:
     """One table."""
     title = "Steps a second on unequal nodes; gain: beside even layers or shares"
     table = Table(title=title, title_justify="left")
@@ -195,7 +197,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{limit:.2f}" if limit else "", f"{gain[0] / limit:.0%}" if limit else "", str(row["moves"]),
             f"{row['settled']:.1f}" if row["moves"] else "",
         )  # fmt: skip
-    Console(width=150).print(table)
+    console.print(table)
 
 
 def main() -> None:
@@ -207,15 +209,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose description holds this text, as in '8 nodes'")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each way, every other round backwards [2]")
     parser.add_argument("--steps", type=int, default=96, help="of a run [96]")
-    parser.add_argument("--out", help="folder for balance.json and balance.png, instead of those of the project")
+    parser.add_argument("--out", help="folder for balance.h5 and balance.png, instead of those of the project")
     options = parser.parse_args()
     steps, rounds = (60, 1) if options.quick else (options.steps, options.rounds)
-    result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
-    table = json.loads(result.read_text()) if result.exists() else {"cases": []}
-    chosen = [
-        case for case in cases(steps)
-        if options.only in f"{case.ranks} nodes, {case.name}" and (case.ranks == 4 or not options.quick)
-    ]  # fmt: skip
+    result, _ = places("balance", options.out)
+    table = read(result) if result.exists() else {"cases": []}
+    chosen = [case for case in cases(steps) if options.only in f"{case.ranks} nodes, {case.name}"]
+    if options.quick:
+        chosen = [case for case in chosen if case.ranks == 4 and case.name in QUICK]
     shown = []
     for case in chosen:
         began, runs, results = time.perf_counter(), case.runs(steps), []
@@ -223,7 +224,7 @@ def main() -> None:
             names = list(runs) if number % 2 == 0 else list(reversed(runs))
             made = run_json("jobs.experiments.balance", {name: runs[name] for name in names}, case.ranks)
             results.append({name: made[name] for name in runs})
-            said = ", ".join(f"{name} {rate(made[name]['seconds']):.2f}" for name in runs)
+            said = ", ".join(f"{name} {rate(made[name]):.2f}" for name in runs)
             print(f"{case.ranks} nodes, {case.name} ({number + 1} of {rounds}): {said}", flush=True)
         seconds = round(time.perf_counter() - began, 1)
         measured = plain({
@@ -235,10 +236,11 @@ def main() -> None:
         table["cases"] = sorted([*others, measured], key=lambda each: (each["case"]["ranks"], order(each)))
         if options.out or not options.quick:
             write(table, result)
-    show(shown)
-    if options.out or not options.quick:
-        draw(table, figure)
-        print(f"written to {result} and {figure}")
+    keeps = options.out or not options.quick
+    page = Page(150)
+    show([row for case in table["cases"] for row in case["rows"]] if keeps else shown, page)
+    if keeps:
+        publish("balance", options.out, table, page, draw)
 
 
 def same(measured: dict[str, Any]) -> tuple[int, str]:

@@ -18,17 +18,15 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from jobs.bench.report import MPIRUN, ROOT, fair_environment, provenance
-from jobs.experiments.progress import plain, write
+from jobs.experiments.store import Page, places, publish, read
 from ringtmp.run.units import parse_bytes, show_bytes
 
-RESULT = ROOT / "jobs" / "experiments" / "results" / "capacity.json"
 WIDTH = 1024  # of the networks that become deeper
 BATCH, MICRO = 16, 4
 SETTINGS = {"batch_size": BATCH, "micro_batches": MICRO, "optimizer": "adamw", "checkpoint_every": 0, "eval_every": 0,
@@ -128,7 +126,7 @@ def largest(way: Way, sweep: str, limit: int, steps: int) -> dict[str, Any]:
     return {"way": way.name, "ranks": way.ranks, "sweep": sweep, "limit": limit, "why": why, **best}
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], console: Console) -> None:
     """One table."""
     worker = {row["sweep"]: row["parameters"] for row in rows if row["way"] == "server, bsp" and "parameters" in row}
     table = Table(title="Largest network that trains a step, each rank under a hard limit", title_justify="left")
@@ -154,7 +152,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{times:.2f}" if times else "", show_bytes(top["memory"]),
             f"{top['expected'] / top['memory'] - 1:+.1%}" if top["expected"] else "", row["why"][:70],
         )  # fmt: skip
-    Console(width=190).print(table)
+    console.print(table)
 
 
 def billion() -> dict[str, Any]:
@@ -181,10 +179,11 @@ def main() -> None:
     parser.add_argument("--limit", default="640MiB", help="that no rank may exceed [640MiB]")
     parser.add_argument("--tries", type=int, default=9, help="launches of each way and sweep, at most [9]")
     parser.add_argument("--billion", action="store_true", help="a billion parameters, 3 steps, 8 ranks below 3 GiB")
-    parser.add_argument("--out", help="folder for capacity.json, instead of that of the project")
+    parser.add_argument("--out", help="folder for capacity.h5, instead of that of the project")
     options = parser.parse_args()
-    table: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() and not options.out else {}
-    began = time.perf_counter()
+    result, _ = places("capacity", options.out)
+    table: dict[str, Any] = read(result) if result.exists() else {}
+    began, page = time.perf_counter(), Page(190)
     if options.billion:
         table["billion"] = {"provenance": provenance(), **billion()}
         print(json.dumps({key: value for key, value in table["billion"].items() if key != "provenance"}, indent=1))
@@ -199,14 +198,11 @@ def main() -> None:
                 if "ranks" in row and isinstance(row["ranks"], list):
                     row["ranks_took"], row["ranks"] = row["ranks"], way.ranks
                 rows.append(row)
-        show(rows)
         seconds = round(time.perf_counter() - began, 1)
         table["rows"], table["provenance"] = rows, provenance(seconds=seconds, limit=limit)
+    show(table.get("rows", []), page)
     if options.out or not options.quick:
-        path = Path(options.out) / RESULT.name if options.out else RESULT
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(plain(table), path)
-        print(f"written to {path}")
+        publish("capacity", options.out, table, page, None)
 
 
 if __name__ == "__main__":

@@ -22,29 +22,26 @@ server moves as many as one cut (`same_bytes`).
 
 What the clock leaves out: see `CAVEATS`. With `--rate 20mbit --gflops 2 --seconds 2` all takes five times as long, and
 the processor is nearly out of it: what is then left of the error is the links'. Prints tables, writes
-results/crossover.json and jobs/figures/crossover.png; where hosts are not permitted, predictions alone.
+results/crossover.h5 and jobs/figures/crossover.png; where hosts are not permitted, predictions alone.
 `python -m jobs.experiments.crossover_figure` prints and draws again.
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from jobs.bench.report import fair_environment, provenance
 from jobs.experiments.crossover_figure import draw, show
 from jobs.experiments.hosts import Hosts, why_not
-from jobs.experiments.progress import plain, write
+from jobs.experiments.store import Page, plain, publish
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.ring import planner
@@ -53,8 +50,6 @@ from ringtmp.run import speed
 from ringtmp.run.pace import nominal
 from ringtmp.run.units import parse_bytes
 
-RESULT = Path(__file__).parent / "results" / "crossover.json"
-FIGURE = Path(__file__).parents[1] / "figures" / "crossover.png"
 SWEEPS = ("batch", "width")
 WAYS: dict[str, dict[str, Any]] = {
     "ring": {"mode": "ready"}, "server": {"consistency": "bsp", "servers": 1}, "colocated": {"colocate": True},
@@ -250,6 +245,11 @@ def ask(hosts: Hosts, asked: dict[str, Any], timeout: float) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def steps_for(step: float, seconds: float) -> int:
+    """Steps of a run that lasts about so many seconds after those that are left out."""
+    return SKIP + min(MOST, max(LEAST, math.ceil(seconds / step)))
+
+
 def measure(
     hosts: Hosts, setting: Setting, points: Sequence[tuple[int, int]], ways: Sequence[str], seconds: float,
     backwards: bool,
@@ -259,7 +259,7 @@ def measure(
     for batch, width in points:
         for way in ways:
             step = predict(setting, way, batch, width)
-            steps = SKIP + min(MOST, max(LEAST, math.ceil(seconds / step)))
+            steps = steps_for(step, seconds)
             expected += 5 + 4 * steps * step  # on a machine that others use as well
             runs.append({"way": way, "batch": batch, "width": width, "train": setting.run(way, batch, width, steps)})
     return ask(hosts, {"runs": runs[::-1] if backwards else runs}, expected)
@@ -358,12 +358,10 @@ def main() -> None:
         "same_bytes": {sweep: same_bytes(setting, sweep) for sweep in SWEEPS}, "rows": rows, "curves": curve,
         "runs": [{"round": n, **run} for n, some in enumerate(rounds) for run in some],
     })  # fmt: skip
-    show(table, Console(width=max(140, int(os.environ.get("COLUMNS", 0)))))
+    page = Page(140)
+    show(table, page)
     if options.out or not options.quick:
-        result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
-        write(table, result)
-        draw(table, figure)
-        print(f"written to {result} and {figure}")
+        publish("crossover", options.out, table, page, draw)
     print(f"{time.perf_counter() - began:.0f} s")
 
 
@@ -387,7 +385,7 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
     parser.add_argument("--rate", default="100mbit", help="of every link, each way")
     parser.add_argument("--rounds", type=int, help="runs of each way at each point [3; quick: 1]")
     parser.add_argument("--seconds", type=float, help="of a run that are timed, about [0.8; quick: 0.4]")
-    parser.add_argument("--out", help="folder for crossover.json and crossover.png, instead of those of the project")
+    parser.add_argument("--out", help="folder for crossover.h5 and crossover.png, instead of those of the project")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (0.4 if options.quick else 0.8)

@@ -1,15 +1,16 @@
 """The tables and the picture of `jobs.experiments.crossover`, made from its file of results.
 
-Usage: python -m jobs.experiments.crossover_figure [FOLDER of crossover.json and crossover.png]
+Usage: python -m jobs.experiments.crossover_figure [FOLDER of crossover.h5 and crossover.png]
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from jobs.experiments.store import Page, places, publish, read
 
 COLOURS = {"ring": "#d1495b", "server": "#30638e", "colocated": "#edae49", "all-reduce": "#555555"}
 LABELS = {"server": "one server"}
@@ -185,8 +186,8 @@ def _limits(ax: Any, left: float, right: float) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    folders = [Path(sys.argv[1])] * 2 if len(sys.argv) > 1 else [here / "results", here.parent / "figures"]
-    results = json.loads((folders[0] / "crossover.json").read_text())
-    show(results, Console(width=140))
-    draw(results, folders[1] / "crossover.png")
+    folder = sys.argv[1] if len(sys.argv) > 1 else None
+    page, (result, _) = Page(140), places("crossover", folder)
+    results = read(result)
+    show(results, page)
+    publish("crossover", folder, results, page, draw)

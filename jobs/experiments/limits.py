@@ -4,20 +4,20 @@ Usage: python -m jobs.experiments.limits [--quick]. For rings of several sizes, 
 memories, every pair of fixed limits (how many micro-batches a rank may hold, how far ahead of its gradients it may run)
 is compared with the rule as it trains, starting from `kernels.rule.first_limits` and growing by what its own waits
 teach, and with what the planner picks for it (`--schedule auto`). Prints a table, writes
-jobs/experiments/results/limits.json and jobs/figures/limits.png. All of it is simulated.
+jobs/experiments/results/limits.h5 and jobs/figures/limits.png. All of it is simulated.
 """
 
 import argparse
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from jobs.bench.report import provenance
+from jobs.experiments.store import Page, publish
 from ringtmp.ring.plan import build
 from ringtmp.ring.planner import AHEAD
 from ringtmp.ring.simulate import Scene, simulate
@@ -87,8 +87,9 @@ def sweep(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(found: dict[str, Any], path: Path) -> None:
     """The rule against the best fixed limits, and against 1F1B."""
+    rows = found["rows"]
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -149,7 +150,8 @@ def main() -> None:
             str(row["ranks"]), str(row["micro_batches"]), str(row["most"]), f"{row['latency']:g}",
             f"{row['jitter']:.0%}", f"x {row['slow']:g}", row["best"], *(f"{share:.1%}" for share in shares),
         )  # fmt: skip
-    Console(width=130).print(table)
+    page = Page(130)
+    page.print(table)
     for name, key in (("rule by itself", "points"), ("limits that auto picks", "auto_points")):
         over = np.array([row[key] for row in rows])
         print(
@@ -157,9 +159,7 @@ def main() -> None:
             f"worst {max(over):.2f}; within 1 point in {np.mean(over <= 1):.1%} of {len(rows)} settings"
         )
     if not quick:
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "limits.json").write_text(json.dumps(rows, indent=0) + "\n")
-        draw(rows, HERE.parent / "figures" / "limits.png")
+        publish("limits", None, {"provenance": provenance(), "rows": rows}, page, draw)
 
 
 if __name__ == "__main__":

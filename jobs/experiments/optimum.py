@@ -4,28 +4,26 @@ Usage: python -m jobs.experiments.optimum
 
 F, I and W last 1, an update and messages nothing; a rank's F of a step comes after its own W's of the step before; a
 rank holds at most `cap` micro-batches (F begun, W not done). For every case two figures, both exact: the time of a
-single step, and the time of a step once steps chain for ever. Prints a table, writes results/optimum.json.
+single step, and the time of a step once steps chain for ever. Prints a table, writes results/optimum.h5.
 
 What was found (p ranks, m micro-batches): a single step takes max(3 m + p - 1, 2 m + 2 p - 1) at best, whether a rank
 may hold p or any number; a chained one the same with p held, and max(3 m, 2 m + 2 p - 1) with 2 p - 1.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from jobs.bench.report import provenance
+from jobs.experiments.store import Page, publish
 from ringtmp.ring.plan import SCHEDULES, Plan, build
 from ringtmp.ring.simulate import Scene, simulate
 
-RESULT = Path(__file__).parent / "results" / "optimum.json"
 MICRO_BATCHES = (1, 2, 3, 4, 5, 6, 8, 12)
 RULE = "the rule"
 NAMES = [name for name in SCHEDULES if name != "interleaved"]  # that is 1F1B where ranks have one stage
@@ -147,11 +145,10 @@ def main() -> None:
         cells += [_lost(row[name], best) for name in (*NAMES, RULE)]
         table.add_row(str(row["ranks"]), str(row["micro_batches"]), "any" if cap is None else f"<= {cap}", *cells,
                       end_section=cap is None)  # fmt: skip
-    Console(width=120).print(table)
+    page = Page(120)
+    page.print(table)
     print("=: none; -: holds more. All times in units of F = I = W = 1.")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"written to {RESULT}")
+    publish("optimum", None, {"provenance": provenance(), "rows": found}, page, None)
 
 
 def _lost(figures: dict[str, float] | None, best: dict[str, float]) -> str:

@@ -18,13 +18,12 @@ update. How many updates there are, and how old the weights of their gradients w
 
 The loss of a step is that on its own samples, before it, with the weights that those who computed it had. Tests come
 every second epoch, since the PipeDream ring must run dry for each; in asp and ssp every worker tests its share of the
-test samples with its own newest weights. Prints the table, writes results/progress.json and
+test samples with its own newest weights. Prints the table, writes results/progress.h5 and
 jobs/figures/progress.png; `python -m jobs.experiments.progress_figure` draws and prints both again.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -37,18 +36,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from jobs.bench.report import provenance, run_json
 from jobs.experiments.progress_figure import draw, show
+from jobs.experiments.store import Page, plain, publish
 from ringtmp.analysis import open_run
 from ringtmp.analysis.reader import staleness
 from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
 from ringtmp.run.data import open_data
 
-RESULT = Path(__file__).parent / "results" / "progress.json"
-FIGURE = Path(__file__).parents[1] / "figures" / "progress.png"
 WINDOW = 10  # steps over which a loss is averaged before it is compared with a target
 PER_LAUNCH = 20  # runs of one mpirun
 GRID = {"momentum": 2e-4, "sgd": 2e-3, "adam": 4e-5, "adamw": 4e-5}  # the least learning rate that is tried
@@ -281,25 +278,6 @@ def tabulate(setting: dict[str, Any], rates: dict[str, float], runs: Sequence[di
     return rows
 
 
-def plain(value: Any) -> Any:
-    """As JSON has it: five digits, and nothing in place of what is infinite."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def write(table: dict[str, Any], path: Path) -> None:
-    """A line for each row of the lists in `table`."""
-    parts = []
-    for key, value in plain(table).items():
-        text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if isinstance(value, list) else json.dumps(value)
-        parts.append(f"{json.dumps(key)}: {text}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-
-
 def main() -> None:
     """Tune, train, print, write, draw."""
     setting, options = read_flags()
@@ -336,13 +314,10 @@ def main() -> None:
         "tuning": [{key: trial[key] for key in ("way", "lr", "seed", "train_loss")} for trial in trials],
         "runs": runs,
     }  # fmt: skip
-    table = plain(table)
-    show(table, Console(width=max(160, int(os.environ.get("COLUMNS", 0)))))
+    table, page = plain(table), Page(160)
+    show(table, page)
     if options.out or not (options.quick or options.only):
-        result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
-        write(table, result)
-        draw(table, figure)
-        print(f"written to {result} and {figure}")
+        publish("progress", options.out, table, page, draw)
     print(f"{seconds:.0f} s")
 
 
@@ -367,7 +342,7 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
     parser.add_argument("--jitter", type=float, default=0.3)
     parser.add_argument("--rates", type=numbers, help="learning rates that are tried for every way")
     parser.add_argument("--targets", type=numbers, default=[0.5, 0.2], help="losses to reach")
-    parser.add_argument("--out", help="folder for progress.json and progress.png, instead of those of the project")
+    parser.add_argument("--out", help="folder for progress.h5 and progress.png, instead of those of the project")
     options = parser.parse_args()
     quick, least = options.quick, GRID[options.optimizer]
     rates = options.rates or [float(f"{least * FACTOR**n:.3g}") for n in ((2, 4) if quick else range(RATES))]

@@ -1,9 +1,8 @@
 """The table and the picture of `jobs.experiments.progress`, made from its file of results.
 
-Usage: python -m jobs.experiments.progress_figure [FOLDER of progress.json and progress.png]
+Usage: python -m jobs.experiments.progress_figure [FOLDER of progress.h5 and progress.png]
 """
 
-import json
 import sys
 from math import inf
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from jobs.experiments.store import Page, places, publish, read
 
 COLOURS = {
     "bsp": "#30638e", "ssp 3": "#00a6a6", "asp": "#56b4e9", "ring synchronous": "#7a1f2b", "ring PipeDream": "#d1495b",
@@ -182,8 +183,8 @@ def _mean(values: list[float | None]) -> float:
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    folders = [Path(sys.argv[1])] * 2 if len(sys.argv) > 1 else [here / "results", here.parent / "figures"]
-    results = json.loads((folders[0] / "progress.json").read_text())
-    show(results, Console(width=160))
-    draw(results, folders[1] / "progress.png")
+    folder = sys.argv[1] if len(sys.argv) > 1 else None
+    page, (result, _) = Page(160), places("progress", folder)
+    results = read(result)
+    show(results, page)
+    publish("progress", folder, results, page, draw)

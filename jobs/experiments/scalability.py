@@ -7,8 +7,10 @@ a batch that grows with them. A ring cannot have more nodes than the chain has l
 (`--replicas`) can, and so can the others. `2 x 4`: two rings of four nodes each. The server's rank is one of the nodes.
 
 Rates are samples a second after the first steps of a run, each way once a round, every other round backwards;
-`speed-up` is beside one node, `idle` the share of their time that those who work wait. Writes results/scalability.json
-and jobs/figures/scalability.png.
+`speed-up` is beside one node, `idle` the share of their time that those who work wait. `simulated` is what the clock
+says of the same training, told the nodes' speed alone (of rings side by side: of one of them); the clock goes on where
+nodes end, in `jobs.experiments.architectures`. Links are shared memory here; `jobs.experiments.cluster` has slow ones.
+Writes results/scalability.h5 and jobs/figures/scalability.png.
 """
 
 import argparse
@@ -21,17 +23,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.report import ROOT, provenance, run_json
+from jobs.bench.report import provenance, run_json
 from jobs.bench.servers import waited
-from jobs.experiments.progress import plain, quartiles, write
+from jobs.experiments.crossover import Setting, predict
+from jobs.experiments.progress import quartiles
+from jobs.experiments.store import Page, publish
 
-RESULT = ROOT / "jobs" / "experiments" / "results" / "scalability.json"
-FIGURE = ROOT / "jobs" / "figures" / "scalability.png"
 WIDTH, LAYERS, ROWS = 32, 4, 4  # of the chain, and samples of a micro-batch
 SAMPLE = 2e-3  # seconds that one node takes for F of a sample
 STRONG, WEAK = 64, 16  # samples of a batch: in all, and for each node
 STEPS, SKIP = 24, 6
 NODES = (1, 2, 4, 8)
+LINK = {"bandwidth": 4e9, "latency": 10e-6}  # bytes a second and seconds of shared memory, for the clock
+SIMULATED = {"server, bsp": "server", "every rank serves": "colocated", "all-reduce": "all-reduce"}
 SERVERS: dict[str, dict[str, Any]] = {
     "server, bsp": {}, "server, ssp 3": {"consistency": "ssp", "staleness": 3}, "every rank serves": {"colocate": True},
     "all-reduce": {"consistency": "allreduce"},
@@ -50,13 +54,29 @@ class Point:
         """Samples of a step."""
         return STRONG if self.scaling == "strong" else WEAK * self.nodes
 
+    @property
+    def speed(self) -> float:
+        """GFLOP/s of a node."""
+        return 2 * WIDTH * WIDTH * LAYERS / SAMPLE / 1e9
+
+    def predicted(self, name: str, settings: dict[str, Any]) -> float | None:
+        """Samples a second of a way under the clock; None where it has none."""
+        rings = settings.get("replicas", 1)
+        way = SIMULATED.get(name, "ring" if "ring" in name else "")
+        if not way:
+            return None
+        batch = self.batch // rings
+        setting = Setting(self.nodes // rings, LAYERS, WIDTH, batch, settings.get("micro_batches", 1) , "1MiB",
+                          self.speed, "", **LINK)  # fmt: skip
+        return self.batch / predict(setting, way, batch, WIDTH, 1)
+
     def runs(self, steps: int) -> dict[str, dict[str, Any]]:
         """Each way, as `jobs.bench.steady` takes it."""
         common = {
             "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS}", "batch_size": self.batch, "optimizer": "momentum", "lr": 1e-3,
             "data": f"synthetic:samples={4 * self.batch},features={WIDTH},classes={WIDTH}", "test_fraction": 0.01,
             "steps": steps, "eval_every": 0, "checkpoint_every": 0,
-            "pace": f"{2 * WIDTH * WIDTH * LAYERS / SAMPLE / 1e9:.6g}",
+            "pace": f"{self.speed:.6g}",
         }  # fmt: skip
         found = {}
         for rings in (1, 2, 4, 8):
@@ -87,7 +107,8 @@ def measure(point: Point, rounds: int, steps: int) -> list[dict[str, Any]]:
     print(f"{point.scaling}, {point.nodes} nodes: {said}", flush=True)
     return [
         {"scaling": point.scaling, "nodes": point.nodes, "batch": point.batch, "way": name,
-         "samples_per_s": quartiles(of), "idle": float(np.median(idle[name]))}
+         "samples_per_s": quartiles(of), "idle": float(np.median(idle[name])),
+         "simulated": point.predicted(name, runs[name]["train"])}
         for name, of in rates.items()
     ]  # fmt: skip
 
@@ -97,10 +118,10 @@ def family(way: str) -> str:
     return "rings side by side" if "side by side" in way else way
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], console: Console) -> None:
     """One table."""
     table = Table(title="Samples/s on emulated nodes; a chain of 4 layers", title_justify="left")
-    for head in ("scaling", "nodes", "way", "samples/s", "speed-up", "of the nodes", "idle"):
+    for head in ("scaling", "nodes", "way", "samples/s", "speed-up", "of the nodes", "idle", "simulated"):
         table.add_column(head, justify="left" if head in ("scaling", "way") else "right")
     before = None
     for row in rows:
@@ -111,8 +132,9 @@ def show(rows: list[dict[str, Any]]) -> None:
             row["scaling"] if new else "", str(row["nodes"]) if new else "", row["way"],
             f"{median:,.1f} ({low:,.1f} to {high:,.1f})", f"{row['speed_up']:.2f}",
             f"{row['speed_up'] / row['nodes']:.0%}", f"{row['idle']:.1%}",
+            f"{row['simulated']:,.1f} ({row['simulated'] / median - 1:+.1%})" if row["simulated"] else "",
         )  # fmt: skip
-    Console(width=150).print(table)
+    console.print(table)
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
@@ -159,9 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of few steps, 4 nodes at most, to --out alone")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way [3]")
-    parser.add_argument("--out", help="folder for scalability.json and .png, instead of those of the project")
+    parser.add_argument("--out", help="folder for scalability.h5 and .png, instead of those of the project")
     options = parser.parse_args()
-    rounds, steps = (1, 12) if options.quick else (options.rounds, STEPS)
+    rounds, steps = (1, 9) if options.quick else (options.rounds, STEPS)
     began, rows = time.perf_counter(), []
     for scaling in ("strong", "weak"):
         for nodes in NODES[:3] if options.quick else NODES:
@@ -170,14 +192,12 @@ def main() -> None:
         for row in rows:
             if row["scaling"] == scaling:
                 row["speed_up"] = row["samples_per_s"][0] / alone
-    show(rows)
+    page = Page(150)
+    show(rows, page)
     seconds = round(time.perf_counter() - began, 1)
-    table = plain({"provenance": provenance(seconds=seconds, rounds=rounds, steps=steps), "rows": rows})
+    table = {"provenance": provenance(seconds=seconds, rounds=rounds, steps=steps), "rows": rows}
     if options.out or not options.quick:
-        result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
-        write(table, result)
-        draw(table, figure)
-        print(f"written to {result} and {figure}")
+        publish("scalability", options.out, table, page, draw)
 
 
 if __name__ == "__main__":

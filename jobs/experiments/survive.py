@@ -14,27 +14,22 @@ efficiency  Useful steps per wall time against the undisturbed run of the same c
             undisturbed run takes the checkpoints of the longest mean.
 outcomes    What role x fault leaves: `jobs.experiments.survive_outcomes`.
 
-Writes results/survive.json (each part anew, the others are kept) and jobs/figures/survive.png; --quick takes small and
+Writes results/survive.h5 (each part anew, the others are kept) and jobs/figures/survive.png; --quick takes small and
 few runs and writes to --out alone. `python -m jobs.experiments.survive_figure` draws and prints both again.
 """
 
 import argparse
-import json
-import os
 import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from jobs.bench.report import provenance
 from jobs.experiments.faults import open_mpi, poisson
-from jobs.experiments.progress import plain, write
+from jobs.experiments.store import Page, places, plain, publish, read, write
 from jobs.experiments.survive_figure import draw, show
 from jobs.experiments.survive_outcomes import outcomes
 from jobs.experiments.survive_runs import (
@@ -64,8 +59,6 @@ from jobs.experiments.survive_runs import (
 )
 from ringtmp.run.story import PHASES
 
-RESULT = Path(__file__).parent / "results" / "survive.json"
-FIGURE = Path(__file__).parents[1] / "figures" / "survive.png"
 WAYS = (
     Way("relaunch, standby", relaunch("--standby", "on"), True, 2.0),
     Way("relaunch", relaunch("--standby", "off"), False, 2.0),
@@ -256,14 +249,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(MEASURED), help="parts to measure, with commas between them")
     parser.add_argument("--quick", action="store_true", help="few and short runs; nothing is written but to --out")
-    parser.add_argument("--out", help="folder for survive.json and survive.png, instead of those of the project")
+    parser.add_argument("--out", help="folder for survive.h5 and survive.png, instead of those of the project")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
     parts = options.only.split(",")
     if unknown := [part for part in parts if part not in MEASURED]:
         parser.error(f"--only: expected some of {', '.join(MEASURED)}, got {', '.join(unknown)}")
-    result, figure = (Path(options.out) / path.name if options.out else path for path in (RESULT, FIGURE))
-    table: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"provenance": {}}
+    result, _ = places("survive", options.out)
+    table: dict[str, Any] = read(result) if result.exists() else {"provenance": {}}
     for part in parts:
         began = time.perf_counter()
         table[part] = MEASURED[part](options.quick)
@@ -271,11 +264,10 @@ def main() -> None:
         table["provenance"][part] = provenance(seconds=seconds, quick=options.quick)
         if options.out or not options.quick:
             write(table, result)
-    table = plain(table)
-    show(table, Console(width=max(150, int(os.environ.get("COLUMNS", 0)))))
+    table, page = plain(table), Page(150)
+    show(table, page)
     if options.out or not options.quick:
-        draw(table, figure)
-        print(f"written to {result} and {figure}")
+        publish("survive", options.out, table, page, draw)
     _say("in all")
 
 

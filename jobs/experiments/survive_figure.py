@@ -1,15 +1,16 @@
 """The tables and the picture of `jobs.experiments.survive`, made from its file of results.
 
-Usage: python -m jobs.experiments.survive_figure [FOLDER of survive.json and survive.png]
+Usage: python -m jobs.experiments.survive_figure [FOLDER of survive.h5 and survive.png]
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from jobs.experiments.store import Page, places, publish, read
 
 COLOURS = {"ring": "#d1495b", "bsp": "#30638e", "ssp 3": "#00a6a6", "asp": "#56b4e9"}
 PHASES = {
@@ -225,8 +226,8 @@ def _draw_recovery(ax: Any, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    folders = [Path(sys.argv[1])] * 2 if len(sys.argv) > 1 else [here / "results", here.parent / "figures"]
-    results = json.loads((folders[0] / "survive.json").read_text())
-    show(results, Console(width=150))
-    draw(results, folders[1] / "survive.png")
+    folder = sys.argv[1] if len(sys.argv) > 1 else None
+    page, (result, _) = Page(150), places("survive", folder)
+    results = read(result)
+    show(results, page)
+    publish("survive", folder, results, page, draw)

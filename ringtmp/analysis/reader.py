@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from ringtmp.errors import UserError
+from ringtmp.run.pulse import PARTS, pulse_of, read_beat
+from ringtmp.run.story import PHASES
 
-PARTS = ("compute", "transfer", "wait", "checkpoint", "other")
 _PART = {
     "F": "compute", "I": "compute", "W": "compute", "B": "compute", "U": "compute", "E": "compute", "send": "transfer",
     "receive": "transfer", "replicate": "transfer", "wait": "wait", "checkpoint": "checkpoint",
@@ -111,6 +112,33 @@ class Run:
         parts["wall"] = wall
         parts.columns.name = None
         return parts
+
+    def pulse(self) -> pd.DataFrame:
+        """What each rank has last said of itself; while a run goes on at most a second old, and cheap to read.
+
+        Returns
+        -------
+        DataFrame
+            By rank: step (steps done; 0: it only serves), seconds of its wall time by part (compute, transfer, wait,
+            checkpoint, other), their sum `wall`, and `time` (seconds since the epoch). Ranks that have not said
+            anything yet are left out.
+        """
+        beats = {int(path.stem[5:]): read_beat(pulse_of(path)) for path in self._files()}
+        rows = {rank: [beat.step, *beat.parts, beat.wall, beat.time] for rank, beat in beats.items() if beat}
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["step", *PARTS, "wall", "time"])
+        return frame.rename_axis("rank").sort_index()
+
+    def recoveries(self) -> pd.DataFrame:
+        """Failures that the run has gone on after: launch, what was lost, step, steps made again, seconds by phase."""
+        rows = []
+        for folder in sorted((self.path / "traces").glob("[0-9]*")):
+            for path in sorted(folder.glob("rank-*.h5"))[:1]:
+                with suppress(UserError), _opened(path) as file:
+                    if "recovery" in file.attrs:
+                        told = _plain(file.attrs["recovery"])
+                        rows.append({"launch": int(folder.name), "what": told.get("what", ""), "step": told["step"],
+                                     "again": told["again"], **told["seconds"]})  # fmt: skip
+        return pd.DataFrame(rows, columns=["launch", "what", "step", "again", *PHASES])
 
     def communication(self) -> pd.DataFrame:
         """Bytes sent from each rank (row) to each other (column) while training."""

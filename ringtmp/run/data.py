@@ -78,7 +78,7 @@ class DataSet:
 
     def __init__(self, info: DataInfo, dtype: np.dtype, parts: "dict[str, _Part]") -> None:
         self.info, self._dtype, self._parts = info, dtype, parts
-        self._scale = _Scale(info.normalisation, dtype)
+        self._scale = Scale(info.normalisation, dtype)
 
     def read(self, split: str, indices: NDArray[np.int64], x_out: Array, y_out: Array) -> None:
         """Write samples of `train` or `test` into `x_out` [m, features] and their targets into `y_out`.
@@ -108,8 +108,8 @@ class _Part:
     ready: bool
 
 
-class _Scale:
-    """Applies a stated normalisation."""
+class Scale:
+    """Applies a stated normalisation (`DataInfo.normalisation`)."""
 
     def __init__(self, stated: dict[str, Any], dtype: np.dtype) -> None:
         self.dtype = dtype
@@ -119,15 +119,21 @@ class _Scale:
         self.target_std = np.asarray(stated.get("target_std", 1.0))
 
     def inputs(self, x: Array) -> Array:
+        """Samples [n, features]."""
         return x.astype(self.dtype) if self.plain else ((x - self.mean) / self.std).astype(self.dtype)
 
     def targets(self, y: Array) -> Array:
+        """Values [n, outputs]."""
         return ((y - self.target_mean) / self.target_std).astype(self.dtype)
+
+    def values(self, y: Array) -> Array:
+        """The reverse of `targets`."""
+        return (y * self.target_std + self.target_mean).astype(self.dtype)
 
 
 def open_data(
     spec: str | tuple[Array, ...], *, dtype: np.dtype, normalise: str = "auto", test_fraction: float = 0.2,
-    context: int = 0, like: DataInfo | None = None,
+    context: int = 0, like: DataInfo | None = None, same: bool = True,
 ) -> DataSet:  # fmt: skip
     """Open and check a data set.
 
@@ -144,7 +150,9 @@ def open_data(
     test_fraction : float
         Share of samples held out where the data has no test set of its own.
     like : DataInfo, optional
-        What a checkpoint says of its data: these must be the same, and its normalisation is used.
+        What a checkpoint says of its data: its normalisation is used.
+    same : bool
+        Whether these must then be the same data, or others of the same kind: shape of samples, targets, alphabet.
 
     Raises
     ------
@@ -173,11 +181,11 @@ def open_data(
         measured.digest(), source.y.shape[1] if source.alphabet else 1, source.alphabet,
     )  # fmt: skip
     if like:
-        _same(like, info)
+        _same(like, info) if same else _like(like, info)
     parts = _parts(source, train, test)
     if not lazy:
         kind = np.dtype(np.int64 if source.alphabet else dtype)
-        parts = {name: _ready(part, _Scale(stated, kind), classes) for name, part in parts.items()}
+        parts = {name: _ready(part, Scale(stated, kind), classes) for name, part in parts.items()}
     return DataSet(info, np.dtype(dtype), parts)
 
 
@@ -213,6 +221,15 @@ def _same(old: DataInfo, new: DataInfo) -> None:
             raise UserError(f"resume: {new.name} is not the data of the checkpoint: its {name} was {theirs}, is {mine}")
 
 
+def _like(old: DataInfo, new: DataInfo) -> None:
+    for name in ("sample_shape", "target", "alphabet"):
+        mine, theirs = getattr(new, name), getattr(old, name)
+        if mine != theirs:
+            raise UserError(f"data: {new.name}: its {name} is {mine!r}; that of the network's data was {theirs!r}")
+    if new.outputs > old.outputs or (new.target == "values" and new.outputs != old.outputs):
+        raise UserError(f"data: {new.name}: has {new.outputs} {new.target}; the network was trained on {old.outputs}")
+
+
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order of `n` training samples in an epoch: a permutation keyed by (seed, epoch), never by rank."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
@@ -224,7 +241,7 @@ def _parts(source: Source, train: NDArray[np.int64] | None, test: NDArray[np.int
     return {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
 
 
-def _ready(part: _Part, scale: _Scale, classes: bool) -> _Part:
+def _ready(part: _Part, scale: Scale, classes: bool) -> _Part:
     """Normalise a part in memory, once."""
     x, y = (part.x, part.y) if part.rows is None else (part.x[part.rows], part.y[part.rows])
     targets = y.astype(np.int64) if classes else scale.targets(y.reshape(len(y), -1))

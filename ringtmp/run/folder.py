@@ -7,7 +7,8 @@ runs/NAME/
     status.json     running, finished, stopped or failed, and at which step
     history.csv     loss and accuracy of each step and test, readable while the run goes on
     checkpoints/    the last two sets
-    traces/000/     one HDF5 file per rank, and which process each was; 001 and so on after each resume
+    traces/000/     one HDF5 file per rank, its last sign of life, and which process each was; 001 and so on after
+                    each resume
     .lock           held by the job that writes here
 """
 

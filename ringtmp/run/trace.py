@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import ringtmp
 from ringtmp.run.files import hdf5
 from ringtmp.run.mpi import warn
+from ringtmp.run.pulse import Pulse, pulse_of
 
 # What an event is, and which part of the wall time it counts to.
 KINDS = {
@@ -52,6 +53,7 @@ _PACK = struct.Struct("<qqqiiiihh")
 _BLOCK = 1 << 17  # events in memory
 _CHUNK = 1 << 13  # events of an HDF5 chunk
 _PERIOD = 30_000_000_000  # nanoseconds after which events go to the file although the block is not full
+_BEAT = 500_000_000  # nanoseconds between two signs of life
 
 clock = time.perf_counter_ns
 
@@ -77,6 +79,8 @@ class Recorder:
         self._count = 0
         self._outer: list[tuple[str, int, int]] = []  # kind, start and step of what is being timed
         self.recorded = 0  # events in all
+        self._pulse: Pulse | None = None
+        self._beaten = self._done = 0
         self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
         if path:
             try:
@@ -140,10 +144,24 @@ class Recorder:
                 self._outer.append((outer, end, of))
 
     def between_steps(self, step: int) -> None:
-        """Write the block out if it is nearly full or old: here, where no neighbour waits for a micro-batch."""
-        if self.path and (self._count > 0.75 * _BLOCK or clock() - self._flushed > _PERIOD):
+        """`step` is done: write the block out if it is nearly full or old, where no neighbour waits for a micro-batch.
+
+        Of a rank that only serves: -1.
+        """
+        if not self.path:
+            return
+        now, self._done = clock(), step + 1
+        if self._count > 0.75 * _BLOCK or now - self._flushed > _PERIOD:
             with self.timed("trace", step):
                 self.flush()
+        if self._pulse and now - self._beaten > _BEAT:
+            self._beaten = now
+            self._beat(now)
+
+    def _beat(self, now: int) -> None:
+        if self._pulse:
+            with suppress(OSError):  # a full disk: whoever watches sees that nothing comes any more
+                self._pulse.beat(self._done, now - self.began, list(self._parts(now).values()))
 
     def wait_share(self) -> tuple[int, int]:
         """Nanoseconds waited and nanoseconds gone since `began`."""
@@ -151,10 +169,13 @@ class Recorder:
 
     def parts(self) -> dict[str, int]:
         """Nanoseconds by part (compute, transfer, wait, checkpoint, other), summing to the wall time."""
+        return self._parts(self.ended)
+
+    def _parts(self, until: int) -> dict[str, int]:
         parts = {"compute": 0, "transfer": 0, "wait": 0, "checkpoint": 0, "other": 0}
         for kind, total in self.totals.items():
             parts[KINDS[kind]] += total
-        parts["other"] += (self.ended - self.began) - sum(parts.values())
+        parts["other"] += (until - self.began) - sum(parts.values())
         return parts
 
     def _create(self, attributes: dict[str, Any]) -> None:
@@ -165,6 +186,7 @@ class Recorder:
             self._set(file, attributes)
             for name in EVENT.names or ():
                 file.create_dataset(f"events/{name}", (0,), EVENT[name], maxshape=(None,), chunks=(_CHUNK,))
+        self._pulse = Pulse(pulse_of(self.path))
 
     @staticmethod
     def _set(file: Any, attributes: dict[str, Any]) -> None:
@@ -182,6 +204,10 @@ class Recorder:
             self._append(attributes or {})
         except OSError as error:
             self._give_up(error)
+        if attributes and "ended" in attributes and self._pulse:
+            self._beat(self.ended)
+            self._pulse.close()
+            self._pulse = None
         self._count, self._flushed = 0, clock()
 
     def _give_up(self, error: OSError) -> None:

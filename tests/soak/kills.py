@@ -2,7 +2,7 @@
 
 Usage: make soak, or python tests/soak/kills.py [--seeds 1] [--ranks 3,4,5] [--most 3]. About 20 kills follow each other
 in each supervised run. After each run: no hang (time limits), at most one step made again each time, and the weights of
-the undisturbed run to the bit. Prints a line for each kill, and writes jobs/experiments/results/soak.json.
+the undisturbed run to the bit. Prints a line for each kill, and writes jobs/experiments/results/soak.h5.
 """
 
 import argparse
@@ -21,9 +21,9 @@ import numpy as np
 
 from jobs.bench.report import MPIRUN, ROOT, provenance
 from jobs.experiments.faults import Case, Strike, cases, kills
-from jobs.experiments.progress import write
+from jobs.experiments.store import places, write
 
-RESULT = ROOT / "jobs" / "experiments" / "results" / "soak.json"
+RESULT, _ = places("soak")
 PER_RUN, EVERY = 20, 8  # kills of a run, and steps from one to the next
 STEPS = PER_RUN * EVERY + 40  # evaluations and checkpoints, into which some fall, come every 7 and 9 steps
 FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7", "--checkpoint-every", "9",

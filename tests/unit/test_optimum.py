@@ -1,11 +1,11 @@
 """The search for the best step against hand-made values, a formula, every plan there is, and what the clock reaches."""
 
-import json
 from itertools import product
 
 import pytest
 
-from jobs.experiments.optimum import NAMES, RESULT, RULE, Figures, optimum, rows
+from jobs.experiments.optimum import NAMES, RULE, Figures, optimum, rows
+from jobs.experiments.store import places, read
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7])
@@ -118,5 +118,5 @@ def test_nothing_is_faster_and_something_is_as_fast():
 
 
 def test_the_written_table_is_this_one():
-    for row in json.loads(RESULT.read_text()):
+    for row in read(places("optimum")[0])["rows"]:
         assert optimum(row["ranks"], row["micro_batches"], row["cap"]) == Figures(**row["optimum"])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jobs.experiments import progress
+from jobs.experiments import progress, store
 from jobs.experiments.progress import (
     WAYS,
     Setting,
@@ -21,7 +21,6 @@ from jobs.experiments.progress import (
     steps_to,
     tabulate,
     train_each,
-    write,
 )
 from jobs.experiments.progress_figure import draw, show
 
@@ -126,8 +125,8 @@ def test_table_and_picture_of_a_file(tmp_path):
     assert rows[0]["samples to 1"] == [4 * 16] * 3 and rows[1]["samples to 1"] == [inf] * 3
     assert rows[1]["edge"] and not rows[0]["edge"]
     table = {"provenance": {}, "setting": facts, "rows": rows, "tuning": tuning, "runs": runs}
-    write(table, tmp_path / "progress.json")
-    read = json.loads((tmp_path / "progress.json").read_text())
+    store.write(table, tmp_path / "progress.h5")
+    read = store.read(tmp_path / "progress.h5")
     assert read["tuning"][-1]["train_loss"] is None and isnan(tuning[-1]["train_loss"])
     console = Console(width=150, file=StringIO())
     show(read, console)

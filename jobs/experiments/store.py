@@ -1,0 +1,139 @@
+"""What an experiment leaves: one HDF5 file with its provenance, its tables in Markdown, and a picture.
+
+In the HDF5 file each list of rows is a group with a data set for each column: numbers and texts as they are, anything
+else as JSON (attribute `json`). All else is JSON in a data set of its own, provenance included.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ringtmp.run.files import hdf5
+
+_HERE = Path(__file__).parent
+_TEXT = h5py.string_dtype()
+
+
+def places(name: str, out: str | None = None) -> tuple[Path, Path]:
+    """Result file and picture of an experiment: the project's, or both in a folder."""
+    if out:
+        return Path(out) / f"{name}.h5", Path(out) / f"{name}.png"
+    return _HERE / "results" / f"{name}.h5", _HERE.parent / "figures" / f"{name}.png"
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: five digits, and nothing in place of what is infinite."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def write(table: dict[str, Any], path: Path) -> None:
+    """Write results, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with hdf5(temporary, "w") as file:
+            for key, value in plain(table).items():
+                rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+                if rows:
+                    _write_rows(file.create_group(key), value)
+                else:
+                    file.create_dataset(key, data=json.dumps(value), dtype=_TEXT)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_rows(group: h5py.Group, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    group.attrs["rows"], group.attrs["columns"] = len(rows), json.dumps(columns)
+    for number, column in enumerate(columns):
+        values = [row.get(column, _NONE) for row in rows]
+        kinds = {type(value) for value in values}
+        name = f"{number:02d} {column.replace('/', '_')}"
+        if kinds in ({int}, {float}):
+            group.create_dataset(name, data=np.array(values))
+        elif kinds == {str}:
+            group.create_dataset(name, data=values, dtype=_TEXT)
+        else:
+            texts = ["" if value is _NONE else json.dumps(value) for value in values]
+            group.create_dataset(name, data=texts, dtype=_TEXT).attrs["json"] = True
+
+
+_NONE = object()  # in a row that lacks a column
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` has written. Raises `OSError`."""
+    with h5py.File(path, "r", locking=False) as file:
+        return {key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
+                for key, item in file.items()}  # fmt: skip
+
+
+def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{} for _ in range(group.attrs["rows"])]
+    for column, item in zip(json.loads(group.attrs["columns"]), group.values(), strict=True):
+        as_json, texts = "json" in item.attrs, item.dtype.kind == "O"
+        for row, value in zip(rows, (item.asstr() if texts else item)[()].tolist(), strict=True):
+            if not as_json:
+                row[column] = value
+            elif value:
+                row[column] = json.loads(value)
+    return rows
+
+
+class Page(Console):
+    """A terminal that remembers the tables it has shown."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width=max(width, int(os.environ.get("COLUMNS", 0))))
+        self.tables: list[Table] = []
+
+    def print(self, *objects: Any, **more: Any) -> None:
+        """Show, and remember tables."""
+        self.tables += [each for each in objects if isinstance(each, Table)]
+        super().print(*objects, **more)
+
+    def markdown(self) -> str:
+        """All tables."""
+        return "\n".join(map(markdown, self.tables))
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown has it."""
+
+    def words(cell: Any) -> str:
+        return Text.from_markup(str(cell)).plain.replace("|", "\\|").replace("\n", " ")
+
+    rows = zip(*(list(column.cells) for column in table.columns), strict=True)
+    lines = [
+        [words(column.header) for column in table.columns],
+        ["--:" if column.justify == "right" else "---" for column in table.columns],
+        *([words(cell) for cell in row] for row in rows),
+    ]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{words(table.title)}**\n\n{text}\n" if table.title else f"{text}\n"
+
+
+def publish(
+    name: str, out: str | None, table: dict[str, Any], page: Page, draw: Callable[[dict[str, Any], Path], None] | None
+) -> None:
+    """Write what an experiment has found, its tables, and its picture if it has one."""
+    result, figure = places(name, out)
+    write(table, result)
+    result.with_suffix(".md").write_text(page.markdown())
+    if draw:
+        draw(table, figure)
+    print(f"written to {result}" + (f" and {figure}" if draw else ""))

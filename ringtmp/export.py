@@ -1,0 +1,98 @@
+"""``python -m ringtmp.export runs/NAME FILE``: a trained network for other programs, as .safetensors or .onnx.
+
+.safetensors: every parameter under `LAYER.NAME` (`000-dense.weight`), in its own shape; layers, data and normalisation
+as JSON in the metadata. .onnx: the whole network, normalisation included: samples `x` [n, ...] as training took them
+in, `outputs` out (logits, or values in the units of the targets), and for classes their `probabilities`.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ringtmp.errors import UserError
+from ringtmp.run.cli import Parser
+from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.trained import Trained
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+ENDINGS = (".safetensors", ".onnx")
+_MOST = 2_000_000_000  # bytes of an .onnx file: the format ends at 2 GB
+
+
+def export(net: Trained, path: Path) -> None:
+    """Write `net` in the format of the file's ending. Raises `UserError`, `OSError`."""
+    if path.suffix not in ENDINGS:
+        raise UserError(f"out: {path}: expected a name that ends in {' or '.join(ENDINGS)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".onnx":
+            onnx = _needed("onnx")
+            if net.model.parameters * net.dtype.itemsize > _MOST:
+                raise UserError(f"out: {path}: {net.model.parameters:,} parameters are more than the 2 GB that an "
+                                ".onnx file can hold; expected .safetensors")  # fmt: skip
+            from ringtmp.nn.graph import model_of
+
+            onnx.save(model_of(net.model, net.layers(), net.info.normalisation, net.info.sample_shape, net.dtype),
+                      temporary)  # fmt: skip
+        else:
+            _needed("safetensors").numpy.save_file(
+                {f"{layer}.{name}": array for layer, arrays in net.layers() for name, array in arrays.items()},
+                temporary, {"ringtmp": json.dumps({"layers": net.model.to_list(), "data": net.info.to_json(),
+                                                   "step": net.step})},
+            )  # fmt: skip
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _needed(name: str) -> Any:
+    try:
+        module = importlib.import_module(name)
+        if name == "safetensors":
+            importlib.import_module("safetensors.numpy")
+    except ImportError:
+        raise UserError(f"export: {name} is not installed; pip install 'ringtmp[export]'") from None
+    return module
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m ringtmp.export", description=__doc__.split(": ", 1)[1], allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
+    parser.add_argument("out", metavar="FILE", help=f"file to write, ending in {' or '.join(ENDINGS)}")
+    options = parser.parse_args(argv)
+    if Path(options.out).exists():
+        raise UserError(f"out: {options.out} is there already; give another name")
+    return options
+
+
+def main(comm: "Intracomm", stop: StopRequest) -> int:
+    """Export on rank 0; the exit status."""
+
+    def told() -> str:
+        try:
+            options = _arguments(sys.argv[1:])
+        except SystemExit:  # --help has been printed
+            return ""
+        net = Trained(options.checkpoint)
+        try:
+            export(net, Path(options.out))
+        except OSError as error:
+            raise UserError(f"out: cannot write {options.out}: {error.strerror or error}") from None
+        return f"{net.model.parameters:,} parameters in {len(net.model.layers)} layers: written to {options.out}"
+
+    text = from_rank_0(comm, told)
+    if comm.rank == 0 and text:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
