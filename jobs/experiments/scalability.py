@@ -74,7 +74,7 @@ class Point:
         """Each way, as `jobs.bench.steady` takes it."""
         common = {
             "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS}", "batch_size": self.batch, "optimizer": "momentum", "lr": 1e-3,
-            "data": f"synthetic:samples={4 * self.batch},features={WIDTH},classes={WIDTH}", "test_fraction": 0.01,
+            "data": f"synthetic:samples={4 * self.batch + 64},features={WIDTH},classes={WIDTH}", "test_fraction": 0.05,
             "steps": steps, "eval_every": 0, "checkpoint_every": 0,
             "pace": f"{self.speed:.6g}",
         }  # fmt: skip
