@@ -241,7 +241,8 @@ def main() -> None:
                        batch=options.batch)  # fmt: skip
     table = {"provenance": facts, "rows": [asdict(row) for row in rows],
              "sweep": [asdict(row) for each in swept.values() for row in each], "crossovers": crossing}  # fmt: skip
-    publish("architectures", None, table, console, draw)
+    if options.out or not options.quick:
+        publish("architectures", options.out, table, console, draw)
     console.print(f"{took:.0f} s")
 
 
@@ -262,7 +263,11 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
                         default=[8, 16, 64, 256, 1024, 4096])  # fmt: skip
     parser.add_argument("--at", type=int, default=64, help="nodes, and layers, of the sweep over batches")
     parser.add_argument("--narrow", type=int, default=64, help="width of the second network of that sweep")
+    parser.add_argument("--quick", action="store_true", help="64 nodes at most; written to --out alone")
+    parser.add_argument("--out", help="folder for architectures.h5 and .png, instead of those of the project")
     options = parser.parse_args()
+    if options.quick:
+        options.nodes, options.at = [p for p in options.nodes if p <= 64], min(options.at, 16)
     for p in options.nodes:
         if options.layers % p:
             parser.error(f"--layers {options.layers}: not a multiple of {p} nodes")

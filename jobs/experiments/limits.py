@@ -1,7 +1,8 @@
 """The local rule's limits, swept under the clock: what is best, and what the rule finds by itself.
 
-Usage: python -m jobs.experiments.limits [--quick]. For rings of several sizes, delays, jitters, unequal ranks and
-memories, every pair of fixed limits (how many micro-batches a rank may hold, how far ahead of its gradients it may run)
+Usage: python -m jobs.experiments limits [--quick] [--out FOLDER]
+
+For rings of several sizes, delays, jitters, unequal ranks and memories, every pair of fixed limits (how many micro-batches a rank may hold, how far ahead of its gradients it may run)
 is compared with the rule as it trains, starting from `kernels.rule.first_limits` and growing by what its own waits
 teach, and with what the planner picks for it (`--schedule auto`). Prints a table, writes
 jobs/experiments/results/limits.h5 and jobs/figures/limits.png. All of it is simulated.
@@ -118,8 +119,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Sweep, print, write."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="a few settings only; nothing is written")
-    quick = arguments.parse_args().quick
+    arguments.add_argument("--quick", action="store_true", help="a few settings only; written to --out alone")
+    arguments.add_argument("--out", help="folder for limits.h5 and limits.png, instead of those of the project")
+    options = arguments.parse_args()
+    quick = options.quick
     rows = []
     every = settings(quick)
     for number, setting in enumerate(every):
@@ -158,8 +161,8 @@ def main() -> None:
             f"{name} minus best found, points: median {np.median(over):.2f}, 95 % {np.percentile(over, 95):.2f}, "
             f"worst {max(over):.2f}; within 1 point in {np.mean(over <= 1):.1%} of {len(rows)} settings"
         )
-    if not quick:
-        publish("limits", None, {"provenance": provenance(), "rows": rows}, page, draw)
+    if options.out or not quick:
+        publish("limits", options.out, {"provenance": provenance(), "rows": rows}, page, draw)
 
 
 if __name__ == "__main__":

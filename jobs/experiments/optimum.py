@@ -1,6 +1,6 @@
 """How far each schedule and the local rule are from the best possible one, on cases small enough to search.
 
-Usage: python -m jobs.experiments.optimum
+Usage: python -m jobs.experiments optimum [--out FOLDER]
 
 F, I and W last 1, an update and messages nothing; a rank's F of a step comes after its own W's of the step before; a
 rank holds at most `cap` micro-batches (F begun, W not done). For every case two figures, both exact: the time of a
@@ -10,6 +10,7 @@ What was found (p ranks, m micro-batches): a single step takes max(3 m + p - 1, 
 may hold p or any number; a chained one the same with p held, and max(3 m, 2 m + 2 p - 1) with 2 p - 1.
 """
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -135,6 +136,10 @@ def rows(ranks: Iterable[int] = (2, 3, 4), micro_batches: Iterable[int] = MICRO_
 
 def main() -> None:
     """Search, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the same: it takes seconds; written to --out alone")
+    parser.add_argument("--out", help="folder for optimum.h5 and optimum.md, instead of that of the project")
+    options = parser.parse_args()
     found = rows()
     table = Table(title="Time of a step, single and chained: the optimum, and what is lost to it", title_justify="left")
     for column in ("p", "m", "held", "optimum", *NAMES, RULE):
@@ -148,7 +153,8 @@ def main() -> None:
     page = Page(120)
     page.print(table)
     print("=: none; -: holds more. All times in units of F = I = W = 1.")
-    publish("optimum", None, {"provenance": provenance(), "rows": found}, page, None)
+    if options.out or not options.quick:
+        publish("optimum", options.out, {"provenance": provenance(), "rows": found}, page, None)
 
 
 def _lost(figures: dict[str, float] | None, best: dict[str, float]) -> str:

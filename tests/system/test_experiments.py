@@ -10,8 +10,18 @@ from conftest import ROOT
 from jobs.experiments.__main__ import EXPERIMENTS
 from jobs.experiments.store import read
 
-QUICK = ["efficiency", *(pytest.param(name, marks=pytest.mark.soak) for name in (
-    "scalability", "balance", "capacity", "cluster", "progress", "crossover", "resilience"))]  # fmt: skip
+LONG = (
+    "scalability",
+    "architectures",
+    "limits",
+    "balance",
+    "capacity",
+    "cluster",
+    "progress",
+    "crossover",
+    "resilience",
+)
+QUICK = ["efficiency", "optimum", *(pytest.param(name, marks=pytest.mark.soak) for name in LONG)]
 
 
 def experiment(*words, cwd=ROOT):
@@ -35,7 +45,7 @@ def test_quick(left, name):
     for key in ("commit", "versions", "host", "cores", "cpu"):
         assert key in str(stated), stated
     assert (left / f"{module}.md").read_text().count("|") > 30
-    assert module == "capacity" or (left / f"{module}.png").stat().st_size > 10_000
+    assert module in ("capacity", "optimum") or (left / f"{module}.png").stat().st_size > 10_000
 
 
 def test_report(left):
