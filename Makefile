@@ -69,7 +69,7 @@ test-mpis:
 # Pages of what the docstrings say, in docs/.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/python -W error -m pdoc --docformat numpy --output-directory docs ringtmp ps kernels
+	$(BIN)/python -W error -c 'import ringtmp, ps, pdoc.__main__ as p; [getattr(m, n) for m in (ringtmp, ps) for n in m.__all__]; p.cli()' --docformat numpy --output-directory docs ringtmp ps kernels
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,5 +15,6 @@ def __getattr__(name: str) -> Any:
     if name == "train":  # loaded on first use, as ringtmp's names are
         from importlib import import_module
 
-        return import_module("ps.trainer").train
+        globals()[name] = found = import_module("ps.trainer").train
+        return found
     raise AttributeError(f"module 'ps' has no attribute {name!r}")

@@ -24,5 +24,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         from importlib import import_module
 
-        return getattr(import_module(_HOME[name]), name)
+        globals()[name] = found = getattr(import_module(_HOME[name]), name)
+        return found
     raise AttributeError(f"module 'ringtmp' has no attribute {name!r}")
