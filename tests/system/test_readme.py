@@ -80,7 +80,7 @@ def test_make(workplace, line):
         "make bench-pipelines": ["torch", "-m jobs.bench.pipelines"], "make bench-link": ["-m jobs.bench.link"],
         "make bench-checkpoints": ["-m jobs.bench.checkpoints"],
         "make bench-replication": ["-m jobs.bench.replication"],
-        "make soak": ["tests/soak/kills.py"], "make docs": ["-m pdoc"],
+        "make soak": ["tests/soak/kills.py"], "make docs": ["pdoc"],
         "make test-mpis": ["tests/system/test_mpi_suites.py"],
         "make experiment-survive": ["-m jobs.experiments.survive"],
         "make bench-ps": ["torch", "-m jobs.bench.exchange", "-m jobs.bench.servers", "-m jobs.bench.hidden"],
