@@ -5,7 +5,6 @@ as JSON in the metadata. .onnx: the whole network, normalisation included: sampl
 in, `outputs` out (logits, or values in the units of the targets), and for classes their `probabilities`.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringtmp.errors import UserError
-from ringtmp.run.cli import Parser
-from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.run.cli import checkpoint_parser, new_file
+from ringtmp.run.mpi import StopRequest, run_main, tell_from_rank_0
 from ringtmp.trained import Trained
 
 if TYPE_CHECKING:
@@ -62,36 +61,22 @@ def _needed(name: str) -> Any:
     return module
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m ringtmp.export", description=__doc__.split(": ", 1)[1], allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
-    parser.add_argument("out", metavar="FILE", help=f"file to write, ending in {' or '.join(ENDINGS)}")
-    options = parser.parse_args(argv)
-    if Path(options.out).exists():
-        raise UserError(f"out: {options.out} is there already; give another name")
-    return options
-
-
 def main(comm: "Intracomm", stop: StopRequest) -> int:
     """Export on rank 0; the exit status."""
 
     def told() -> str:
-        try:
-            options = _arguments(sys.argv[1:])
-        except SystemExit:  # --help has been printed
-            return ""
+        parser = checkpoint_parser("ringtmp.export", __doc__.split(": ", 1)[1])
+        parser.add_argument("out", metavar="FILE", help=f"file to write, ending in {' or '.join(ENDINGS)}")
+        options = parser.parse_args(sys.argv[1:])
+        out = new_file(options.out)
         net = Trained(options.checkpoint)
         try:
-            export(net, Path(options.out))
+            export(net, out)
         except OSError as error:
             raise UserError(f"out: cannot write {options.out}: {error.strerror or error}") from None
         return f"{net.model.parameters:,} parameters in {len(net.model.layers)} layers: written to {options.out}"
 
-    text = from_rank_0(comm, told)
-    if comm.rank == 0 and text:
-        print(text)
-    return 0
+    return tell_from_rank_0(comm, told)
 
 
 if __name__ == "__main__":

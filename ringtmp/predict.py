@@ -5,7 +5,6 @@ SAMPLES is an NPZ or HDF5 file with an array `x` [n, ...], as training took it, 
 written some rows at a time.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -19,9 +18,9 @@ import h5py
 import numpy as np
 
 from ringtmp.errors import UserError
-from ringtmp.run.cli import Parser
+from ringtmp.run.cli import checkpoint_parser, new_file
 from ringtmp.run.files import hdf5
-from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.run.mpi import StopRequest, run_main, tell_from_rank_0
 from ringtmp.trained import Trained
 
 if TYPE_CHECKING:
@@ -87,36 +86,22 @@ def _put(file: h5py.File, name: str, first: int, total: int, rows: Any) -> None:
     file[name][first : first + len(rows)] = rows
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m ringtmp.predict", description=__doc__.split(": ", 1)[1], allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
-    parser.add_argument("samples", metavar="SAMPLES", help=".npz or .h5 file with x")
-    parser.add_argument("out", metavar="OUT.h5", help="file to write; it must not be there yet")
-    options = parser.parse_args(argv)
-    if Path(options.out).exists():
-        raise UserError(f"out: {options.out} is there already; give another name")
-    return options
-
-
 def main(comm: "Intracomm", stop: StopRequest) -> int:
     """Predict on rank 0; the exit status."""
 
     def told() -> str:
+        parser = checkpoint_parser("ringtmp.predict", __doc__.split(": ", 1)[1])
+        parser.add_argument("samples", metavar="SAMPLES", help=".npz or .h5 file with x")
+        parser.add_argument("out", metavar="OUT.h5", help="file to write; it must not be there yet")
+        options = parser.parse_args(sys.argv[1:])
+        out = new_file(options.out)
         try:
-            options = _arguments(sys.argv[1:])
-        except SystemExit:  # --help has been printed
-            return ""
-        try:
-            count = predict(Trained(options.checkpoint), Path(options.samples), Path(options.out))
+            count = predict(Trained(options.checkpoint), Path(options.samples), out)
         except OSError as error:
             raise UserError(f"out: cannot write {options.out}: {error.strerror or error}") from None
         return f"{count:,} samples: written to {options.out}"
 
-    text = from_rank_0(comm, told)
-    if comm.rank == 0 and text:
-        print(text)
-    return 0
+    return tell_from_rank_0(comm, told)
 
 
 if __name__ == "__main__":

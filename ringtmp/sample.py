@@ -10,7 +10,7 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
-from ringtmp.run.cli import Parser
+from ringtmp.run.cli import checkpoint_parser
 from ringtmp.run.mpi import StopRequest, from_rank_0, run_main
 from ringtmp.trained import Trained
 
@@ -71,8 +71,7 @@ class Sampler:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m ringtmp.sample", description=__doc__.split(": ")[1], allow_abbrev=False)
-    parser.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
+    parser = checkpoint_parser("ringtmp.sample", __doc__.split(": ")[1])
     parser.add_argument("--length", type=int, default=400, help="characters to write [400]")
     parser.add_argument("--prompt", default="", help="text to go on from")
     parser.add_argument("--temperature", type=float, default=0.8, help="above 1: bolder; 0: the likeliest [0.8]")

@@ -2,6 +2,7 @@
 
 import argparse
 import typing
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ringtmp.errors import UserError
@@ -20,6 +21,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         raise UserError(f"{message} (--help lists the flags)")
+
+
+def checkpoint_parser(prog: str, description: str) -> Parser:
+    """Of a program that uses a trained network: its first argument is a checkpoint."""
+    page = Parser(prog=f"python -m {prog}", description=description, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    page.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
+    return page
+
+
+def new_file(text: str) -> Path:
+    """The path of a file that is to be written. Raises `UserError` if it is there already."""
+    if Path(text).exists():
+        raise UserError(f"out: {text} is there already; give another name")
+    return Path(text)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -116,6 +116,21 @@ def from_rank_0(comm: "Intracomm", make: Callable[[], Any]) -> Any:
     return comm.bcast(value)
 
 
+def tell_from_rank_0(comm: "Intracomm", make: Callable[[], str]) -> int:
+    """Print what `make()` says on rank 0, nothing if it only shows its --help; the exit status. Collective."""
+
+    def made() -> str:
+        try:
+            return make()
+        except SystemExit:
+            return ""
+
+    text = from_rank_0(comm, made)
+    if comm.rank == 0 and text:
+        print(text)
+    return 0
+
+
 def runs(pid: int) -> bool:
     """Whether a process of this host is there, and no zombie."""
     try:
