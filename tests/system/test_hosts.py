@@ -12,6 +12,8 @@ import pytest
 from jobs.experiments.hosts import Hosts, why_not
 from ringtmp.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def permitted():

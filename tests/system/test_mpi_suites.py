@@ -5,6 +5,8 @@ import re
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ranks", [1, 2, 3, pytest.param(4, marks=pytest.mark.soak), 5, 8])

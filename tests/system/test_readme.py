@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.alone
+
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 

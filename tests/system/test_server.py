@@ -14,6 +14,8 @@ from conftest import command
 from ringtmp.analysis import open_run
 from ringtmp.run.mpi import runs
 
+pytestmark = pytest.mark.alone
+
 
 def accuracy(text: str) -> float:
     return float(re.search(r"test accuracy ([\d.]+)%", text)[1])

@@ -14,7 +14,11 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.experiments.slurm import Slurm, why_not
 
-pytestmark = [pytest.mark.skipif(why_not() is not None, reason=str(why_not())), pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.timeout(120),
+]
 
 
 def steps(folder: Path) -> int:

@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.experiments.faults import Supervised, cases, kills, nodes
 
+pytestmark = pytest.mark.alone
+
 STEPS = 120
 FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7", "--checkpoint-every", "9",
          "--batch-size", "32", "--micro-batches", "4", "--name", "run"]  # fmt: skip

@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.experiments.faults import Struck, Supervised, nodes, strike_all
 
+pytestmark = pytest.mark.alone
+
 STEPS = 100
 FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7", "--checkpoint-every", "9",
          "--batch-size", "32", "--chunk", "20000", "--name", "run"]  # fmt: skip
