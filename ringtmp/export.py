@@ -7,13 +7,13 @@ in, `outputs` out (logits, or values in the units of the targets), and for class
 
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringtmp.errors import UserError
 from ringtmp.run.cli import checkpoint_parser, new_file
+from ringtmp.run.files import whole
 from ringtmp.run.mpi import StopRequest, run_main, tell_from_rank_0
 from ringtmp.trained import Trained
 
@@ -28,8 +28,7 @@ def export(net: Trained, path: Path) -> None:
     """Write `net` in the format of the file's ending. Raises `UserError`, `OSError`."""
     if path.suffix not in ENDINGS:
         raise UserError(f"out: {path}: expected a name that ends in {' or '.join(ENDINGS)}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as temporary:
         if path.suffix == ".onnx":
             onnx = _needed("onnx")
             if net.model.parameters * net.dtype.itemsize > _MOST:
@@ -40,25 +39,19 @@ def export(net: Trained, path: Path) -> None:
             onnx.save(model_of(net.model, net.layers(), net.info.normalisation, net.info.sample_shape, net.dtype),
                       temporary)  # fmt: skip
         else:
-            _needed("safetensors").numpy.save_file(
+            _needed("safetensors.numpy").save_file(
                 {f"{layer}.{name}": array for layer, arrays in net.layers() for name, array in arrays.items()},
                 temporary, {"ringtmp": json.dumps({"layers": net.model.to_list(), "data": net.info.to_json(),
                                                    "step": net.step})},
             )  # fmt: skip
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _needed(name: str) -> Any:
     try:
-        module = importlib.import_module(name)
-        if name == "safetensors":
-            importlib.import_module("safetensors.numpy")
+        return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"export: {name} is not installed; pip install 'ringtmp[export]'") from None
-    return module
+        missing = name.partition(".")[0]
+        raise UserError(f"export: {missing} is not installed; pip install 'ringtmp[export]'") from None
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:

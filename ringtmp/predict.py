@@ -6,7 +6,6 @@ written some rows at a time.
 """
 
 import math
-import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.run.cli import checkpoint_parser, new_file
-from ringtmp.run.files import hdf5
+from ringtmp.run.files import hdf5, whole
 from ringtmp.run.mpi import StopRequest, run_main, tell_from_rank_0
 from ringtmp.trained import Trained
 
@@ -62,21 +61,14 @@ def _checked(path: Path, x: Any, keys: list[str]) -> Any:
 
 def predict(net: Trained, source: Path, target: Path) -> int:
     """Write what `net` says of the samples in `source` to `target`; their number. Raises `UserError`, `OSError`."""
-    with open_samples(source) as x:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with hdf5(temporary, "x") as file:
-                file.attrs["run"], file.attrs["step"] = net.path, net.step
-                for first in range(0, len(x), net.at_once()):
-                    made = net.predict(np.asarray(x[first : first + net.at_once()]))
-                    name = "probabilities" if net.is_classes else "values"
-                    _put(file, name, first, len(x), made)
-                    if net.is_classes:
-                        _put(file, "classes", first, len(x), made.argmax(axis=-1))
-            temporary.rename(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with open_samples(source) as x, whole(target) as temporary, hdf5(temporary, "x") as file:
+        file.attrs["run"], file.attrs["step"] = net.path, net.step
+        for first in range(0, len(x), net.at_once()):
+            made = net.predict(np.asarray(x[first : first + net.at_once()]))
+            name = "probabilities" if net.is_classes else "values"
+            _put(file, name, first, len(x), made)
+            if net.is_classes:
+                _put(file, "classes", first, len(x), made.argmax(axis=-1))
         return len(x)
 
 

@@ -94,17 +94,17 @@ class Trained:
 
     def layers(self) -> Iterator[tuple[str, dict[str, Array]]]:
         """Name and parameters of each layer, by name and in their own shapes, one layer at a time."""
-        names = [self.model.layer_name(index) for index in range(len(self.model.layers))]
-        for record in checkpoint.read_layers(self._root, self._marker, names):
+        for record in self._records(0, len(self.model.layers)):
             yield record.name, record.parameters
+
+    def _records(self, first: int, last: int) -> Iterator[checkpoint.LayerRecord]:
+        names = [self.model.layer_name(index) for index in range(first, last)]
+        return checkpoint.read_layers(self._root, self._marker, names)
 
     def stage(self, first: int, last: int, rows: int) -> Stage:
         """Layers `first` ... `last` - 1, ready for F of as many samples."""
         stage = Stage(self.model, first, last, self.dtype, Optimizer("sgd"), rows, 1)
-        names = [self.model.layer_name(index) for index in range(first, last)]
-        for state, record in zip(
-            stage.states, checkpoint.read_layers(self._root, self._marker, names), strict=True
-        ):  # fmt: skip
+        for state, record in zip(stage.states, self._records(first, last), strict=True):
             state.layer.store(state.flat, record.parameters)
         return stage
 

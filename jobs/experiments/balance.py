@@ -31,7 +31,7 @@ from rich.table import Table
 
 from jobs.bench.report import provenance, run_json
 from jobs.experiments.progress import quartiles
-from jobs.experiments.store import Page, places, plain, publish, read, write
+from jobs.experiments.store import Page, places, plain, publish, read, renewed, write
 from ringtmp.ring.balance import WARM, WINDOW
 from ringtmp.ring.partition import Part, deal
 from ringtmp.run.pace import parse_courses
@@ -232,8 +232,7 @@ def main() -> None:
             "rows": tabulate(case, steps, results), "ways": results[0],
         })  # fmt: skip
         shown += measured["rows"]
-        others = [each for each in table["cases"] if same(each) != same(measured)]
-        table["cases"] = sorted([*others, measured], key=lambda each: (each["case"]["ranks"], order(each)))
+        table["cases"] = renewed(table["cases"], measured, order)
         if options.out or not options.quick:
             write(table, result)
     keeps = options.out or not options.quick
@@ -243,15 +242,10 @@ def main() -> None:
         publish("balance", options.out, table, page, draw)
 
 
-def same(measured: dict[str, Any]) -> tuple[int, str]:
-    """What tells a case from all others."""
-    return measured["case"]["ranks"], measured["case"]["name"]
-
-
 def order(measured: dict[str, Any]) -> int:
-    """Where the case stands among those of its number of nodes."""
-    names = [case.name for case in cases(1)]
-    return names.index(measured["case"]["name"])
+    """Where the case stands among all."""
+    every = [(case.ranks, case.name) for case in cases(1)]
+    return every.index((measured["case"]["ranks"], measured["case"]["name"]))
 
 
 def draw(table: dict[str, Any], path: Path) -> None:

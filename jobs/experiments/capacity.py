@@ -75,7 +75,7 @@ def on_a_rank(asked: dict[str, Any]) -> None:
 
     trainer = ps.train if asked["trainer"] == "ps" else ringtmp.train
     try:
-        result = trainer(progress=asked.get("progress", False), **asked["settings"])
+        result = trainer(progress=False, **asked["settings"])
     except ringtmp.UserError as error:
         if MPI.COMM_WORLD.rank == 0:
             print(f"REFUSED {error}", flush=True)
@@ -83,7 +83,7 @@ def on_a_rank(asked: dict[str, Any]) -> None:
     if MPI.COMM_WORLD.rank == 0:
         ranks = [{"memory": row["memory"], "expected": row.get("expected", 0)} for row in result.ranks]
         losses = [row["loss"] for row in result.rows if row["kind"] == "train"]
-        print("TRAINED " + json.dumps({"ranks": ranks, "losses": losses}), flush=True)
+        print("TRAINED " + json.dumps({"ranks_took": ranks, "losses": losses}), flush=True)
 
 
 def attempt(way: Way, limit: int, spec: str, width: int, **more: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def largest(way: Way, sweep: str, limit: int, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         spec, width, parameters = model(sweep, size, way.ranks)
         outcome = attempt(way, limit, spec, width)
-        trained = "ranks" in outcome
+        trained = "ranks_took" in outcome
         what = "trained" if trained else outcome["why"]
         print(f"{way.name}, {way.ranks} ranks, {sweep}: {spec}, {parameters:,} parameters: {what[:110]}", flush=True)
         if trained:
@@ -194,10 +194,7 @@ def main() -> None:
         ]
         for sweep in ("depth", "width"):
             for way in chosen:
-                row = largest(way, sweep, limit, 4 if options.quick else options.tries)
-                if "ranks" in row and isinstance(row["ranks"], list):
-                    row["ranks_took"], row["ranks"] = row["ranks"], way.ranks
-                rows.append(row)
+                rows.append(largest(way, sweep, limit, 4 if options.quick else options.tries))
         seconds = round(time.perf_counter() - began, 1)
         table["rows"], table["provenance"] = rows, provenance(seconds=seconds, limit=limit)
     show(table.get("rows", []), page)

@@ -25,7 +25,7 @@ from jobs.bench.report import provenance
 from jobs.experiments.crossover import SHARED, SKIP, WAYS, Setting, ask, predict, steps_for
 from jobs.experiments.hosts import Hosts, why_not
 from jobs.experiments.progress import quartiles
-from jobs.experiments.store import Page, places, publish, read
+from jobs.experiments.store import Page, places, publish, read, renewed
 
 LAYERS, WIDTH = 8, 256
 MICRO = 4  # micro-batches for each rank
@@ -148,8 +148,7 @@ def main() -> None:
     table: dict[str, Any] = read(result) if result.exists() else {"cases": []}
     for number in numbers:
         case = measure(number, options.rate, options.gflops, rounds, seconds)
-        table["cases"] = sorted([each for each in table["cases"] if each["hosts"] != number] + [case],
-                                key=lambda each: each["hosts"])  # fmt: skip
+        table["cases"] = renewed(table["cases"], case, lambda each: each["hosts"])
     page = Page(120)
     show(table["cases"], page)
     if options.out or not options.quick:

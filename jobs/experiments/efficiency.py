@@ -22,7 +22,7 @@ from rich.table import Table
 from jobs.bench.report import provenance, run_json
 from jobs.experiments.balance import MICRO, Case
 from jobs.experiments.progress import quartiles
-from jobs.experiments.store import Page, places, plain, publish, read, write
+from jobs.experiments.store import Page, places, plain, publish, read, renewed, write
 
 SKIP = 6  # steps at the beginning that do not count for the rate
 PARTS = ("compute", "transfer", "wait", "other")
@@ -165,8 +165,7 @@ def main() -> None:
         if options.only not in f"{case.ranks} nodes, {case.name}" or (options.quick and case != QUICK):
             continue
         measured = plain(measure(case, rounds, steps))
-        others = [each for each in table["cases"] if (each["ranks"], each["name"]) != (case.ranks, case.name)]
-        table["cases"] = sorted([*others, measured], key=lambda each: (each["ranks"], each["name"]))
+        table["cases"] = renewed(table["cases"], measured, lambda each: (each["ranks"], each["name"]))
         if keeps:
             write(table, result)
     page = Page(140)

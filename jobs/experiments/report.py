@@ -132,8 +132,8 @@ def _capacity(found: Found) -> list[Claim]:
         claims.append((f"largest network where a rank may take 640 MiB: ring on {', '.join(ours)}",
                        f"on 4 ranks: {', '.join(theirs)}", "measured", "capacity"))  # fmt: skip
     billion = found.get("capacity", {}).get("billion")
-    if billion and "ranks" in billion:
-        most = max(rank["memory"] for rank in billion["ranks"]) / 2**30
+    if billion and "ranks_took" in billion:
+        most = max(rank["memory"] for rank in billion["ranks_took"]) / 2**30
         claims.append((f"{billion['parameters'] / 1e9:.1f} billion parameters train on 8 ranks of {most:.2f} GiB",
                        "", "measured", "capacity --billion"))  # fmt: skip
     return claims

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ringtmp.run.files import hdf5
+from ringtmp.run.files import hdf5, whole
 
 _HERE = Path(__file__).parent
 _TEXT = h5py.string_dtype()
@@ -42,18 +42,13 @@ def plain(value: Any) -> Any:
 def write(table: dict[str, Any], path: Path) -> None:
     """Write results, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with hdf5(temporary, "w") as file:
-            for key, value in plain(table).items():
-                rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
-                if rows:
-                    _write_rows(file.create_group(key), value)
-                else:
-                    file.create_dataset(key, data=json.dumps(value), dtype=_TEXT)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, hdf5(temporary, "w") as file:
+        for key, value in plain(table).items():
+            rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+            if rows:
+                _write_rows(file.create_group(key), value)
+            else:
+                file.create_dataset(key, data=json.dumps(value), dtype=_TEXT)
 
 
 def _write_rows(group: h5py.Group, rows: list[dict[str, Any]]) -> None:
@@ -92,6 +87,11 @@ def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
             elif value:
                 row[column] = json.loads(value)
     return rows
+
+
+def renewed(cases: list[dict[str, Any]], case: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """The cases with this one in the place of that with the same key, in the order of their keys."""
+    return sorted([*(each for each in cases if key(each) != key(case)), case], key=key)
 
 
 class Page(Console):

@@ -86,6 +86,18 @@ class _Disk:
 
 
 @contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write under: takes its place where the block succeeds, else is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def hdf5(path: Path, mode: str, durable: bool = False) -> Iterator[h5py.File]:
     """An HDF5 file to write: `w` a new one, `x` one that must not be there yet, `r+` one that must.
 

@@ -6,6 +6,7 @@ One file for each rank, so that hosts that share a file system never write into 
 import os
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class Beat(NamedTuple):
     time : float
         Seconds since the epoch.
     step : int
-        Steps that it has done; -1: it only serves.
+        Steps that it has done; 0 of a rank that only serves.
     wall : float
         Seconds since its first step began.
     parts : tuple of float
@@ -35,20 +36,17 @@ class Beat(NamedTuple):
     parts: tuple[float, ...]
 
 
-class Pulse:
-    """Writes the beats of a rank. Raises `OSError`."""
+def write_beat(path: Path, step: int, wall: int, parts: Iterable[int]) -> None:
+    """Put a beat in the place of the last one; times in nanoseconds. Raises `OSError`.
 
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-
-    def beat(self, step: int, wall: int, parts: list[int]) -> None:
-        """Times in nanoseconds."""
-        row = _LAYOUT.pack(_MAGIC, time.time(), step, wall / 1e9, *(part / 1e9 for part in parts))
-        os.pwrite(self._file, row, 0)
-
-    def close(self) -> None:
-        """No more beats."""
-        os.close(self._file)
+    Opened for each beat: over NFS others see a file once it has been closed.
+    """
+    row = _LAYOUT.pack(_MAGIC, time.time(), step, wall / 1e9, *(part / 1e9 for part in parts))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(handle, row, 0)
+    finally:
+        os.close(handle)
 
 
 def pulse_of(trace: Path) -> Path:

@@ -24,7 +24,7 @@ import numpy as np
 import ringtmp
 from ringtmp.run.files import hdf5
 from ringtmp.run.mpi import warn
-from ringtmp.run.pulse import Pulse, pulse_of
+from ringtmp.run.pulse import PARTS, pulse_of, write_beat
 
 # What an event is, and which part of the wall time it counts to.
 KINDS = {
@@ -79,7 +79,6 @@ class Recorder:
         self._count = 0
         self._outer: list[tuple[str, int, int]] = []  # kind, start and step of what is being timed
         self.recorded = 0  # events in all
-        self._pulse: Pulse | None = None
         self._beaten = self._done = 0
         self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
         if path:
@@ -154,14 +153,13 @@ class Recorder:
         if self._count > 0.75 * _BLOCK or now - self._flushed > _PERIOD:
             with self.timed("trace", step):
                 self.flush()
-        if self._pulse and now - self._beaten > _BEAT:
+        if self.path and now - self._beaten > _BEAT:
             self._beaten = now
-            self._beat(now)
+            self._beat(self.path, now)
 
-    def _beat(self, now: int) -> None:
-        if self._pulse:
-            with suppress(OSError):  # a full disk: whoever watches sees that nothing comes any more
-                self._pulse.beat(self._done, now - self.began, list(self._parts(now).values()))
+    def _beat(self, path: Path, now: int) -> None:
+        with suppress(OSError):  # a full disk: whoever watches sees that nothing comes any more
+            write_beat(pulse_of(path), self._done, now - self.began, self._parts(now).values())
 
     def wait_share(self) -> tuple[int, int]:
         """Nanoseconds waited and nanoseconds gone since `began`."""
@@ -172,7 +170,7 @@ class Recorder:
         return self._parts(self.ended)
 
     def _parts(self, until: int) -> dict[str, int]:
-        parts = {"compute": 0, "transfer": 0, "wait": 0, "checkpoint": 0, "other": 0}
+        parts = dict.fromkeys(PARTS, 0)
         for kind, total in self.totals.items():
             parts[KINDS[kind]] += total
         parts["other"] += (until - self.began) - sum(parts.values())
@@ -186,7 +184,6 @@ class Recorder:
             self._set(file, attributes)
             for name in EVENT.names or ():
                 file.create_dataset(f"events/{name}", (0,), EVENT[name], maxshape=(None,), chunks=(_CHUNK,))
-        self._pulse = Pulse(pulse_of(self.path))
 
     @staticmethod
     def _set(file: Any, attributes: dict[str, Any]) -> None:
@@ -204,10 +201,8 @@ class Recorder:
             self._append(attributes or {})
         except OSError as error:
             self._give_up(error)
-        if attributes and "ended" in attributes and self._pulse:
-            self._beat(self.ended)
-            self._pulse.close()
-            self._pulse = None
+        if self.path and attributes and "ended" in attributes:
+            self._beat(self.path, self.ended)
         self._count, self._flushed = 0, clock()
 
     def _give_up(self, error: OSError) -> None:
