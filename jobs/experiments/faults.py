@@ -73,12 +73,22 @@ class Struck:
 
         Raises `TimeoutError` if it does not get there.
         """
+        self.arm(rank, phase, step, act)
+        return self.held(rank, timeout)
+
+    def arm(self, rank: int, phase: str, step: int, act: int = probe.WAIT) -> None:
+        """Ask for that and do not wait: where two ranks are to be held at once, before either is."""
         row = self.rows[rank]
         row[probe.HELD], row[probe.HOLD_STEP], row[probe.HOLD_PHASE] = 0, step, probe.PHASES.index(phase)
         row[probe.ACT] = act  # last: from here on it counts
+
+    def held(self, rank: int, timeout: float = 60) -> int:
+        """Wait until a rank is where `arm` wants it; its process number. Raises `TimeoutError`."""
+        row = self.rows[rank]
         deadline = time.monotonic() + timeout
         while not row[probe.HELD]:
             if time.monotonic() > deadline or self.process.poll() is not None:
+                phase, step = probe.PHASES[row[probe.HOLD_PHASE]], row[probe.HOLD_STEP]
                 raise TimeoutError(f"rank {rank} did not get to {phase} of step {step}:\n{self.text}")
             time.sleep(0.0005)
         return int(row[probe.PID])

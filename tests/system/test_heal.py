@@ -76,8 +76,9 @@ def test_again_and_again_down_to_one_rank(tmp_path, undisturbed, ranks, seed, li
 
 def test_two_that_are_not_neighbours_at_once(tmp_path, undisturbed):
     with ring(tmp_path, 5) as job:
+        job.arm(3, "U", 20)  # before rank 1 stands still, and it can get no further
         job.catch(1, "W", 20)
-        job.catch(3, "U", 20)
+        job.held(3)
         job.kill(1)
         job.kill(3)
         job.wait(60)
