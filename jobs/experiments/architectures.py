@@ -103,8 +103,9 @@ def chained(outcome: Timed) -> tuple[float, float]:
 def ring(setting: Setting, p: int, batch: int, micro_batches: int) -> tuple[float, float, float]:
     """Step, idle share and bytes of a node's link, for layers dealt evenly and the local rule."""
     layers, rows = setting.layers // p, batch / micro_batches
-    # A node sends activations to the right and gradients to the left over one link: each takes half of it.
-    sent = 2 * (setting.message + ITEM * rows * setting.width / setting.bandwidth)
+    # A node sends activations to the right and gradients to the left over one link: each takes half of it. Of two
+    # nodes each sends one way alone.
+    sent = min(2, p - 1) * (setting.message + ITEM * rows * setting.width / setting.bandwidth)
     scene = Scene(
         p, 1, np.ones(micro_batches), np.tile(layers * np.array(setting.seconds(rows)), (p, 1)),
         ((1 / layers,) * layers,) * p, overhead=setting.action, latency=setting.latency,
@@ -142,22 +143,28 @@ def exchanges(setting: Setting, p: int) -> dict[str, tuple[int, Exchange]]:
     }
 
 
+def data_parallel(setting: Setting, workers: int, batch: int, exchange: Exchange, steps: int) -> Timed:
+    """Workers that share a batch evenly, each with the whole network, and the exchange between them."""
+    seconds, sizes = np.tile(setting.seconds(batch / workers), (setting.layers, 1)), [setting.layer_bytes]
+    return simulate_data_parallel(workers, seconds, sizes * setting.layers, exchange, steps=steps,
+                                  jitter=setting.jitter)  # fmt: skip
+
+
 def rivals(setting: Setting, p: int, batch: int) -> list[Row]:
     """A row for each rival, with the pieces that suit it best, of those that we can afford."""
-    rows, sizes = [], [setting.layer_bytes] * setting.layers
+    rows, total = [], setting.layer_bytes * setting.layers
     for name, (workers, exchange) in exchanges(setting, p).items():
-        seconds = np.tile(setting.seconds(batch / workers), (setting.layers, 1))
         tried: list[Row] = []
         for count in PIECES:
             served, messages = exchange.kind == "server", workers * count
             # What all-reduce and colocated servers send is cut once more, into as many as there are workers.
-            if messages > MOST_MESSAGES // (1 if served else 4) or not (served or count <= len(sizes)):
+            if messages > MOST_MESSAGES // (1 if served else 4) or not (served or count <= setting.layers):
                 continue
-            piece = sum(sizes) / count
+            piece = total / count
             tuned = replace(exchange, chunk=piece, gather=piece)
             steps = 2 if 4 * messages > MOST_MESSAGES else 3
-            outcome = simulate_data_parallel(workers, seconds, sizes, tuned, steps=steps, jitter=setting.jitter)
-            tried.append(Row("", p, batch, name, *chained(outcome), exchange_bytes(tuned, workers, sum(sizes)), count))
+            outcome = data_parallel(setting, workers, batch, tuned, steps)
+            tried.append(Row("", p, batch, name, *chained(outcome), exchange_bytes(tuned, workers, total), count))
         rows.append(min(tried, key=lambda row: row.step_seconds))
     return rows
 

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.bench.report import fair_environment, provenance
+from jobs.bench.report import ROOT, fair_environment, provenance
 from jobs.experiments.crossover_figure import draw, show
 from jobs.experiments.hosts import Hosts, why_not
 from jobs.experiments.store import Page, plain, publish
@@ -236,10 +236,10 @@ def measure_link(comm: Any) -> dict[str, float]:
     return {"latency": float(np.median(trips)) / 2, "bandwidth": (1 << 22) / float(np.median(streams[1:]))}
 
 
-def ask(hosts: Hosts, asked: dict[str, Any], timeout: float) -> Any:
+def ask(hosts: Hosts, asked: dict[str, Any], timeout: float, module: str = "jobs.experiments.crossover") -> Any:
     """What rank 0 of a launch on the hosts has to say."""
-    words = [sys.executable, "-m", "jobs.experiments.crossover", json.dumps(asked)]
-    done = hosts.mpirun(words, env=fair_environment(), timeout=timeout)
+    words = [sys.executable, "-m", module, json.dumps(asked)]
+    done = hosts.mpirun(words, env=fair_environment(), cwd=ROOT, timeout=timeout)
     if done.returncode:
         raise SystemExit(f"{done.stdout}{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

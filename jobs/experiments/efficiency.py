@@ -2,15 +2,17 @@
 
 Usage: python -m jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
-Emulated nodes, 2, 4 and 8 of them: all equal, and with one of them half as fast. Everybody gets work in proportion to
-speed, as each node has timed itself at the start (`--split measured`, `--shares measured`); the network is a chain of
-equal layers, 12 for each node. Shares are of the wall time of the steps, means over those who work: a rank that only
-serves is none of them, though it is one of the nodes. Each way once a round, every other round backwards; medians.
+Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Everybody
+gets work in proportion to speed, as each node has timed itself at the start (`--split measured`, `--shares measured`);
+the network is a chain of equal layers, 12 for each node. Shares are of the wall time of the steps, means over those who
+work: a rank that only serves is none of them, though it is one of the nodes. Each way once a round, every other round
+backwards; medians.
 
-`others` is what the program itself takes: choosing, logging, sleeping too long.
+`other` is what the program itself takes: choosing, logging, sleeping too long.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ SERVERS: dict[str, dict[str, Any]] = {
 def cases() -> list[Case]:
     """All of them."""
     found = []
-    for ranks in (2, 4, 8):
+    for ranks in (2, 4, 8, 16)[: 4 if (os.cpu_count() or 1) >= 16 else 3]:
         found.append(Case("all equal", ranks, ("1",) * ranks, 0))
         found.append(Case("one half as fast", ranks, ("1",) * (ranks - 1) + ("0.5",), 0))
     return found
@@ -91,8 +93,8 @@ def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
     said = ", ".join(f"{row['way']} {row['wait']:.1%}" for row in rows)
     print(f"{case.ranks} nodes, {case.name}: waiting: {said}", flush=True)
     seconds = round(time.perf_counter() - began, 1)
-    return {"ranks": case.ranks, "name": case.name, "rows": rows,
-            "provenance": provenance(seconds=seconds, rounds=rounds, steps=steps)}  # fmt: skip
+    facts = provenance(seconds=seconds, rounds=rounds, steps=steps, pace=case.pace, links="shared memory")
+    return {"ranks": case.ranks, "name": case.name, "rows": rows, "provenance": facts}
 
 
 def show(found: list[dict[str, Any]], console: Console) -> None:
