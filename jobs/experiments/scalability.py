@@ -103,8 +103,8 @@ class Scene:
         batch = self.batch(scaling, nodes)
         common: dict[str, Any] = {
             "model": f"mlp:{self.width}-{self.width}x{LAYERS}", "batch_size": batch, "optimizer": "momentum",
-            "data": f"synthetic:samples={batch + batch // 16 + 64},features={self.width},classes={self.width}",
-            "test_fraction": 0.01, "lr": 1e-3, "eval_every": 0, "checkpoint_every": 0, "chunk": self.chunk,
+            "data": f"synthetic:samples={batch + batch // 8 + 128},features={self.width},classes={self.width}",
+            "test_fraction": 0.05, "lr": 1e-3, "eval_every": 0, "checkpoint_every": 0, "chunk": self.chunk,
         }  # fmt: skip
         if self.sample:
             common["pace"] = f"{self.gflops:.6g}"
