@@ -67,6 +67,7 @@ class AllReduce:
         self.hops = self.buckets[0].sum.hops if self.buckets else 0
         self.waits_for = parameters.layers.copy()
         self.round: list[Bucket] = []  # buckets on their way
+        self.leaving: list[Bucket] = []  # whole, and not yet read by the next worker
         self.step = -1
 
     def begin(self, step: int, samples: int) -> None:  # noqa: D102
@@ -93,8 +94,12 @@ class AllReduce:
         self.recorder.record("send", begin, end, bucket.step, hop, self.right, size, bucket.keys.number)
 
     def poll(self) -> bool:  # noqa: D102
+        left = [bucket for bucket in self.leaving if bucket.sum.left()]
+        for bucket in left:
+            self.leaving.remove(bucket)
+            self._update(bucket)
         if not self.round:
-            return False
+            return bool(left)
         begin = clock()
         done = self.testsome([bucket.sum.awaited for bucket in self.round])
         for bucket in [self.round[at] for at in sorted(done or ())]:
@@ -104,14 +109,16 @@ class AllReduce:
             self.recorder.record("receive", begin, now, bucket.step, hop, self.left, size, bucket.keys.number)
             if whole:
                 self.round.remove(bucket)
-                self._update(bucket)
+                if bucket.sum.left():
+                    self._update(bucket)
+                else:
+                    self.leaving.append(bucket)
                 now = clock()
             begin = now
-        return bool(done)
+        return bool(done or left)
 
     def _update(self, bucket: Bucket) -> None:
         begin = clock()
-        bucket.sum.settle()
         for layer, start, stop, at in bucket.keys.segments:
             state = self.parameters.states[layer]
             g = bucket.gradient[at : at + stop - start]

@@ -7,7 +7,12 @@ The names below are loaded on first use, so that ``import ringtmp`` costs nothin
 thread counts before NumPy is imported.
 """
 
+import os
 from typing import Any
+
+# Before MPI starts: libfabric's TCP keeps 64 messages for which no receive is posted yet, and then reads nothing more
+# from that rank, not even what is waited for, so that two ranks can wait for each other. Ours are bounded by our slots.
+os.environ.setdefault("FI_TCP_MAX_SAVED", str(1 << 20))
 
 __version__ = "0.1.0"
 __all__ = ["Result", "RunConfig", "UserError", "train"]

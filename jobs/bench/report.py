@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,8 +75,16 @@ def provenance(**facts: Any) -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit, **environment(), "load": os.getloadavg()[0], **facts,
+        "date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit, **environment(), "mpi": mpi(),
+        "load": os.getloadavg()[0], **facts,
     }  # fmt: skip
+
+
+def mpi() -> str:
+    """The MPI that runs are started with, as its mpirun tells it."""
+    said = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+    mpich = re.search(r"Version:\s*(\S+)", said)
+    return f"MPICH {mpich[1]}" if mpich else said.splitlines()[0] if said else "unknown"
 
 
 def publish(name: str, title: str, rows: list[dict[str, Any]], **facts: Any) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from jobs.bench.report import ROOT
 from jobs.experiments.__main__ import EXPERIMENTS
+from jobs.experiments.scalability import best, points
 from jobs.experiments.store import places, read
 
 PAGE = ROOT / "jobs" / "figures" / "report.html"
@@ -79,19 +80,24 @@ def _progress(found: Found) -> list[Claim]:
 
 
 def _scalability(found: Found) -> list[Claim]:
-    claims = []
-    for scaling in ("strong", "weak"):
-        rows = [row for row in _rows(found, "scalability") if row["scaling"] == scaling]
-        if not rows:
+    claims: list[Claim] = []
+    for case in found.get("scalability", {}).get("cases", []):
+        scaling, nodes = next(reversed(list(points(case))), ("", 0))
+        if not nodes:
             continue
-        nodes = max(row["nodes"] for row in rows)
-        there = {row["way"]: row["speed_up"] for row in rows if row["nodes"] == nodes}
-        rings = {way: value for way, value in there.items() if "ring" in way and "server" not in way}
-        if rings:
-            best = max(rings, key=lambda way: rings[way])
-            others = ", ".join(f"{way} {value:.2f}" for way, value in there.items() if way not in rings)
-            claims.append((f"{scaling} scaling on {nodes} nodes, 4 layers: {best} {rings[best]:.2f} times one node",
-                           others, "emulated nodes", "scalability"))  # fmt: skip
+        there = best(case["rows"], scaling, nodes)
+        rings = " or ".join(f"{row['way']} {row['speed_up']:.1f}" for way, row in there.items() if "ring" in way)
+        others = ", ".join(f"{way} {row['speed_up']:.1f}" for way, row in there.items() if "ring" not in way)
+        paced = case["name"].partition(",")[0] != "full speed"
+        how = "emulated nodes" if paced else f"measured, {case['provenance']['cores']} cores"
+        claims.append((f"{scaling} scaling on {nodes} nodes, {case['name']}: {rings} times one node", others, how,
+                       "scalability"))  # fmt: skip
+        for row in case.get("far") or []:
+            if row["nodes"] == 4096 and row["way"] == "ring":
+                used = ", ".join(f"{each['way']} {each['used']:.1%}" for each in case["far"]
+                                 if each["nodes"] == 4096 and each is not row)  # fmt: skip
+                claims.append((f"weak scaling on 4096 nodes, {case['name']}: the ring uses {row['used']:.0%} of their "
+                               "speed", used, "simulated", "scalability"))  # fmt: skip
     far = [row for row in _rows(found, "architectures") if row["scaling"] == "weak" and row["nodes"] == 1024]
     if far:
         step = {row["name"]: row["step_seconds"] for row in far}

@@ -145,6 +145,24 @@ class Slurm:
         self._until(lambda: self.state(job) in wanted, f"job {job} {' or '.join(wanted)}", timeout)
         return self.state(job)
 
+    def lose(self, node: str) -> None:
+        """Kill all that runs on a node, its daemon first. SLURM is told what it would find out in some minutes."""
+        os.kill(int((self.folder / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+        said = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()}
+        parents, lost = {}, set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                pid = int(process.name)
+                parents[pid] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if said <= set((process / "environ").read_bytes().split(b"\0")):
+                    lost.add(pid)
+        while more := {pid for pid, parent in parents.items() if parent in lost} - lost:
+            lost |= more  # mpirun gives ranks the environment of the node on which it runs
+        for pid in lost:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
     def _until(self, condition, what: str, seconds: float) -> None:  # noqa: ANN001
         deadline = time.monotonic() + seconds
         while not condition():

@@ -68,15 +68,13 @@ class Across:
         for entry in self.round.copy():
             c, n, step = entry
             one = self.sums[c][n]
-            while one.awaited.Test():
+            while one.hop < one.hops and one.awaited.Test():
                 begin, hop, stage = clock(), one.hop, self.chunks[c].number
-                done = one.came()
+                one.came()
                 self.recorder.record("receive", begin, clock(), step, hop, -1, one.bytes[hop], stage)
-                if done:
-                    one.settle()
-                    self.round.remove(entry)
-                    self.left_over[c] -= 1
-                    break
+            if one.hop == one.hops and one.left():
+                self.round.remove(entry)
+                self.left_over[c] -= 1
 
     def _sent(self, c: int, begin: int, end: int, hop: int, size: int) -> None:
         self.recorder.record("across", begin, end, self.chunks[c].updates, hop, -1, size, self.chunks[c].number)

@@ -60,6 +60,7 @@ class Launched:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], heals: bool = False) -> None:
         self.heals, self._looked = heals, 0.0
+        self.srun = Path(command[0]).name == "srun" and "SLURM_JOB_ID" in os.environ
         self.before, self.left = _segments(), set[Path]()
         self.started = time.time()
         # A session of its own: Ctrl-C reaches the supervisor alone, which tells the job.
@@ -70,9 +71,12 @@ class Launched:
         self.places: list[tuple[str, int]] = []
 
     def tell(self, number: int) -> None:
-        """Send a signal to the launcher, which passes it on to all ranks."""
+        """Send a signal to all ranks, by way of the launcher; but srun itself would have them killed at once."""
         with suppress(OSError):
-            self.process.send_signal(number)
+            if self.srun:
+                subprocess.run(["scancel", f"--signal={number}", os.environ["SLURM_JOB_ID"]], timeout=60)
+            else:
+                self.process.send_signal(number)
 
     def wait(self, folder: RunFolder | None, until: float) -> End | None:
         """Wait until the job ends or the time (of the epoch) has come: None.

@@ -132,7 +132,8 @@ def test_ring_sum(comm):
             while one.hop < one.hops:
                 one.awaited.Wait()
                 one.came()
-            one.settle()
+            while not one.left():
+                pass
             np.testing.assert_allclose(array, comm.allreduce(mine.astype(np.float64)), rtol=1e-5, atol=1e-5)
             assert len({each.tobytes() for each in comm.allgather(array)}) == 1
         comm.Barrier()

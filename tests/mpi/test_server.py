@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import chessboard
 from mpi4py import MPI
+from raw_trace import shares
 
 import ps
 import ringtmp
@@ -603,6 +604,12 @@ def test_parts_sum_to_the_wall_time(base, comm):
     assert np.allclose(parts.sum(axis=1), table["wall"], rtol=0.01)
     assert (parts >= 0).all().all()
     assert (table["compute"] > 0).all()
+    for rank in range(N):
+        covered, waited = shares(base.run.path, rank)  # from the raw file
+        row, told = table.loc[rank], base.result.ranks[rank]["parts"]
+        assert waited == pytest.approx(row["wait"] / row["wall"], abs=1e-6)
+        assert covered + row["other"] / row["wall"] == pytest.approx(1, abs=0.01)
+        assert waited == pytest.approx(told["wait"] / sum(told.values()), abs=0.01)
     found = waits(*base.about())
     assert list(found.index) == list(base.workers)
     assert (found >= 0).all().all()

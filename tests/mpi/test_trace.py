@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from raw_trace import shares
 
 import ringtmp
 from ringtmp.analysis import open_run
@@ -17,16 +18,16 @@ SETTINGS = {
 }  # fmt: skip
 
 
-_traced: list[str] = []
+_traced: list[ringtmp.Result] = []
 
 
 @pytest.fixture
 def run(comm, shared_path):
     """One traced run for all tests, opened anew for each: they only read it."""
     if not _traced:
-        _traced.append(ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="traced").folder)
+        _traced.append(ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="traced"))
         comm.Barrier()
-    return open_run(_traced[0])
+    return open_run(_traced[0].folder)
 
 
 def test_neighbours_only(comm, run):
@@ -74,6 +75,20 @@ def test_parts_sum_to_the_wall_time(comm, run):
     assert np.allclose(parts.sum(axis=1), table["wall"], rtol=0.01)
     assert (parts >= 0).all().all()
     assert (table["compute"] > 0).all()
+
+
+def test_shares_from_the_raw_file(comm, run):
+    """The file's bytes, the data frame and the table at the end of the run say the same of each rank."""
+    table = run.breakdown()
+    for rank in range(comm.size):
+        covered, waited = shares(run.path, rank)
+        row = table.loc[rank]
+        assert waited == pytest.approx(row["wait"] / row["wall"], abs=1e-6)
+        assert covered + row["other"] / row["wall"] == pytest.approx(1, abs=0.01)
+        if comm.rank == 0:
+            parts = _traced[0].ranks[rank]["parts"]
+            assert waited == pytest.approx(parts["wait"] / sum(parts.values()), abs=0.01)
+            assert sum(parts.values()) / 1e9 == pytest.approx(row["wall"], rel=0.01)
 
 
 def test_clocks(comm, run):

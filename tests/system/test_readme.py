@@ -27,6 +27,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 STAND_INS = {
     "sbatch": 'export SLURM_JOB_NAME=job SLURM_JOB_ID=1; '
               'while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && export SLURM_NTASKS=${1#*=}; '
+              '[[ $1 == --array=1-2 ]] && export SLURM_ARRAY_JOB_ID=1 SLURM_ARRAY_TASK_ID=2; '
               '[[ $1 == --export=* ]] && for v in ${1#*=}; do IFS=, read -ra set <<< "$v"; for s in "${set[@]}"; do '
               '[[ $s == *=* ]] && export "$s"; done; done; shift; done; script=$1; shift; exec bash "$script" "$@"',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$REAL_MPIRUN" -n 2 "$@"',
@@ -105,6 +106,7 @@ def test_commands_in_their_order(workplace):
     assert len(next(text for line, text in said.items() if "ringtmp.sample" in line)) == 201
     cluster = next(text for line, text in said.items() if line.startswith("sbatch"))
     assert "2 ranks" in cluster
+    assert "lr = 0.03" in (workplace / "runs" / "job-1-2" / "config.toml").read_text()
     python_lines(workplace)
 
 
