@@ -607,8 +607,8 @@ def test_parts_sum_to_the_wall_time(base, comm):
     for rank in range(N):
         covered, waited = shares(base.run.path, rank)  # from the raw file
         row, told = table.loc[rank], base.result.ranks[rank]["parts"]
-        assert waited == pytest.approx(row["wait"] / row["wall"], abs=1e-6)
-        assert covered + row["other"] / row["wall"] == pytest.approx(1, abs=0.01)
+        assert waited == pytest.approx(row["wait"] / row["wall"], abs=0.001)
+        assert 1 - row["other"] / row["wall"] - 0.01 <= covered <= 1.001  # some events are of `other`
         assert waited == pytest.approx(told["wait"] / sum(told.values()), abs=0.01)
     found = waits(*base.about())
     assert list(found.index) == list(base.workers)

@@ -83,8 +83,8 @@ def test_shares_from_the_raw_file(comm, run):
     for rank in range(comm.size):
         covered, waited = shares(run.path, rank)
         row = table.loc[rank]
-        assert waited == pytest.approx(row["wait"] / row["wall"], abs=1e-6)
-        assert covered + row["other"] / row["wall"] == pytest.approx(1, abs=0.01)
+        assert waited == pytest.approx(row["wait"] / row["wall"], abs=0.001)
+        assert 1 - row["other"] / row["wall"] - 0.01 <= covered <= 1.001  # some events are of `other`
         if comm.rank == 0:
             parts = _traced[0].ranks[rank]["parts"]
             assert waited == pytest.approx(parts["wait"] / sum(parts.values()), abs=0.01)
