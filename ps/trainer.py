@@ -17,7 +17,8 @@ from ringtmp.nn.stage import Stage
 from ringtmp.run import checkpoint
 from ringtmp.run.data import share_data
 from ringtmp.run.job import Feeder
-from ringtmp.run.launch import Launch, train_with
+from ringtmp.run.launch import Launch
+from ringtmp.run.launches import train_with
 from ringtmp.run.node import NodeMemory
 from ringtmp.run.pace import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
 from ringtmp.run.recover import room_for

@@ -321,9 +321,9 @@ def draw(table: dict[str, Any], path: Path) -> None:
                 if dashed:
                     axis.plot(*zip(*dashed, strict=True), color=colour, linestyle="--", linewidth=0.9)
             axis.set_xscale("log", base=2)
-            ticks = axis.get_xlim()[1]
-            axis.set_xticks([n for n in (1, 4, 16, 64, 256, 1024, 4096) if n <= ticks],
-                            [str(n) for n in (1, 4, 16, 64, 256, 1024, 4096) if n <= ticks])  # fmt: skip
+            most = max([*counts, *(row["nodes"] for row in case.get("far") or [] if scaling == "weak")], default=1)
+            ticks = [n for n in ((1, 2, 4, 8, 16) if most <= 16 else (1, 4, 16, 64, 256, 1024, 4096)) if n <= most]
+            axis.set_xticks(ticks, [str(n) for n in ticks])
             axis.grid(color="#eeeeee")
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_ylim(0, 112)

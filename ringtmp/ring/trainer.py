@@ -19,7 +19,8 @@ from ringtmp.ring.tokens import TEST, TOKEN
 from ringtmp.run import checkpoint, ulfm
 from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder, Job
-from ringtmp.run.launch import Launch, train_with
+from ringtmp.run.launch import Launch
+from ringtmp.run.launches import train_with
 from ringtmp.run.mpi import runs, warn
 from ringtmp.run.node import Copy, NodeMemory
 from ringtmp.run.pace import Pace, lateness

@@ -56,7 +56,7 @@ def program(
         if not threads:
             return 0
         _before_numerics(threads)
-        from ringtmp.run.launch import launch
+        from ringtmp.run.launches import launch
 
         result = launch(trainer(), comm, from_file, flags, stop_request=lambda: stop.signal)
         if result.signal:

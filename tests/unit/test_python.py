@@ -8,7 +8,7 @@ from mpi4py import MPI
 import ringtmp
 from ringtmp.ring.trainer import RingLaunch
 from ringtmp.run.data import epoch_order, open_data
-from ringtmp.run.launch import launch
+from ringtmp.run.launches import launch
 
 SETTINGS = {"model": "mlp:5-8-6-3,activation=tanh", "batch_size": 10, "micro_batches": 3, "progress": False}
 
