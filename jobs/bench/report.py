@@ -69,14 +69,17 @@ def measured(case: str, values: list[float], unit: str, aim: float | None, less_
             "high": float(high), "aim": aim}  # fmt: skip
 
 
-def provenance(**facts: Any) -> dict[str, Any]:
-    """When, where and from which commit a file of numbers comes."""
+def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any) -> dict[str, Any]:
+    """When, where and from which commit a file of numbers comes.
+
+    `links`: what messages go over; `pace`: GFLOP/s of emulated nodes, or none.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit, **environment(), "mpi": mpi(),
-        "load": os.getloadavg()[0], **facts,
+        "links": links, "pace": pace, "load": os.getloadavg()[0], **facts,
     }  # fmt: skip
 
 

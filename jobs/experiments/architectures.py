@@ -244,8 +244,8 @@ def main() -> None:
         traffic = (p - 1) * each.layers * each.width  # 2 W M = 8 B d
         crossing.append({"width": each.width, "traffic": traffic})
         console.print(f"width {each.width}: one server moves as many bytes as a cut of the ring at {traffic:,}")
-    facts = provenance(seconds=round(took, 1), simulated=True, setting=asdict(setting), rows=options.rows,
-                       batch=options.batch)  # fmt: skip
+    facts = provenance(seconds=round(took, 1), links="simulated", pace="simulated", setting=asdict(setting),
+                       rows=options.rows, batch=options.batch)  # fmt: skip
     table = {"provenance": facts, "rows": [asdict(row) for row in rows],
              "sweep": [asdict(row) for each in swept.values() for row in each], "crossovers": crossing}  # fmt: skip
     if options.out or not options.quick:

@@ -228,7 +228,7 @@ def main() -> None:
             print(f"{case.ranks} nodes, {case.name} ({number + 1} of {rounds}): {said}", flush=True)
         seconds = round(time.perf_counter() - began, 1)
         measured = plain({
-            "case": asdict(case), "provenance": provenance(seconds=seconds, steps=steps, rounds=rounds),
+            "case": asdict(case), "provenance": provenance(seconds=seconds, steps=steps, rounds=rounds, pace=case.pace),
             "rows": tabulate(case, steps, results), "ways": results[0],
         })  # fmt: skip
         shown += measured["rows"]

@@ -78,7 +78,8 @@ def measure(number: int, rate: str, gflops: float, rounds: int, seconds: float) 
     took = round(time.perf_counter() - began, 1)
     facts = {"bandwidth": setting.bandwidth, "latency": setting.latency, "batch": setting.batch, "width": WIDTH,
              "layers": LAYERS, "gflops": gflops, "rate": rate, "cuts_of_a_link": SHARED, "skipped": SKIP}  # fmt: skip
-    return {"hosts": number, "rows": rows, "setting": facts, "provenance": provenance(seconds=took, rounds=rounds)}
+    return {"hosts": number, "rows": rows, "setting": facts,
+            "provenance": provenance(seconds=took, rounds=rounds, links=rate, pace=f"{gflops:g}")}  # fmt: skip
 
 
 def show(found: list[dict[str, Any]], console: Console) -> None:

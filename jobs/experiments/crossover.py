@@ -352,7 +352,8 @@ def main() -> None:
         some = tabulate(setting, sweep, points[sweep], rounds, ways)
         rows += some
         crossings += [crossing(sweep, rival, mine, some, rounds) for rival in list(WAYS)[1:]]
-    origin = provenance(seconds=round(time.perf_counter() - began, 1), rounds=len(rounds), not_measured=reason)
+    origin = provenance(seconds=round(time.perf_counter() - began, 1), rounds=len(rounds), not_measured=reason,
+                        links=setting.rate, pace=f"{setting.gflops:g}")  # fmt: skip
     table = plain({
         "provenance": origin, "setting": asdict(setting), "caveats": list(CAVEATS), "crossings": crossings,
         "same_bytes": {sweep: same_bytes(setting, sweep) for sweep in SWEEPS}, "rows": rows, "curves": curve,

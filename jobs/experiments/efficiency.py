@@ -93,7 +93,7 @@ def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
     said = ", ".join(f"{row['way']} {row['wait']:.1%}" for row in rows)
     print(f"{case.ranks} nodes, {case.name}: waiting: {said}", flush=True)
     seconds = round(time.perf_counter() - began, 1)
-    facts = provenance(seconds=seconds, rounds=rounds, steps=steps, pace=case.pace, links="shared memory")
+    facts = provenance(seconds=seconds, rounds=rounds, steps=steps, pace=case.pace)
     return {"ranks": case.ranks, "name": case.name, "rows": rows, "provenance": facts}
 
 

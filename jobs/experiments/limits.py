@@ -162,7 +162,13 @@ def main() -> None:
             f"worst {max(over):.2f}; within 1 point in {np.mean(over <= 1):.1%} of {len(rows)} settings"
         )
     if options.out or not quick:
-        publish("limits", options.out, {"provenance": provenance(), "rows": rows}, page, draw)
+        publish(
+            "limits",
+            options.out,
+            {"provenance": provenance(links="simulated", pace="simulated"), "rows": rows},
+            page,
+            draw,
+        )
 
 
 if __name__ == "__main__":

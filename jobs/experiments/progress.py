@@ -308,7 +308,7 @@ def main() -> None:
     facts = asdict(setting)
     seconds = time.perf_counter() - began
     table = {
-        "provenance": provenance(seconds=round(seconds, 1), runs=total), "setting": facts,
+        "provenance": provenance(seconds=round(seconds, 1), runs=total, pace=f"{setting.pace:g}"), "setting": facts,
         "ways": [asdict(way) for way in ways],
         "rows": tabulate(facts, rates, runs),
         "tuning": [{key: trial[key] for key in ("way", "lr", "seed", "train_loss")} for trial in trials],

@@ -57,7 +57,7 @@ def _efficiency(found: Found) -> list[Claim]:
         ring, others = rows.pop("ring"), [f"{way} {row['wait']:.0%}" for way, row in rows.items()]
         claims.append((
             f"{case['ranks']} nodes, {case['name']}: workers of the ring wait {ring['wait']:.0%} of the time",
-            ", ".join(others), "emulated nodes", "efficiency",
+            ", ".join(others), f"emulated nodes, {case['provenance']['cores']} cores", "efficiency",
         ))  # fmt: skip
     return claims
 
@@ -90,7 +90,7 @@ def _scalability(found: Found) -> list[Claim]:
         rings = ", ".join(f"{way} {times}" for way, times in ways.items() if "ring" in way)
         others = ", ".join(f"{way} {times}" for way, times in ways.items() if "ring" not in way)
         paced = case["name"].partition(",")[0] != "full speed"
-        how = "emulated nodes" if paced else f"measured, {case['provenance']['cores']} cores"
+        how = f"{'emulated nodes' if paced else 'measured'}, {case['provenance']['cores']} cores"
         what = f"times one node, {' / '.join(scalings)} scaling, {nodes} nodes, {case['name']}"
         claims.append((f"{what}: {rings}", others, how, "scalability"))
         for row in case.get("far") or []:

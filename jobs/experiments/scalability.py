@@ -203,7 +203,9 @@ def measured(scene: Scene, counts: Sequence[int], scalings: Sequence[str], round
     took = round(time.perf_counter() - began, 1)
     return {"name": scene.name, "width": scene.width, "link": scene.link, "gflops": setting.gflops, "rows": rows,
             "bandwidth": setting.bandwidth, "latency": setting.latency, "weak": scene.weak, "strong": scene.strong,
-            "provenance": provenance(seconds=took, rounds=rounds, seconds_of_a_run=seconds)}  # fmt: skip
+            "provenance": provenance(seconds=took, rounds=rounds, seconds_of_a_run=seconds,
+                                     links=scene.link or "shared memory",
+                                     pace=f"{scene.gflops:g}" if scene.sample else "none")}  # fmt: skip
 
 
 def far(case: dict[str, Any], most: int) -> list[dict[str, Any]]:

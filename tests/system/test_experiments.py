@@ -37,15 +37,22 @@ def left(tmp_path_factory):
     return tmp_path_factory.mktemp("experiments")
 
 
+def assert_stated(table):
+    """Each part of a result file says where it comes from."""
+    whole = table.get("provenance") or {}
+    parts = [case["provenance"] for case in table.get("cases", [])]
+    parts += [whole] if "commit" in whole else [part for part in whole.values() if isinstance(part, dict)]
+    assert parts
+    for part in parts:
+        assert {"commit", "date", "versions", "host", "cores", "cpu", "mpi", "links", "pace"} <= set(part)
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_quick(left, name):
     done = experiment(name, "--quick", "--out", left)
     assert done.returncode == 0, done.stdout + done.stderr
     module = EXPERIMENTS[name][0]
-    table = read(left / f"{module}.h5")
-    stated = table.get("provenance") or table["cases"][0]["provenance"]
-    for key in ("commit", "versions", "host", "cores", "cpu"):
-        assert key in str(stated), stated
+    assert_stated(read(left / f"{module}.h5"))
     assert (left / f"{module}.md").read_text().count("|") > 30
     assert module in ("capacity", "optimum") or (left / f"{module}.png").stat().st_size > 10_000
 
@@ -63,6 +70,11 @@ def test_report(tmp_path):
 def test_the_readme_has_the_claims_of_the_report():
     found = {module: read(path) for module, _ in EXPERIMENTS.values() if (path := places(module)[0]).exists()}
     assert claims(found) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("module", [module for module, _ in EXPERIMENTS.values() if places(module)[0].exists()])
+def test_results_say_where_they_come_from(module):
+    assert_stated(read(places(module)[0]))
 
 
 def test_shares_are_whole():

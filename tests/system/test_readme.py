@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from conftest import ROOT
 
+from kernels._jit import CACHE
+
 pytestmark = pytest.mark.alone
 
 README = (ROOT / "README.md").read_text()
@@ -58,7 +60,7 @@ def run(line, workplace):
     made = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "MPI", "RANKS", "MPIRUN")  # what this run was made with
     ours = {key: value for key, value in os.environ.items() if key not in made}
     env = ours | {"PATH": f"{workplace / 'shims'}:{BIN}:{os.environ['PATH']}", "REAL_MPIRUN": str(BIN / "mpirun"),
-                        "MPLBACKEND": "agg"}  # fmt: skip
+                  "MPLBACKEND": "agg", "NUMBA_CACHE_DIR": str(CACHE.parent)}  # fmt: skip
     done = subprocess.run(["bash", "-euc", line], cwd=workplace, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
