@@ -247,15 +247,15 @@ def _inline(text: str) -> str:
 def page(found: Found, table: str, folder: str | None) -> str:
     """The whole page."""
     sections, names = [], []
-    for name, (module, what) in EXPERIMENTS.items():
+    for name, (module, _) in EXPERIMENTS.items():
         result, figure = places(module, folder)
         tables = result.with_suffix(".md")
         if module not in found and not figure.exists():
             continue
         names.append(name)
         about = (import_module(f"jobs.experiments.{module}").__doc__ or "").split("\n\n")
-        text = [f'<h2 id="{name}">{name}</h2>', f"<p>{html.escape(what)}</p>"]
-        text += [f"<p>{html.escape(' '.join(part.split()))}</p>" for part in about[:1] + about[2:]]
+        text = [f'<h2 id="{name}">{name}</h2>']
+        text += [f"<p>{_inline(' '.join(part.split()))}</p>" for part in about[:1] + about[2:]]
         if figure.exists():
             data = base64.b64encode(figure.read_bytes()).decode()
             text.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
