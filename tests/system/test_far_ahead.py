@@ -4,9 +4,10 @@ import pytest
 
 # MPICH over libfabric's TCP within this host; other MPIs heed none of it, and have to end as well.
 TCP = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
-COMMON = ("--steps", "2", "--eval-every", "0", "--trace", "off", "--heartbeat", "30")
+COMMON = ("--steps", "2", "--eval-every", "0", "--trace", "off", "--pace", "1,0.2")
 ALL_REDUCE = ("--model", "mlp:64-256x17-10", "--batch-size", "32", "--consistency", "allreduce", "--chunk", "16KiB")
-CHUNKS = ("--model", "mlp:64-256x7-10", "--batch-size", "128", "--micro-batches", "128", "--chunks", "2")
+CHUNKS = ("--model", "mlp:64-256x7-10", "--batch-size", "128", "--micro-batches", "128", "--chunks", "2",
+          "--heartbeat", "30")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,6 @@ CHUNKS = ("--model", "mlp:64-256x7-10", "--batch-size", "128", "--micro-batches"
     ],
 )
 def test_nobody_waits_for_ever(launch, module, words, env):
-    done = launch(2, "-m", module, *words, *COMMON[: 8 if module == "ringtmp.train" else 6], "--pace", "1,0.2",
-                  timeout=60, **TCP, **env)  # fmt: skip
+    done = launch(2, "-m", module, *words, *COMMON, timeout=60, **TCP, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished at step 2" in done.stdout
