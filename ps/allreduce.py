@@ -94,14 +94,8 @@ class AllReduce:
         self.recorder.record("send", begin, end, bucket.step, hop, self.right, size, bucket.keys.number)
 
     def poll(self) -> bool:  # noqa: D102
-        left = [bucket for bucket in self.leaving if bucket.sum.left()]
-        for bucket in left:
-            self.leaving.remove(bucket)
-            self._update(bucket)
-        if not self.round:
-            return bool(left)
         begin = clock()
-        done = self.testsome([bucket.sum.awaited for bucket in self.round])
+        done = self.testsome([bucket.sum.awaited for bucket in self.round]) if self.round else None
         for bucket in [self.round[at] for at in sorted(done or ())]:
             hop, size = bucket.sum.hop, bucket.sum.bytes[bucket.sum.hop]
             whole = bucket.sum.came()
@@ -109,12 +103,12 @@ class AllReduce:
             self.recorder.record("receive", begin, now, bucket.step, hop, self.left, size, bucket.keys.number)
             if whole:
                 self.round.remove(bucket)
-                if bucket.sum.left():
-                    self._update(bucket)
-                else:
-                    self.leaving.append(bucket)
-                now = clock()
+                self.leaving.append(bucket)
             begin = now
+        left = [bucket for bucket in self.leaving if bucket.sum.left()]
+        for bucket in left:
+            self.leaving.remove(bucket)
+            self._update(bucket)
         return bool(done or left)
 
     def _update(self, bucket: Bucket) -> None:

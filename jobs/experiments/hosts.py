@@ -36,8 +36,7 @@ _HOST = (*_SWITCH, "--pid", "--fork", "--kill-child", "--mount-proc")
 _TBF = "root tbf burst 32kb latency 20ms rate"
 _TRY = f"ip link add one type veth peer name two && ip link add hub type bridge && tc qdisc add dev one {_TBF} 1mbit"
 # MPICH by itself takes UCX; OFI by itself takes `sockets`, which moves nothing while the sender computes.
-# FI_TCP_MAX_SAVED: as `ringtmp` sets it, for programs that import mpi4py first.
-_MPICH = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_MAX_SAVED": str(1 << 20)}
+_MPICH = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
 # What pid 1 does; $1 is the host's name, $2 the /etc/hosts of all. No IPv6: it talks unasked, and has addresses too.
 _HOLD = """set -e
 for each in all default; do echo 1 >/proc/sys/net/ipv6/conf/$each/disable_ipv6 || :; done 2>/dev/null

@@ -23,7 +23,7 @@ from typing import Any
 from jobs.bench.report import ROOT
 from jobs.experiments.__main__ import EXPERIMENTS
 from jobs.experiments.scalability import best
-from jobs.experiments.store import places, read
+from jobs.experiments.store import places, read, sources
 
 PAGE = ROOT / "jobs" / "figures" / "report.html"
 MARKS = "<!-- claims -->\n", "<!-- /claims -->"
@@ -275,16 +275,13 @@ def page(found: Found, table: str, folder: str | None) -> str:
 
 def origin(table: dict[str, Any]) -> str:
     """When, where and from which commit results come."""
-    told = [each["provenance"] for each in table.get("cases", []) if "provenance" in each]
-    stated = table.get("provenance") or {}
-    told += [stated] if "commit" in stated else [each for each in stated.values() if isinstance(each, dict)]
     parts = []
-    for each in told:
+    for each in sources(table):
         if "commit" in each:
             parts.append(
                 f"{each['date']}, commit {each['commit']}, {each.get('cpu', '')}, {each.get('cores', '?')} cores"
             )
-    return "; ".join(dict.fromkeys(parts)) or json.dumps(stated)[:300]
+    return "; ".join(dict.fromkeys(parts)) or json.dumps(table.get("provenance") or {})[:300]
 
 
 def main() -> int:

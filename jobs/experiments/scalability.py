@@ -132,11 +132,11 @@ class Scene:
         return chained(data_parallel(setting, nodes - served, batch, exchange, 12))[0]
 
 
-FULL = {"sample": 0.0, "strong": 512, "weak": 64, "rows": 16}
 SCENES = (
     Scene("narrow", 32, None), Scene("narrow", 32, "100mbit", chunk="32KiB"),
     Scene("wide", 256, None), Scene("wide", 256, "1000mbit", chunk="128KiB"),
-    Scene("wide", 256, "100mbit", chunk="32KiB"), Scene("full speed", 512, None, **FULL),  # type: ignore[arg-type]
+    Scene("wide", 256, "100mbit", chunk="32KiB"),
+    Scene("full speed", 512, None, sample=0.0, strong=512, weak=64, rows=16),
 )  # fmt: skip
 
 

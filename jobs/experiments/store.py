@@ -94,6 +94,13 @@ def renewed(cases: list[dict[str, Any]], case: dict[str, Any], key: Callable[[di
     return sorted([*(each for each in cases if key(each) != key(case)), case], key=key)
 
 
+def sources(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where each part of a result file comes from: of the whole, of its parts by name, of its cases."""
+    stated = table.get("provenance") or {}
+    parts = [stated] if "commit" in stated else [each for each in stated.values() if isinstance(each, dict)]
+    return [each["provenance"] for each in table.get("cases", []) if "provenance" in each] + parts
+
+
 class Page(Console):
     """A terminal that remembers the tables it has shown."""
 

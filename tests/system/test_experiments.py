@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from jobs.experiments.__main__ import EXPERIMENTS
 from jobs.experiments.report import claims
-from jobs.experiments.store import places, read
+from jobs.experiments.store import places, read, sources
 
 LONG = (
     "efficiency",
@@ -39,10 +39,9 @@ def left(tmp_path_factory):
 
 def assert_stated(table):
     """Each part of a result file says where it comes from."""
-    whole = table.get("provenance") or {}
-    parts = [case["provenance"] for case in table.get("cases", [])]
-    parts += [whole] if "commit" in whole else [part for part in whole.values() if isinstance(part, dict)]
+    parts = sources(table)
     assert parts
+    assert len(parts) >= len(table.get("cases", []))
     for part in parts:
         assert {"commit", "date", "versions", "host", "cores", "cpu", "mpi", "links", "pace"} <= set(part)
 

@@ -26,8 +26,8 @@ FOUR = ("--nodes=2", "--ntasks-per-node=2")
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    if why_not():
-        pytest.skip(str(why_not()))
+    if why := why_not():
+        pytest.skip(why)
     with Slurm(tmp_path_factory.mktemp("s"), nodes=3, cpus=2) as cluster:
         yield cluster
 
