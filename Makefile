@@ -136,7 +136,7 @@ soak: $(READY)
 # Recovery time, throughput after a loss, efficiency under failures, outcomes by role and fault; an hour and a half.
 # ARGS=--quick: three minutes on a quiet machine, and nothing is written.
 experiment-survive: $(READY)
-	MPIRUN=$(MPIRUN) $(BIN)/python -m jobs.experiments.survive $(ARGS)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m jobs.experiments.resilience $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs

@@ -9,7 +9,7 @@ SLOPED = ("gelu", "silu")  # their slope does not follow from their value: F kee
 
 
 @jit
-def activate(y, slope, first, last, activation):  # noqa: ANN001, ANN201
+def activate(y, slope, first, last, activation):
     """Rows `first`...`last` - 1 of y[m, n] become activation(y); slope[m, n] takes its derivative if `SLOPED`."""
     kind = y.dtype.type
     n = y.shape[1]
@@ -39,7 +39,7 @@ def activate(y, slope, first, last, activation):  # noqa: ANN001, ANN201
 
 
 @jit
-def deactivate(y, slope, dy, first, last, activation):  # noqa: ANN001, ANN201
+def deactivate(y, slope, dy, first, last, activation):
     """The gradient at y, in dy[m, n], becomes the gradient before the activation."""
     kind = y.dtype.type
     n = dy.shape[1]

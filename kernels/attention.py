@@ -14,7 +14,7 @@ BLOCK = 32  # queries
 
 
 @jit
-def attention_forward(qkv, y, logsum, heads, room):  # noqa: ANN001, ANN201
+def attention_forward(qkv, y, logsum, heads, room):
     """y[m, T, n] of qkv[m, T, 3 n]; logsum[m, heads, T] is kept for I; room: (d + BLOCK) T numbers, d = n / heads."""
     m, steps, n = y.shape
     d, wide = n // heads, 3 * n
@@ -46,12 +46,27 @@ def attention_forward(qkv, y, logsum, heads, room):  # noqa: ANN001, ANN201
                     for t in range(seen, keys):
                         row[t] = 0
                     logsum[i, head, first + r] = top * scale + kind(math.log(total))
-                along(room, scores, steps, a, q + 2 * n, wide, c, (i * steps + first) * n + head * d, n, rows, d, keys,
-                      0, False, a)  # fmt: skip
+                along(
+                    room,
+                    scores,
+                    steps,
+                    a,
+                    q + 2 * n,
+                    wide,
+                    c,
+                    (i * steps + first) * n + head * d,
+                    n,
+                    rows,
+                    d,
+                    keys,
+                    0,
+                    False,
+                    a,
+                )
 
 
 @jit
-def attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room):  # noqa: ANN001, ANN201
+def attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room):
     """dqkv[m, T, 3 n] from dy[m, T, n]; room: 2 (d + BLOCK) T numbers."""
     m, steps, n = y.shape
     d, wide = n // heads, 3 * n

@@ -15,17 +15,14 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels import clock, shares
 from kernels._jit import CACHE, config
 from kernels.activations import activate, deactivate
 from kernels.attention import attention_backward_input, attention_forward
-from kernels.checksum import checksum
 from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
 from kernels.denormals import flush_denormals
 from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
 from kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_norm
 from kernels.embedding import embedding_backward_weight, embedding_forward
-from kernels.fletcher import fletcher32
 from kernels.gemm import panels_to_rows, rows_to_panels, transpose_panels
 from kernels.losses import mean_squared_error, softmax_cross_entropy
 from kernels.norm import (
@@ -49,6 +46,10 @@ from kernels.serve import (
     to_half,
     top_k,
 )
+from ringtmp.simulate import data_parallel_clock as shares
+from ringtmp.simulate import pipeline_clock as clock
+from ringtmp.storage.checksum import checksum
+from ringtmp.storage.fletcher import fletcher32
 
 
 def compile_all(
@@ -77,9 +78,17 @@ def compile_all(
 
 def _fingerprint(dtype: np.dtype) -> str:
     folder = Path(__file__).absolute().parent  # as Numba's cache has it: with its links
-    facts = [str(folder), numba.__version__, llvmlite.__version__, platform.python_version(), dtype.name,
-             str(config.CPU_NAME), str(config.CPU_FEATURES),
-             llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]  # fmt: skip
+    facts = [
+        str(folder),
+        numba.__version__,
+        llvmlite.__version__,
+        platform.python_version(),
+        dtype.name,
+        str(config.CPU_NAME),
+        str(config.CPU_FEATURES),
+        llvmlite.binding.get_host_cpu_name(),
+        llvmlite.binding.get_host_cpu_features().flatten(),
+    ]
     for source in sorted(folder.glob("*.py")):
         # Numba's own key is the file's time and size, so a touched file must give another stamp as well.
         facts.append(f"{source.name} {source.stat().st_mtime_ns} {source.read_text()}")
@@ -147,8 +156,29 @@ def _clock(dtype: np.dtype) -> None:
     none, numbers = np.zeros(0, np.int64), np.ones((2, 4))
     bounds = np.ones((2, 1), np.int64)
     clock.stretch(0.5, 0, 0, 0, 0)
-    clock.run(2, 1, np.ones(2), 1, numbers, np.ones(2), np.arange(1, 3), 0.0, 0.0, np.zeros((2, 2)), 0.0, 0, none,
-              np.zeros(2, np.int64), bounds, bounds.copy(), 1, 0, 0, 1, np.zeros((0, 6)))  # fmt: skip
+    clock.run(
+        2,
+        1,
+        np.ones(2),
+        1,
+        numbers,
+        np.ones(2),
+        np.arange(1, 3),
+        0.0,
+        0.0,
+        np.zeros((2, 2)),
+        0.0,
+        0,
+        none,
+        np.zeros(2, np.int64),
+        bounds,
+        bounds.copy(),
+        1,
+        0,
+        0,
+        1,
+        np.zeros((0, 6)),
+    )
 
 
 def _shares(dtype: np.dtype) -> None:
@@ -187,6 +217,11 @@ def _keep(dtype: np.dtype) -> None:
 
 
 FAMILIES: dict[str, Callable[[np.dtype], None]] = {
-    "base": _base, "images": _images, "sequences": _sequences, "serve": _serve, "clock": _clock, "shares": _shares,
+    "base": _base,
+    "images": _images,
+    "sequences": _sequences,
+    "serve": _serve,
+    "clock": _clock,
+    "shares": _shares,
     "keep": _keep,
-}  # fmt: skip
+}

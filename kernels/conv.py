@@ -14,7 +14,7 @@ from kernels.tile import PANEL
 
 
 @jit
-def _spread(x, x0, h, w, c, room, high, wide, top, apart):  # noqa: ANN001, ANN202
+def _spread(x, x0, h, w, c, room, high, wide, top, apart):
     """An image [h, w, c] into a room [high, wide, c] of zeros, `top` from its edges, pixels `apart` from each other."""
     for j in range(high * wide * c):
         room[uintp(j)] = 0
@@ -28,7 +28,7 @@ def _spread(x, x0, h, w, c, room, high, wide, top, apart):  # noqa: ANN001, ANN2
 
 
 @jit
-def _padded(x, x0, high, wide, c, pad, room):  # noqa: ANN001, ANN202
+def _padded(x, x0, high, wide, c, pad, room):
     """An image with `pad` zeros round it: the array that it lies in, and its place there."""
     if not pad:
         return x, x0
@@ -37,7 +37,7 @@ def _padded(x, x0, high, wide, c, pad, room):  # noqa: ANN001, ANN202
 
 
 @jit
-def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room):  # noqa: ANN001, ANN201
+def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room):
     """y[m, h, w, o] = activation(conv(x[m, H, W, c]) + bias[o]); slope[m * h * w, o] if the activation is `SLOPED`.
 
     room: (H + 2 pad) (W + 2 pad) c numbers.
@@ -51,15 +51,29 @@ def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room)
         image, at = _padded(a, i * high * wide * c, high, wide, c, pad, room)
         for u in range(h):
             for row in range(size):
-                along(image, at + (u * stride + row) * full * c, stride * c, weight, row * size * c * o, 0,
-                      out, (i * h + u) * w * o, o, w, o, size * c, 1 if row else (2 if bias.size > 0 else 0),
-                      activation == RELU and row == size - 1, bias)  # fmt: skip
+                along(
+                    image,
+                    at + (u * stride + row) * full * c,
+                    stride * c,
+                    weight,
+                    row * size * c * o,
+                    0,
+                    out,
+                    (i * h + u) * w * o,
+                    o,
+                    w,
+                    o,
+                    size * c,
+                    1 if row else (2 if bias.size > 0 else 0),
+                    activation == RELU and row == size - 1,
+                    bias,
+                )
         if activation != LINEAR and activation != RELU:
             activate(flat, slope, i * h * w, (i + 1) * h * w, activation)
 
 
 @jit
-def conv_turn(weight, turned, size, c, o):  # noqa: ANN001, ANN201
+def conv_turn(weight, turned, size, c, o):
     """The weights that I needs: rows and columns of the kernel backwards, channels and outputs exchanged."""
     for row in range(size):
         for column in range(size):
@@ -75,7 +89,7 @@ def conv_turn(weight, turned, size, c, o):  # noqa: ANN001, ANN201
 
 
 @jit
-def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation, room):  # noqa: ANN001, ANN201
+def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation, room):
     """dy[m, h, w, o] becomes the gradient before the activation; dx[m, H, W, c] follows (left out if of size 0).
 
     The gradient, its pixels `stride` apart among zeros, is convolved with the turned kernel (`conv_turn`).
@@ -97,15 +111,30 @@ def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation,
             for row in range(size):
                 inside = u + row - top
                 if inside % stride == 0 and 0 <= inside < h * stride:  # other rows hold zeros
-                    along(room, (u + row) * full * o, o, turned, row * size * o * c, 0,
-                          out, (i * high + u) * wide * c, c, wide, c, size * o, begun, False, room)  # fmt: skip
+                    along(
+                        room,
+                        (u + row) * full * o,
+                        o,
+                        turned,
+                        row * size * o * c,
+                        0,
+                        out,
+                        (i * high + u) * wide * c,
+                        c,
+                        wide,
+                        c,
+                        size * o,
+                        begun,
+                        False,
+                        room,
+                    )
                     begun = 1
             if not begun:
                 dx[i, u] = 0
 
 
 @jit
-def conv_backward_weight(x, delta, grad_weight, grad_bias, size, stride, pad, add, room):  # noqa: ANN001, ANN201
+def conv_backward_weight(x, delta, grad_weight, grad_bias, size, stride, pad, add, room):
     """Gradients of weight and bias from x[m, H, W, c] and delta[m, h, w, o], samples and rows in ascending order.
 
     Added onto what is there if `add`. room as in `conv_forward`.
@@ -119,7 +148,20 @@ def conv_backward_weight(x, delta, grad_weight, grad_bias, size, stride, pad, ad
         for u in range(h):
             later = add or i > 0 or u > 0
             for row in range(size):
-                across(image, at + (u * stride + row) * full * c, stride * c, g, (i * h + u) * w * o, o,
-                       grad_weight, row * size * c * o, 0, size * c, o, w, later)  # fmt: skip
+                across(
+                    image,
+                    at + (u * stride + row) * full * c,
+                    stride * c,
+                    g,
+                    (i * h + u) * w * o,
+                    o,
+                    grad_weight,
+                    row * size * c * o,
+                    0,
+                    size * c,
+                    o,
+                    w,
+                    later,
+                )
             if grad_bias.size > 0:
                 column_sums(g, (i * h + u) * w * o, o, w, o, grad_bias, later)

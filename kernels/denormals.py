@@ -29,7 +29,7 @@ def _access(builder: ir.IRBuilder, name: str, place: Any) -> None:
 
 
 @intrinsic
-def _read(typingctx):  # noqa: ANN001, ANN202
+def _read(typingctx):
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         place = cgutils.alloca_once(builder, ir.IntType(32))
         _access(builder, "llvm.x86.sse.stmxcsr", place)
@@ -39,7 +39,7 @@ def _read(typingctx):  # noqa: ANN001, ANN202
 
 
 @intrinsic
-def _write(typingctx, value):  # noqa: ANN001, ANN202
+def _write(typingctx, value):
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         place = cgutils.alloca_once(builder, ir.IntType(32))
         builder.store(arguments[0], place)
@@ -50,7 +50,7 @@ def _write(typingctx, value):  # noqa: ANN001, ANN202
 
 
 @jit
-def _set(bits):  # noqa: ANN001, ANN202
+def _set(bits):
     """Set the control register; returns what it was."""
     before = _read()
     _write(types.uint32(bits))
@@ -58,7 +58,7 @@ def _set(bits):  # noqa: ANN001, ANN202
 
 
 @jit
-def _get():  # noqa: ANN202
+def _get():
     return _read()
 
 

@@ -12,7 +12,7 @@ _ROWS = 64  # of a block that stays in the cache between product and activation
 
 
 @jit
-def dense_forward(x, weight, bias, y, slope, activation):  # noqa: ANN001, ANN201
+def dense_forward(x, weight, bias, y, slope, activation):
     """y[m, n] = activation(x[m, k] @ weight + bias[n]); weight [k, n] in panels; bias of size 0: none.
 
     slope[m, n] takes the activation's derivative where y does not give it (`SLOPED`).
@@ -31,7 +31,7 @@ def dense_forward(x, weight, bias, y, slope, activation):  # noqa: ANN001, ANN20
 
 
 @jit
-def dense_backward_input(y, slope, dy, transposed, dx, activation):  # noqa: ANN001, ANN201
+def dense_backward_input(y, slope, dy, transposed, dx, activation):
     """dy[m, n] becomes the gradient at x @ weight + bias; dx[m, k] = that @ weight.T (left out if dx has size 0).
 
     transposed: weight.T [n, k] in panels.
@@ -48,7 +48,7 @@ def dense_backward_input(y, slope, dy, transposed, dx, activation):  # noqa: ANN
 
 
 @jit
-def dense_stack(x, delta, room, at, total):  # noqa: ANN001, ANN201
+def dense_stack(x, delta, room, at, total):
     """Rows x[m, k] and delta[m, n] become rows `at`... of `total` in panels, in room[total * (k + n)], for W."""
     m, k = x.shape
     n = delta.shape[1]
@@ -57,7 +57,7 @@ def dense_stack(x, delta, room, at, total):  # noqa: ANN001, ANN201
 
 
 @jit
-def dense_backward_weight(room, total, k, n, grad_weight, grad_bias, add):  # noqa: ANN001, ANN201
+def dense_backward_weight(room, total, k, n, grad_weight, grad_bias, add):
     """grad_weight (in panels) and grad_bias[n] = x.T @ delta and the column sums of delta, from `dense_stack`.
 
     Added onto what is there if `add`.

@@ -9,14 +9,14 @@ _S30, _S27, _S31, _S40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 
 
 @jit
-def add_to(y, x):  # noqa: ANN001, ANN201
+def add_to(y, x):
     """y += x, both flat."""
     for i in range(y.size):
         y[i] += x[i]
 
 
 @jit
-def _mix(z):  # noqa: ANN001, ANN202
+def _mix(z):
     """Scramble 64 bits (the finaliser of SplitMix64: Steele, Lea & Flood 2014)."""
     z = (z ^ (z >> _S30)) * _MULTIPLY1
     z = (z ^ (z >> _S27)) * _MULTIPLY2
@@ -24,7 +24,7 @@ def _mix(z):  # noqa: ANN001, ANN202
 
 
 @jit
-def dropout(x, y, rate, key, step, sample):  # noqa: ANN001, ANN201
+def dropout(x, y, rate, key, step, sample):
     """y[m, n] = x / (1 - rate), or 0 with probability `rate`; x and y may be one array.
 
     Row i belongs to sample number `sample` + i of optimizer step `step`; whether number j of it is kept depends on
@@ -43,7 +43,7 @@ def dropout(x, y, rate, key, step, sample):  # noqa: ANN001, ANN201
 
 
 @jit
-def clip_value(g, limit):  # noqa: ANN001, ANN201
+def clip_value(g, limit):
     """Every number of flat g to [-limit, limit]; NaN stays."""
     low, high = g.dtype.type(-limit), g.dtype.type(limit)
     for i in range(g.size):
@@ -52,7 +52,7 @@ def clip_value(g, limit):  # noqa: ANN001, ANN201
 
 
 @jit
-def squared_norm(g):  # noqa: ANN001, ANN201
+def squared_norm(g):
     """Sum of squares of flat g, in float64."""
     total = 0.0
     for i in range(g.size):
@@ -62,7 +62,7 @@ def squared_norm(g):  # noqa: ANN001, ANN201
 
 
 @jit
-def scale_by(g, factor):  # noqa: ANN001, ANN201
+def scale_by(g, factor):
     """g *= factor."""
     f = g.dtype.type(factor)
     for i in range(g.size):

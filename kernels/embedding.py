@@ -4,7 +4,7 @@ from kernels._jit import jit
 
 
 @jit
-def embedding_forward(tokens, table, position, y):  # noqa: ANN001, ANN201
+def embedding_forward(tokens, table, position, y):
     """y[m, T, n] for tokens[m, T] (int64, in range)."""
     m, steps, n = y.shape
     for i in range(m):
@@ -15,7 +15,7 @@ def embedding_forward(tokens, table, position, y):  # noqa: ANN001, ANN201
 
 
 @jit
-def embedding_backward_weight(tokens, dy, grad_table, grad_position, add):  # noqa: ANN001, ANN201
+def embedding_backward_weight(tokens, dy, grad_table, grad_position, add):
     """Gradients of table [tokens, n] and position [T, n], in ascending order of samples and places."""
     m, steps, n = dy.shape
     if not add:

@@ -21,7 +21,7 @@ DEPTH = 256  # samples that one product of W takes at once
 
 
 @jit
-def along(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, start, relu, bias):  # noqa: ANN001, ANN201
+def along(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, start, relu, bias):
     """C[m, n] = start + A[m, k] @ B[k, n]; start is 0, C itself (1) or `bias`[n] for every row (2); then relu.
 
     B natural or in panels (ldb 0); A and C natural.
@@ -42,17 +42,48 @@ def along(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, start, relu, bias):  # no
                     here = (first + height - row) // (tiles - number)
                     place = c0 + row * ldc + panel + column
                     if start == 1:
-                        tile_along(here, a, a0 + row * lda, lda, b, at + column, step, c, place, ldc, c, place, ldc, k,
-                                   min(columns, width - column), relu)  # fmt: skip
+                        tile_along(
+                            here,
+                            a,
+                            a0 + row * lda,
+                            lda,
+                            b,
+                            at + column,
+                            step,
+                            c,
+                            place,
+                            ldc,
+                            c,
+                            place,
+                            ldc,
+                            k,
+                            min(columns, width - column),
+                            relu,
+                        )
                     else:
-                        tile_along(here, a, a0 + row * lda, lda, b, at + column, step,
-                                   bias, panel + column if start == 2 else -1, 0, c, place, ldc, k,
-                                   min(columns, width - column), relu)  # fmt: skip
+                        tile_along(
+                            here,
+                            a,
+                            a0 + row * lda,
+                            lda,
+                            b,
+                            at + column,
+                            step,
+                            bias,
+                            panel + column if start == 2 else -1,
+                            0,
+                            c,
+                            place,
+                            ldc,
+                            k,
+                            min(columns, width - column),
+                            relu,
+                        )
                     row += here
 
 
 @jit
-def across(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, add):  # noqa: ANN001, ANN201
+def across(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, add):
     """C[m, n] = A[k, m].T @ B[k, n], added onto C if `add`. Each of A, B and C natural or in panels (step 0)."""
     item = c.itemsize
     rows = _ROWS4 if item == 4 else _ROWS8
@@ -70,14 +101,29 @@ def across(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, add):  # noqa: ANN001, A
                 here = (height - row) // (tiles - number)
                 for column in range(0, width, columns):
                     place = c_at + (strip + row) * c_step + column
-                    tile_across(here, a, a_at + row, a_step, b, b_at + column, b_step, c, place if add else -1,
-                                c_step if add else 0, c, place, c_step, k, min(columns, width - column),
-                                False)  # fmt: skip
+                    tile_across(
+                        here,
+                        a,
+                        a_at + row,
+                        a_step,
+                        b,
+                        b_at + column,
+                        b_step,
+                        c,
+                        place if add else -1,
+                        c_step if add else 0,
+                        c,
+                        place,
+                        c_step,
+                        k,
+                        min(columns, width - column),
+                        False,
+                    )
                 row += here
 
 
 @jit
-def column_sums(b, b0, ldb, k, n, out, add):  # noqa: ANN001, ANN201
+def column_sums(b, b0, ldb, k, n, out, add):
     """out[n] = the sum over the rows of B[k, n], in ascending order, added onto out if `add`."""
     for panel in range(0, n, PANEL):
         width = min(PANEL, n - panel)
@@ -91,7 +137,7 @@ def column_sums(b, b0, ldb, k, n, out, add):  # noqa: ANN001, ANN201
 
 
 @jit
-def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):  # noqa: ANN001, ANN201
+def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):
     """Rows of a natural x[m, n] become rows `at`... of a matrix of `total` rows in panels."""
     for panel in range(0, n, PANEL):
         width = min(PANEL, n - panel)
@@ -106,7 +152,7 @@ def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):  # noqa: ANN001, ANN
 
 
 @jit
-def panels_to_rows(p, m, n, out):  # noqa: ANN001, ANN201
+def panels_to_rows(p, m, n, out):
     """A matrix in panels, as the natural out[m, n]."""
     for panel in range(0, n, PANEL):
         width = min(PANEL, n - panel)
@@ -116,7 +162,7 @@ def panels_to_rows(p, m, n, out):  # noqa: ANN001, ANN201
 
 
 @jit
-def transpose(a, a0, a_step, m, n, out, out0, out_step):  # noqa: ANN001, ANN201
+def transpose(a, a0, a_step, m, n, out, out0, out_step):
     """out[n, m] = a[m, n].T, both natural."""
     lanes = _LANES4 if a.itemsize == 4 else _LANES8
     for i in range(0, m, lanes):
@@ -130,7 +176,7 @@ def transpose(a, a0, a_step, m, n, out, out0, out_step):  # noqa: ANN001, ANN201
 
 
 @jit
-def transpose_panels(p, k, n, out):  # noqa: ANN001, ANN201
+def transpose_panels(p, k, n, out):
     """A matrix [k, n] in panels, transposed into panels: out holds [n, k]."""
     for column in range(0, n, PANEL):
         width = min(PANEL, n - column)

@@ -11,7 +11,7 @@ from kernels.scalar import exp
 
 
 @jit
-def softmax_cross_entropy(logits, labels, scale):  # noqa: ANN001, ANN201
+def softmax_cross_entropy(logits, labels, scale):
     """Loss sum (float64) and correct answers of logits[m, c] for labels[m]; logits become (softmax - 1hot) * scale.
 
     The largest logit is taken off first, so nothing overflows. scale 0: only the loss is wanted, the logits stay.
@@ -45,7 +45,7 @@ def softmax_cross_entropy(logits, labels, scale):  # noqa: ANN001, ANN201
 
 
 @jit
-def mean_squared_error(prediction, target, scale):  # noqa: ANN001, ANN201
+def mean_squared_error(prediction, target, scale):
     """Sum over rows of the mean squared error (float64); prediction[m, c] becomes 2 * error / c * scale if wanted."""
     m, c = prediction.shape
     loss = 0.0

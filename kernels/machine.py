@@ -23,7 +23,7 @@ def best(call: Callable[[], object], seconds: float = 0.2) -> float:
 
 
 @jit
-def _products(a, b, c, m, n, k, times):  # noqa: ANN001, ANN202
+def _products(a, b, c, m, n, k, times):
     for _ in range(times):
         along(a, 0, k, b, 0, 0, c, 0, n, m, n, k, 0, False, c)
 

@@ -12,7 +12,7 @@ EPSILON = 1e-5
 
 
 @jit
-def layer_norm_forward(x, gain, bias, y, moments):  # noqa: ANN001, ANN201
+def layer_norm_forward(x, gain, bias, y, moments):
     """y[m, n] of x[m, n]; moments[m, 2] takes each row's mean and 1 / deviation."""
     m, n = x.shape
     kind = x.dtype.type
@@ -31,7 +31,7 @@ def layer_norm_forward(x, gain, bias, y, moments):  # noqa: ANN001, ANN201
 
 
 @jit
-def layer_norm_backward_input(x, gain, moments, dy, dx):  # noqa: ANN001, ANN201
+def layer_norm_backward_input(x, gain, moments, dy, dx):
     """dx[m, n] from dy[m, n]."""
     m, n = x.shape
     kind = x.dtype.type
@@ -48,7 +48,7 @@ def layer_norm_backward_input(x, gain, moments, dy, dx):  # noqa: ANN001, ANN201
 
 
 @jit
-def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):  # noqa: ANN001, ANN201
+def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
     """Gradients of gain and bias [n], rows in ascending order, added onto what is there if `add`."""
     m, n = x.shape
     if not add:
@@ -63,7 +63,7 @@ def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):  # no
 
 
 @jit
-def group_norm_forward(x, gain, bias, y, moments):  # noqa: ANN001, ANN201
+def group_norm_forward(x, gain, bias, y, moments):
     """y[m, pixels, groups, n] of x; gain, bias [groups, n]; moments[m, groups, 2]: mean and 1 / deviation."""
     m, pixels, groups, n = x.shape
     kind = x.dtype.type
@@ -87,7 +87,7 @@ def group_norm_forward(x, gain, bias, y, moments):  # noqa: ANN001, ANN201
 
 
 @jit
-def group_norm_backward_input(x, gain, moments, dy, dx):  # noqa: ANN001, ANN201
+def group_norm_backward_input(x, gain, moments, dy, dx):
     """dx[m, pixels, groups, n] from dy."""
     m, pixels, groups, n = x.shape
     kind = x.dtype.type
@@ -109,7 +109,7 @@ def group_norm_backward_input(x, gain, moments, dy, dx):  # noqa: ANN001, ANN201
 
 
 @jit
-def group_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):  # noqa: ANN001, ANN201
+def group_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
     """Gradients of gain and bias [groups, n], samples and pixels in ascending order."""
     m, pixels, groups, n = x.shape
     if not add:

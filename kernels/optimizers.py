@@ -20,7 +20,7 @@ from kernels._jit import inlined, jit
 
 
 @inlined
-def sgd_rule(w, g, w_new, lr, weight_decay):  # noqa: ANN001, ANN201
+def sgd_rule(w, g, w_new, lr, weight_decay):
     """w -= lr * (g + weight_decay * w)."""
     kind = w.dtype.type
     rate, decay = kind(lr), kind(weight_decay)
@@ -29,7 +29,7 @@ def sgd_rule(w, g, w_new, lr, weight_decay):  # noqa: ANN001, ANN201
 
 
 @inlined
-def momentum_rule(w, g, velocity, w_new, velocity_new, lr, mu, weight_decay):  # noqa: ANN001, ANN201
+def momentum_rule(w, g, velocity, w_new, velocity_new, lr, mu, weight_decay):
     """velocity = mu * velocity + g + weight_decay * w; w -= lr * velocity."""
     kind = w.dtype.type
     rate, decay, keep = kind(lr), kind(weight_decay), kind(mu)
@@ -40,7 +40,7 @@ def momentum_rule(w, g, velocity, w_new, velocity_new, lr, mu, weight_decay):  #
 
 
 @inlined
-def adam_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):  # noqa: ANN001, ANN201
+def adam_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):
     """Adam with L2 in the gradient (Kingma & Ba 2015)."""
     kind = w.dtype.type
     b1, b2, eps, decay = kind(beta1), kind(beta2), kind(epsilon), kind(weight_decay)
@@ -57,7 +57,7 @@ def adam_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight
 
 
 @inlined
-def adamw_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):  # noqa: ANN001, ANN201
+def adamw_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     kind = w.dtype.type
     b1, b2, eps, keep = kind(beta1), kind(beta2), kind(epsilon), kind(1 - lr * weight_decay)
@@ -73,48 +73,48 @@ def adamw_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weigh
 
 
 @jit
-def sgd(w, g, lr, weight_decay):  # noqa: ANN001, ANN201
+def sgd(w, g, lr, weight_decay):
     """`sgd_rule` in place."""
     sgd_rule(w, g, w, lr, weight_decay)
 
 
 @jit
-def sgd_into(w, g, w_new, lr, weight_decay):  # noqa: ANN001, ANN201
+def sgd_into(w, g, w_new, lr, weight_decay):
     """`sgd_rule` from w into w_new."""
     sgd_rule(w, g, w_new, lr, weight_decay)
 
 
 @jit
-def momentum(w, g, velocity, lr, mu, weight_decay):  # noqa: ANN001, ANN201
+def momentum(w, g, velocity, lr, mu, weight_decay):
     """`momentum_rule` in place."""
     momentum_rule(w, g, velocity, w, velocity, lr, mu, weight_decay)
 
 
 @jit
-def momentum_into(w, g, velocity, w_new, velocity_new, lr, mu, weight_decay):  # noqa: ANN001, ANN201
+def momentum_into(w, g, velocity, w_new, velocity_new, lr, mu, weight_decay):
     """`momentum_rule` from w and its slot into w_new and its own."""
     momentum_rule(w, g, velocity, w_new, velocity_new, lr, mu, weight_decay)
 
 
 @jit
-def adam(w, g, m, v, lr, beta1, beta2, epsilon, weight_decay, step):  # noqa: ANN001, ANN201
+def adam(w, g, m, v, lr, beta1, beta2, epsilon, weight_decay, step):
     """`adam_rule` in place."""
     adam_rule(w, g, m, v, w, m, v, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
 @jit
-def adam_into(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):  # noqa: ANN001, ANN201
+def adam_into(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):
     """`adam_rule` from w and its slots into w_new and its own."""
     adam_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
 @jit
-def adamw(w, g, m, v, lr, beta1, beta2, epsilon, weight_decay, step):  # noqa: ANN001, ANN201
+def adamw(w, g, m, v, lr, beta1, beta2, epsilon, weight_decay, step):
     """`adamw_rule` in place."""
     adamw_rule(w, g, m, v, w, m, v, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
 @jit
-def adamw_into(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):  # noqa: ANN001, ANN201
+def adamw_into(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step):
     """`adamw_rule` from w and its slots into w_new and its own."""
     adamw_rule(w, g, m, v, w_new, m_new, v_new, lr, beta1, beta2, epsilon, weight_decay, step)

@@ -4,7 +4,7 @@ from kernels._jit import jit
 
 
 @jit
-def max_pool_forward(x, y, size, stride):  # noqa: ANN001, ANN201
+def max_pool_forward(x, y, size, stride):
     """y[m, h, w, c] = the largest of each window; a NaN in a window is the result."""
     m, h, w, c = y.shape
     for i in range(m):
@@ -20,7 +20,7 @@ def max_pool_forward(x, y, size, stride):  # noqa: ANN001, ANN201
 
 
 @jit
-def max_pool_backward_input(x, y, dy, dx, size, stride):  # noqa: ANN001, ANN201
+def max_pool_backward_input(x, y, dy, dx, size, stride):
     """dx = dy at the first place of each window that holds its largest value, else 0. dy is used up."""
     m, h, w, c = y.shape
     zero = x.dtype.type(0)
@@ -37,7 +37,7 @@ def max_pool_backward_input(x, y, dy, dx, size, stride):  # noqa: ANN001, ANN201
 
 
 @jit
-def average_pool_forward(x, y, size, stride):  # noqa: ANN001, ANN201
+def average_pool_forward(x, y, size, stride):
     """y[m, h, w, c] = the mean of each window."""
     m, h, w, c = y.shape
     share = x.dtype.type(1 / (size * size))
@@ -53,7 +53,7 @@ def average_pool_forward(x, y, size, stride):  # noqa: ANN001, ANN201
 
 
 @jit
-def average_pool_backward_input(dy, dx, size, stride):  # noqa: ANN001, ANN201
+def average_pool_backward_input(dy, dx, size, stride):
     """dx = dy spread evenly over each window."""
     m, h, w, c = dy.shape
     share = dy.dtype.type(1 / (size * size))

@@ -20,7 +20,7 @@ INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
 
 @intrinsic
-def _power_of_two(typingctx, n):  # noqa: ANN001, ANN202
+def _power_of_two(typingctx, n):
     """2^n in float32 for an int32 n from -126 to 127, by writing the exponent's bits."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -31,7 +31,7 @@ def _power_of_two(typingctx, n):  # noqa: ANN001, ANN202
 
 
 @jit
-def _exp32(x):  # noqa: ANN001, ANN202
+def _exp32(x):
     """Relative error 3e-7; 0 below -87.3 (where results would be denormal); the largest power above 88.3; NaN stays."""
     z = float32(88.3) if x > float32(88.3) else x
     z = float32(-87.3) if z < float32(-87.3) else z
@@ -47,7 +47,7 @@ def _exp32(x):  # noqa: ANN001, ANN202
 
 
 @jit
-def _tanh32(x):  # noqa: ANN001, ANN202
+def _tanh32(x):
     """Relative error 2e-7: a polynomial about 0, else by exp."""
     a = abs(x)
     s = x * x
@@ -62,7 +62,7 @@ def _tanh32(x):  # noqa: ANN001, ANN202
 
 
 @jit
-def _normal32(z):  # noqa: ANN001, ANN202
+def _normal32(z):
     """Distribution and density of the standard normal at z, without the density's factor 1 / sqrt(2 pi).
 
     erfc(a) = t P(t) exp(-a^2) with t = 1 / (1 + 0.4 a), error 2.8e-8 (the form of Hastings 1955).
@@ -80,17 +80,17 @@ def _normal32(z):  # noqa: ANN001, ANN202
     return (tail if z < 0 else float32(1) - tail), density
 
 
-def exp(x):  # noqa: ANN001, ANN201
+def exp(x):
     """e^x in the precision of x."""
     return math.exp(x) if x < 709 else math.inf
 
 
-def tanh(x):  # noqa: ANN001, ANN201
+def tanh(x):
     """Hyperbolic tangent in the precision of x."""
     return math.tanh(x)
 
 
-def normal(z):  # noqa: ANN001, ANN201
+def normal(z):
     """Distribution of the standard normal at z, and exp(-z^2 / 2)."""
     return 0.5 * (1 + math.erf(z * SQRT_HALF)), math.exp(-0.5 * z * z)
 
@@ -99,17 +99,17 @@ _OPTIONS: Any = {"fastmath": FAST, "error_model": "numpy"}
 
 
 @overload(exp, jit_options=_OPTIONS)
-def _(x):  # noqa: ANN001, ANN202
+def _(x):
     return (lambda x: _exp32(x)) if x == types.float32 else (lambda x: math.exp(x))
 
 
 @overload(tanh, jit_options=_OPTIONS)
-def _(x):  # noqa: ANN001, ANN202
+def _(x):
     return (lambda x: _tanh32(x)) if x == types.float32 else (lambda x: math.tanh(x))
 
 
 @overload(normal, jit_options=_OPTIONS)
-def _(z):  # noqa: ANN001, ANN202
+def _(z):
     if z == types.float32:
         return lambda z: _normal32(z)
     return lambda z: (0.5 * (1.0 + math.erf(z * SQRT_HALF)), math.exp(-0.5 * z * z))

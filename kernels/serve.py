@@ -17,7 +17,7 @@ _BINS = 11  # bits of a number that one pass of the selection sorts by
 
 
 @jit
-def _gradient(rows, which, scale, clip, room, a, b):  # noqa: ANN001, ANN202
+def _gradient(rows, which, scale, clip, room, a, b):
     """Sum of numbers a to b of the rows `which`, in that order, times `scale`, within `clip`; in `room` if it is new.
 
     The promise of equal bits rests on one pass for each row: between passes the sums stand in memory, so no compiler
@@ -38,7 +38,7 @@ def _gradient(rows, which, scale, clip, room, a, b):  # noqa: ANN001, ANN202
 
 
 @jit
-def served_sgd(w, rows, which, scale, clip, room, lr, weight_decay, first, last):  # noqa: ANN001, ANN201
+def served_sgd(w, rows, which, scale, clip, room, lr, weight_decay, first, last):
     """`sgd` of numbers `first` to `last` by the gradients of several workers.
 
     Parameters
@@ -62,7 +62,7 @@ def served_sgd(w, rows, which, scale, clip, room, lr, weight_decay, first, last)
 
 
 @jit
-def served_momentum(w, rows, which, scale, clip, room, velocity, lr, mu, weight_decay, first, last):  # noqa: ANN001, ANN201
+def served_momentum(w, rows, which, scale, clip, room, velocity, lr, mu, weight_decay, first, last):
     """As `served_sgd`, by `momentum`."""
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
@@ -71,7 +71,7 @@ def served_momentum(w, rows, which, scale, clip, room, velocity, lr, mu, weight_
 
 
 @jit
-def served_adam(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):  # noqa: ANN001, ANN201
+def served_adam(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):
     """As `served_sgd`, by `adam`."""
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
@@ -80,7 +80,7 @@ def served_adam(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsil
 
 
 @jit
-def served_adamw(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):  # noqa: ANN001, ANN201
+def served_adamw(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):
     """As `served_sgd`, by `adamw`."""
     for a in range(first, last, BLOCK):
         b = min(a + BLOCK, last)
@@ -88,13 +88,13 @@ def served_adamw(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsi
         adamw_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
-def _words(x):  # noqa: ANN001, ANN202
+def _words(x):
     """Flat x as integers of the same bits; without the sign they are in the order of magnitude, NaN on top."""
     return x.view(np.int32 if x.itemsize == 4 else np.int64)
 
 
 @overload(_words)
-def _(x):  # noqa: ANN001, ANN202
+def _(x):
     kind = np.int32 if x.dtype == types.float32 else np.int64
     return lambda x: x.view(kind)
 
@@ -106,17 +106,17 @@ _REBIAS, _HALF, _SMALLEST = _int(0x37FFF001), np.float32(0.5), np.float32(2.0**-
 
 
 @jit
-def _bits(x):  # noqa: ANN001, ANN202
+def _bits(x):
     return np.float32(x).view(np.int32)
 
 
 @jit
-def _number(bits):  # noqa: ANN001, ANN202
+def _number(bits):
     return np.int32(bits).view(np.float32)
 
 
 @jit
-def _to_half(x):  # noqa: ANN001, ANN202
+def _to_half(x):
     """Bits of x as float16, to the nearest, ties to even. In integers: not every processor converts.
 
     What float32 cannot hold of a float64 is kept as its last bit, so that nothing is rounded twice.
@@ -134,7 +134,7 @@ def _to_half(x):  # noqa: ANN001, ANN202
 
 
 @jit
-def _from_half(half):  # noqa: ANN001, ANN202
+def _from_half(half):
     """float32 of the bits of a float16."""
     size = _int(_int(half & 0x7FFF) << 13)
     subnormal = _number(size + _SUBNORMAL) - _number(_SUBNORMAL)
@@ -145,7 +145,7 @@ def _from_half(half):  # noqa: ANN001, ANN202
 
 
 @jit
-def to_half(source, half):  # noqa: ANN001, ANN201
+def to_half(source, half):
     """Pack flat source[n] into uint16 half[n + 2]: its largest magnitude as float32, then source / that as float16.
 
     If a number is infinite or NaN the scale is 1, and such numbers stay what they are: a run that diverges must not go
@@ -167,7 +167,7 @@ def to_half(source, half):  # noqa: ANN001, ANN201
 
 
 @jit
-def from_half(half, target):  # noqa: ANN001, ANN201
+def from_half(half, target):
     """Unpack what `to_half` packed into flat target[n]."""
     scale = target.dtype.type(_number(np.int32(half[0]) | np.int32(half[1]) << 16))
     for i in range(target.size):
@@ -175,7 +175,7 @@ def from_half(half, target):  # noqa: ANN001, ANN201
 
 
 @jit
-def _find(count, left):  # noqa: ANN001, ANN202
+def _find(count, left):
     """The bin that holds the number `left` from the top, and how many are left to take from it."""
     place = count.size - 1
     while count[place] < left:
@@ -185,7 +185,7 @@ def _find(count, left):  # noqa: ANN001, ANN202
 
 
 @jit
-def top_k(residual, k, indices, values):  # noqa: ANN001, ANN201
+def top_k(residual, k, indices, values):
     """Move the k numbers of largest magnitude of flat residual[n] out; what is left is fed back into the next step.
 
     Their places go into int32 indices[k], ascending, the numbers into values[k], and 0 where they were; k is 1 to n.
@@ -242,7 +242,7 @@ def top_k(residual, k, indices, values):  # noqa: ANN001, ANN201
 
 
 @jit
-def scatter(indices, values, row):  # noqa: ANN001, ANN201
+def scatter(indices, values, row):
     """Numbers that `top_k` has chosen back to their places in a flat row, 0 elsewhere."""
     row[:] = 0
     for i in range(indices.size):

@@ -217,7 +217,7 @@ def _address(context: Any, builder: ir.IRBuilder, array: Any, kind: Any, offset:
 
 def _make(across: bool) -> Any:
     @intrinsic
-    def tile(typingctx, rows, a, a0, a_step, b, b0, b_step, s, s0, s_step, c, c0, c_step, k, width, relu):  # noqa: ANN001, ANN202
+    def tile(typingctx, rows, a, a0, a_step, b, b0, b_step, s, s0, s_step, c, c0, c_step, k, width, relu):
         """Arrays are flat, with the place of the first number and the step between rows, in numbers."""
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -226,11 +226,23 @@ def _make(across: bool) -> Any:
             start = _address(context, builder, s, kinds[7], s0)
             start = builder.select(builder.icmp_signed("<", s0, _const(0)), _const(0), start)
             item = kinds[10].dtype.bitwidth // 8
-            builder.call(_Code(builder.module, item, across).function(), [
-                rows, _address(context, builder, a, kinds[1], a0), a_step, _address(context, builder, b, kinds[4], b0),
-                b_step, start, s_step, _address(context, builder, c, kinds[10], c0), c_step, k, width,
-                builder.zext(relu, _I64),
-            ])  # fmt: skip
+            builder.call(
+                _Code(builder.module, item, across).function(),
+                [
+                    rows,
+                    _address(context, builder, a, kinds[1], a0),
+                    a_step,
+                    _address(context, builder, b, kinds[4], b0),
+                    b_step,
+                    start,
+                    s_step,
+                    _address(context, builder, c, kinds[10], c0),
+                    c_step,
+                    k,
+                    width,
+                    builder.zext(relu, _I64),
+                ],
+            )
             return context.get_dummy_value()
 
         n = types.intp
@@ -245,7 +257,7 @@ tile_along, tile_across = _make(False), _make(True)
 
 
 @intrinsic
-def transpose_square(typingctx, a, a0, a_step, c, c0, c_step):  # noqa: ANN001, ANN201
+def transpose_square(typingctx, a, a0, a_step, c, c0, c_step):
     """c = a.T for a square of `lanes` numbers each way, in registers."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -278,7 +290,7 @@ def transpose_square(typingctx, a, a0, a_step, c, c0, c_step):  # noqa: ANN001, 
 
 
 @intrinsic
-def copy_panel_row(typingctx, a, a0, c, c0):  # noqa: ANN001, ANN201
+def copy_panel_row(typingctx, a, a0, c, c0):
     """`PANEL` numbers from one flat array to another."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -302,7 +314,7 @@ if config.DISABLE_JIT:  # the same in plain Python, to look into with a debugger
         return as_strided(array[place:], (rows, columns), (step * array.itemsize, array.itemsize))
 
     def _plain(across: bool) -> Any:
-        def tile(rows, a, a0, a_step, b, b0, b_step, s, s0, s_step, c, c0, c_step, k, width, relu):  # noqa: ANN001, ANN202
+        def tile(rows, a, a0, a_step, b, b0, b_step, s, s0, s_step, c, c0, c_step, k, width, relu):
             left = _block(a, a0, a_step, *((k, rows) if across else (rows, k)))
             right = _block(b, b0, b_step, k, width)
             result = _block(c, c0, c_step, rows, width)
@@ -315,9 +327,9 @@ if config.DISABLE_JIT:  # the same in plain Python, to look into with a debugger
 
     tile_along, tile_across = _plain(False), _plain(True)
 
-    def transpose_square(a, a0, a_step, c, c0, c_step):  # type: ignore[no-redef,misc]  # noqa: ANN001, ANN201, D103
+    def transpose_square(a, a0, a_step, c, c0, c_step):  # type: ignore[no-redef,misc]  # noqa: D103
         lanes = SHAPES[a.itemsize].lanes
         _block(c, c0, c_step, lanes, lanes)[:] = _block(a, a0, a_step, lanes, lanes).T
 
-    def copy_panel_row(a, a0, c, c0):  # type: ignore[no-redef,misc]  # noqa: ANN001, ANN201, D103
+    def copy_panel_row(a, a0, c, c0):  # type: ignore[no-redef,misc]  # noqa: D103
         c[c0 : c0 + PANEL] = a[a0 : a0 + PANEL]

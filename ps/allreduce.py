@@ -1,6 +1,6 @@
 """The control without a server: gradients are summed round a ring of workers, each of which updates all layers.
 
-A bucket (a range of keys) goes round (`ringtmp.run.ringsum`) as soon as its gradient exists and beside what follows in
+A bucket (a range of keys) goes round (`ringtmp.comm.ring_allreduce`) as soon as its gradient exists and beside what follows in
 the backward pass; all ranks have the same bits of the sum.
 """
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kernels.rule import U
-from ps.link import Parameters
+from ps.exchange import Parameters
 from ps.server import push_tag
+from ringtmp.comm.ring_allreduce import RingAllreduce
+from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import KeyRange
-from ringtmp.run.pace import Paced
-from ringtmp.run.ringsum import RingSum
-from ringtmp.run.trace import Recorder, clock
+from ringtmp.schedule.local_rule import U
+from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -27,7 +27,7 @@ class Bucket:
 
     def __init__(self, keys: KeyRange, gradient: Array) -> None:
         self.keys, self.gradient = keys, gradient
-        self.sum: RingSum
+        self.sum: RingAllreduce
         self.step = -1
         self.here = True
 
@@ -48,9 +48,15 @@ class AllReduce:
     """
 
     def __init__(
-        self, comm: "Intracomm", parameters: Parameters, optimizer: Optimizer, rate: Callable[[int], float],
-        recorder: Recorder, paced: Paced | None = None, nanoseconds: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        comm: "Intracomm",
+        parameters: Parameters,
+        optimizer: Optimizer,
+        rate: Callable[[int], float],
+        recorder: Recorder,
+        paced: Paced | None = None,
+        nanoseconds: float = 0.0,
+    ) -> None:
         from mpi4py import MPI
 
         self.parameters, self.optimizer, self.rate, self.recorder = parameters, optimizer, rate, recorder
@@ -62,7 +68,7 @@ class AllReduce:
             own = parameters.view(keys.number, "gradient")
             dtype = parameters.states[0].flat.dtype
             bucket = Bucket(keys, aligned(keys.size, dtype) if own is None else own)
-            bucket.sum = RingSum(comm, bucket.gradient, push_tag(keys.number), partial(self._sent, bucket))
+            bucket.sum = RingAllreduce(comm, bucket.gradient, push_tag(keys.number), partial(self._sent, bucket))
             self.buckets.append(bucket)
         self.hops = self.buckets[0].sum.hops if self.buckets else 0
         self.waits_for = parameters.layers.copy()
@@ -70,11 +76,11 @@ class AllReduce:
         self.leaving: list[Bucket] = []  # whole, and not yet read by the next worker
         self.step = -1
 
-    def begin(self, step: int, samples: int) -> None:  # noqa: D102
+    def begin(self, step: int, samples: int) -> None:
         self.step = step
         self.waits_for = self.parameters.layers.copy()
 
-    def ready(self, layer: int) -> None:  # noqa: D102
+    def ready(self, layer: int) -> None:
         for number in self.parameters.of_layer[layer]:
             self.waits_for[number] -= 1
             if not self.waits_for[number]:
@@ -93,7 +99,7 @@ class AllReduce:
     def _sent(self, bucket: Bucket, begin: int, end: int, hop: int, size: int) -> None:
         self.recorder.record("send", begin, end, bucket.step, hop, self.right, size, bucket.keys.number)
 
-    def poll(self) -> bool:  # noqa: D102
+    def poll(self) -> bool:
         begin = clock()
         done = self.testsome([bucket.sum.awaited for bucket in self.round]) if self.round else None
         for bucket in [self.round[at] for at in sorted(done or ())]:
@@ -126,16 +132,16 @@ class AllReduce:
             self.paced.until(begin, bucket.keys.size * self.nanoseconds * factor)
         self.recorder.record("U", begin, clock(), bucket.step, stage=bucket.keys.number, version=bucket.step + 1)
 
-    def missing(self, layer: int) -> int:  # noqa: D102
+    def missing(self, layer: int) -> int:
         for number in self.parameters.of_layer[layer]:
             if not self.buckets[number].here:
                 return number
         return -1
 
-    def reuse(self, layer: int) -> None:  # noqa: D102
+    def reuse(self, layer: int) -> None:
         pass  # all sends are complete once a bucket has been updated
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         for bucket in self.buckets:
             bucket.sum.close()
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from ps import post
-from ps.post import Message, Post
-from ps.shares import Shares
+from ps import messages as post
+from ps.batch_split import Shares
+from ps.messages import Message, Post
+from ringtmp.comm.mpi import runs
 from ringtmp.errors import RunFailure
-from ringtmp.run.mpi import runs
 
 
 class Home(Protocol):
     """What is told where reports come in."""
 
-    def stepped(self, step: int, loss: float, correct: float, idle: float) -> None: ...  # noqa: D102
-    def tested(self, step: int, loss: float, correct: float) -> None: ...  # noqa: D102
-    def saved(self, step: int, whole: bool, cost: float) -> None: ...  # noqa: D102
-    def wants_set(self, step: int) -> bool: ...  # noqa: D102
-    def say(self, text: str) -> None: ...  # noqa: D102
+    def stepped(self, step: int, loss: float, correct: float, idle: float) -> None: ...
+    def tested(self, step: int, loss: float, correct: float) -> None: ...
+    def saved(self, step: int, whole: bool, cost: float) -> None: ...
+    def wants_set(self, step: int) -> bool: ...
+    def say(self, text: str) -> None: ...
 
 
 class Coordinator:
@@ -44,9 +44,20 @@ class Coordinator:
     """
 
     def __init__(
-        self, letters: Post, shares: Shares, ranks: Sequence[int], writers: Sequence[int], home: Home,
-        places: Sequence[tuple[str, int]], *, batch_size: int, test_samples: int, start: int, period: int, total: int,
-    ) -> None:  # fmt: skip
+        self,
+        letters: Post,
+        shares: Shares,
+        ranks: Sequence[int],
+        writers: Sequence[int],
+        home: Home,
+        places: Sequence[tuple[str, int]],
+        *,
+        batch_size: int,
+        test_samples: int,
+        start: int,
+        period: int,
+        total: int,
+    ) -> None:
         self.post, self.shares, self.ranks, self.home, self.places = letters, shares, ranks, home, places
         self.batch_size, self.test_samples, self.period = batch_size, test_samples, period
         self.writers = writers

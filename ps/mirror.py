@@ -13,9 +13,9 @@ import numpy as np
 
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.shards import KeyRange
-from ringtmp.run.node import Copy
-from ringtmp.run.probe import Probe
-from ringtmp.run.trace import Recorder, clock
+from ringtmp.resilience.fault_probe import FaultProbe
+from ringtmp.resilience.node_memory import Copy
+from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -65,13 +65,18 @@ class Outgoing:
     ranges : sequence of KeyRange
         This server's.
     recorder : Recorder
-    probe : Probe or None
+    probe : FaultProbe or None
     """
 
     def __init__(
-        self, comm: "Intracomm", holder: int, sides: Sequence[Copy], ranges: Sequence[KeyRange], recorder: Recorder,
-        probe: Probe | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        comm: "Intracomm",
+        holder: int,
+        sides: Sequence[Copy],
+        ranges: Sequence[KeyRange],
+        recorder: Recorder,
+        probe: FaultProbe | None = None,
+    ) -> None:
         self.holder, self.recorder, self.probe = holder, recorder, probe
         self._about, self._answer = aligned(2, np.float64), aligned(1, np.float64)
         self._head = comm.Send_init(self._about, holder, _HEAD)

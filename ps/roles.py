@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from ringtmp.config.schema import RunConfig
+from ringtmp.config.units import parse_bytes
+from ringtmp.emulate.nodes import parse_pace
 from ringtmp.errors import UserError
-from ringtmp.run.config import RunConfig
-from ringtmp.run.pace import parse_pace
-from ringtmp.run.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,24 @@ def check(config: RunConfig, ranks: int) -> None:
     workers = len(Roles.of(config, ranks).workers)
     if config.batch_size < workers:
         raise UserError(f"batch_size: {config.batch_size} leaves some of {workers} workers without a sample")
-    if config.pieces > config.batch_size // workers:
-        raise UserError(f"pieces: {config.pieces} exceeds the {config.batch_size // workers} samples of a worker")
+    if config.worker_micro_batches > config.batch_size // workers:
+        raise UserError(
+            f"worker_micro_batches: {config.worker_micro_batches} exceeds the {config.batch_size // workers} samples of a worker"
+        )
     if config.backup >= workers:
         raise UserError(f"backup: {config.backup} of {workers} workers would be waited for by none; expected fewer")
-    if config.replicate > 1:
+    if config.state_copies > 1:
         raise UserError(
-            f"replicate: ps.train sends a server's part to one other rank; expected off or 1, got {config.replicate}"
+            f"state_copies: ps.train sends a server's part to one other rank; expected off or 1, got {config.state_copies}"
         )
-    if config.replicate and config.consistency == "allreduce":
+    if config.state_copies and config.consistency == "allreduce":
         raise UserError(
-            "replicate: with consistency allreduce every rank holds everything and none serves; expected off "
+            "state_copies: with consistency allreduce every rank holds everything and none serves; expected off "
             "(checkpoints serve it)"
         )
-    if config.replicate and config.backup:
+    if config.state_copies and config.backup:
         raise UserError(
-            "replicate: with backup workers no step is whole on all servers at once; expected off "
+            "state_copies: with backup workers no step is whole on all servers at once; expected off "
             "(checkpoints serve it)"
         )
     if config.clip_norm is not None:
@@ -64,7 +66,7 @@ def check(config: RunConfig, ranks: int) -> None:
             "clip_norm: needs the gradients of all layers before the first of them can be updated; servers update "
             "range by range; --clip-value bounds each number"
         )
-    if parse_bytes(config.chunk, "chunk") < 64:
-        raise UserError(f"chunk: expected at least 64 bytes, got {config.chunk}")
-    if config.pace:
-        parse_pace(config.pace, ranks)
+    if parse_bytes(config.message_size, "message_size") < 64:
+        raise UserError(f"message_size: expected at least 64 bytes, got {config.message_size}")
+    if config.node_speed:
+        parse_pace(config.node_speed, ranks)

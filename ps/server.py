@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
-from kernels.rule import U
-from ps import post
+from ps import messages as post
+from ps.compression import Filter
 from ps.consistency import Consistency, VectorClock
-from ps.departures import Departures
-from ps.filters import Filter
-from ps.post import Message, Post
+from ps.messages import Message, Post
+from ps.send_queue import SendQueue
+from ringtmp.comm.point_to_point import FIRST_TAG
+from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.threads import Pool
-from ringtmp.run.links import FIRST_TAG
-from ringtmp.run.pace import Paced
-from ringtmp.run.probe import Probe
-from ringtmp.run.trace import Recorder, clock
+from ringtmp.resilience.fault_probe import FaultProbe
+from ringtmp.schedule.local_rule import U
+from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-    from ps.memory import Versions
+    from ps.node_memory import Versions
 
 
 @dataclass
@@ -105,10 +105,23 @@ class Server:
     """
 
     def __init__(
-        self, comm: "Intracomm", ranges: Sequence[KeyRange], workers: Sequence[int], rule: Consistency,
-        optimizer: Optimizer, filtered: Filter, letters: Post, recorder: Recorder, *, rate: Callable[[int], float],
-        batch_size: int, start: int = 0, threads: int = 1, paced: Paced | None = None, nanoseconds: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        comm: "Intracomm",
+        ranges: Sequence[KeyRange],
+        workers: Sequence[int],
+        rule: Consistency,
+        optimizer: Optimizer,
+        filtered: Filter,
+        letters: Post,
+        recorder: Recorder,
+        *,
+        rate: Callable[[int], float],
+        batch_size: int,
+        start: int = 0,
+        threads: int = 1,
+        paced: Paced | None = None,
+        nanoseconds: float = 0.0,
+    ) -> None:
         from mpi4py import MPI
 
         self.comm, self.rank, self.rule, self.optimizer, self.filter = comm, comm.rank, rule, optimizer, filtered
@@ -119,17 +132,27 @@ class Server:
         self.row = {worker: n for n, worker in enumerate(workers)}
         dtype = filtered.dtype
         self.served = [
-            Served(keys, [aligned(keys.size, dtype)], make_slots(optimizer, aligned(keys.size, dtype), aligned),
-                   aligned(len(workers) * keys.size, dtype).reshape(len(workers), -1), VectorClock(workers, start),
-                   start, dict.fromkeys(workers, start), came=dict.fromkeys(workers, 0), left=dict.fromkeys(workers, 0))
+            Served(
+                keys,
+                [aligned(keys.size, dtype)],
+                make_slots(optimizer, aligned(keys.size, dtype), aligned),
+                aligned(len(workers) * keys.size, dtype).reshape(len(workers), -1),
+                VectorClock(workers, start),
+                start,
+                dict.fromkeys(workers, start),
+                came=dict.fromkeys(workers, 0),
+                left=dict.fromkeys(workers, 0),
+            )
             for keys in ranges
-        ]  # fmt: skip
+        ]
         self.threads = Pool(threads)
         self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
         self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
-        self.arrived: Callable[[Served], None] = lambda served: None  # a range has passed a step (`Keeper`)
+        self.arrived: Callable[[Served], None] = lambda served: (
+            None
+        )  # a range has passed a step (`CheckpointCollector`)
         self.versions: Versions | None = None
-        self.probe: Probe | None = None
+        self.probe: FaultProbe | None = None
         self.withheld: list[tuple[Served, int, int]] = []  # answers that wait for a version: range, worker, step
         self.local: Callable[[int, Array], None] | None = None  # how this rank's own worker is answered
         self.begun: dict[int, dict[int, list[int]]] = {w: {} for w in workers}  # by push: step, samples, ranges to come
@@ -177,7 +200,7 @@ class Server:
                 self.origin.append((served, worker))
                 self.inboxes[number, worker] = wire
         self.sends: dict[tuple[int, int, int], Any] = {}  # by key range, buffer and worker
-        self.answers = Departures(self.row, self._start, self._gone)
+        self.answers = SendQueue(self.row, self._start, self._gone)
         self.numbered = {served.keys.number: served for served in self.served}
 
     # ---- what comes ---------------------------------------------------------------------------------------------
@@ -255,8 +278,17 @@ class Server:
         late = bool(self.rule.backup) and step < served.version
         counts = samples > 0 and not late
         size = 0 if worker == self.rank else self.inboxes[served.keys.number, worker].nbytes
-        self.recorder.record("receive", begin, self.heard[worker], step, -1, worker, size, served.keys.number,
-                             served.met[worker] if counts else -1)  # fmt: skip
+        self.recorder.record(
+            "receive",
+            begin,
+            self.heard[worker],
+            step,
+            -1,
+            worker,
+            size,
+            served.keys.number,
+            served.met[worker] if counts else -1,
+        )
         if samples:
             served.clock.tick(worker, step + 1)
         if late:
@@ -304,8 +336,9 @@ class Server:
         def run(thread: int) -> None:
             first = size * thread // len(self.rooms)
             last = size * (thread + 1) // len(self.rooms)
-            self.optimizer.serve(served.weights, served.rows, which, scale, self.rooms[thread], served.slots, rate,
-                                 number, first, last)  # fmt: skip
+            self.optimizer.serve(
+                served.weights, served.rows, which, scale, self.rooms[thread], served.slots, rate, number, first, last
+            )
 
         self.threads.each(run, range(len(self.rooms)))
         if self.probe:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ringtmp.run.mpi import run_main
-from ringtmp.run.program import program
+from ringtmp.comm.mpi import run_main
+from ringtmp.run.entry_point import program
 
 if TYPE_CHECKING:
     from ringtmp.run.launch import Launch

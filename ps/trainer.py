@@ -3,29 +3,29 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.keeper import homes
-from ps.member import Member
-from ps.memory import Sides, Taken, holders, shape_of, take
+from ps.batch_split import Shares
+from ps.checkpointing import homes
 from ps.mirror import holder_of
+from ps.node_memory import Sides, Taken, holders, shape_of, take
+from ps.rank import RankLoop
 from ps.roles import Roles, check
-from ps.shares import Shares
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.checkpoint.writer import Held
+from ringtmp.config.units import parse_bytes, show_bytes
+from ringtmp.data.dataset import share_data
+from ringtmp.emulate.node_speed import own_costs
+from ringtmp.emulate.nodes import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import key_ranges
 from ringtmp.nn.stage import Stage
-from ringtmp.run import checkpoint
-from ringtmp.run.data import share_data
+from ringtmp.resilience.node_memory import NodeMemory
+from ringtmp.resilience.recovery import room_for
 from ringtmp.run.job import Feeder
 from ringtmp.run.launch import Launch
-from ringtmp.run.launches import train_with
-from ringtmp.run.node import NodeMemory
-from ringtmp.run.pace import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
-from ringtmp.run.recover import room_for
+from ringtmp.run.modes import train_with
 from ringtmp.run.result import Result
-from ringtmp.run.speed import own_costs
-from ringtmp.run.units import parse_bytes, show_bytes
-from ringtmp.run.writer import Held
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -66,26 +66,34 @@ class ServerLaunch(Launch):
     recalls = True
     check = staticmethod(check)
 
-    def build(self) -> None:  # noqa: D102
+    def build(self) -> None:
         config, job = self.config, self.job
         self.roles = Roles.of(config, self.size)
         self.serves, self.works = self.rank in self.roles.servers, self.rank in self.roles.workers
         counts, item = [layer.count for layer in self.model.layers], job.dtype.itemsize
         if not sum(counts):
             raise UserError("model: has no parameters; there is nothing to train")
-        most = parse_bytes(config.chunk, "chunk") // item
+        most = parse_bytes(config.message_size, "message_size") // item
         self.ranges = key_ranges(counts, most, max(1, len(self.roles.servers)), config.colocate)
         dealt = [layer % self.size for layer in range(len(counts))]
         self.homes = homes(self.ranges, len(counts)) if self.roles.servers else dealt
         self.writers = sorted({*self.homes})
-        self.courses = parse_courses(config.pace, self.size) if config.pace else []
+        self.courses = parse_courses(config.node_speed, self.size) if config.node_speed else []
         job.data = share_data(self.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
         self.shares = Shares(self.roles.workers, self._speeds())
         self.stage: Stage | None = None
         if self.works:
             updates = config.local_steps > 1 or not self.roles.servers
-            self.stage = Stage(self.model, 0, len(counts), job.dtype, job.optimizer() if updates else Optimizer("sgd"),
-                               pieces(self._share(), config.pieces)[0], 1, config.threads)  # fmt: skip
+            self.stage = Stage(
+                self.model,
+                0,
+                len(counts),
+                job.dtype,
+                job.optimizer() if updates else Optimizer("sgd"),
+                pieces(self._share(), config.worker_micro_batches)[0],
+                1,
+                config.threads,
+            )
 
     def _share(self) -> int:
         """Samples that this worker has of each batch while all are there."""
@@ -93,16 +101,16 @@ class ServerLaunch(Launch):
 
     def _speeds(self) -> list[float]:
         """Samples a second of each worker, where shares are to be in proportion to that."""
-        if self.config.shares == "even":
+        if self.config.batch_split == "even":
             return []
         rows = max(1, self.config.batch_size // len(self.roles.workers))
         seconds = self.comm.allgather(sum(own_costs(self.comm, self.job, rows, 1)))
         return [1.0 / seconds[worker] for worker in self.roles.workers]
 
-    def families(self) -> set[str]:  # noqa: D102
-        return {"serve", "keep"} if self.config.replicate else {"serve"}
+    def families(self) -> set[str]:
+        return {"serve", "keep"} if self.config.state_copies else {"serve"}
 
-    def load(self) -> None:  # noqa: D102
+    def load(self) -> None:
         self.taken: Taken = {}
         if self.job.recalled:
             ranges = self.ranges if self.roles.servers else []
@@ -119,7 +127,7 @@ class ServerLaunch(Launch):
                     for name, flat in state.slots.items():
                         state.layer.store(flat, record.slots.get(name, {}))
                 self.stage.derive()
-            self.stage.warm_up(pieces(self._share(), self.config.pieces))
+            self.stage.warm_up(pieces(self._share(), self.config.worker_micro_batches))
         self.paces: list[Pace] = []
         self.paced: Paced | None = None
         self.nanoseconds = 0.0  # of an update of one parameter
@@ -161,11 +169,11 @@ class ServerLaunch(Launch):
             self.paced = Paced(stages + self.rank, config.jitter, config.seed, course)
             self.nanoseconds = UPDATE_FLOPS / course.first
 
-    def connect(self) -> None:  # noqa: D102
-        self.member = Member(self)
+    def connect(self) -> None:
+        self.member = RankLoop(self)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
 
-    def drive(self) -> None:  # noqa: D102
+    def drive(self) -> None:
         self.member.run()
 
     # ---- what the coordinator tells -----------------------------------------------------------------------------
@@ -195,7 +203,7 @@ class ServerLaunch(Launch):
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
-    def held(self) -> list[Held]:  # noqa: D102
+    def held(self) -> list[Held]:
         if self.member.keeper:
             return self.member.keeper.final()
         if self.roles.servers or not self.stage:
@@ -208,7 +216,7 @@ class ServerLaunch(Launch):
         states = self.stage.states
         return [(each.index, each.flat, each.slots) for each in states if self.homes[each.index] == self.rank]
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         config, roles = self.config, self.roles
         words = [config.consistency + (f" (staleness {config.bound})" if config.bound > 0 else "")]
         if config.colocate:
@@ -218,33 +226,38 @@ class ServerLaunch(Launch):
             words.append(f"{len(roles.workers)} worker{'s' * (len(roles.workers) > 1)}")
         words += [f"{config.backup} backup workers"] * bool(config.backup)
         words += [f"{config.local_steps} local steps"] * (config.local_steps > 1)
-        words += [f"filter {config.filter}"] * (config.filter != "none")
+        words += [f"compression {config.compression}"] * (config.compression != "none")
         largest = max(keys.size for keys in self.ranges) * self.job.dtype.itemsize
         words.append(f"{len(self.ranges)} ranges of up to {show_bytes(largest)}")
         speeds = ", ".join(f"{course.first:g}" for course in dict.fromkeys(self.courses))
         words += [f"emulated nodes of {speeds} GFLOP/s"] * bool(speeds)
         return f"batch {config.batch_size}; " + ", ".join(words)
 
-    def facts(self) -> dict[str, Any]:  # noqa: D102
+    def facts(self) -> dict[str, Any]:
         return {
-            "role": self.roles.word(self.rank), "consistency": self.config.consistency, "bound": self.config.bound,
-            "workers": list(self.roles.workers), "servers": list(self.roles.servers),
+            "role": self.roles.word(self.rank),
+            "consistency": self.config.consistency,
+            "bound": self.config.bound,
+            "workers": list(self.roles.workers),
+            "servers": list(self.roles.servers),
             "ranges": [[keys.server, keys.size, *map(list, keys.segments)] for keys in self.ranges],
-        }  # fmt: skip
+        }
 
-    def row(self) -> dict[str, Any]:  # noqa: D102
+    def row(self) -> dict[str, Any]:
         role = self.roles.word(self.rank)
         served = sum(keys.size for keys in self.ranges if keys.server == self.rank) if self.roles.servers else 0
         shown = role + (", left" if self.works and not self.member.shares.there(self.rank) else "")
         return {
-            "role": role, "shown": shown, "parameters": self.model.parameters if self.works else served,
+            "role": role,
+            "shown": shown,
+            "parameters": self.model.parameters if self.works else served,
             "late": lateness(self.paces),
-        }  # fmt: skip
+        }
 
     @property
-    def step(self) -> int:  # noqa: D102
+    def step(self) -> int:
         return self.member.end
 
     @property
-    def stop_signal(self) -> int:  # noqa: D102
+    def stop_signal(self) -> int:
         return self.member.coordinator.stop_signal if self.member.coordinator else 0

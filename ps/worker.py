@@ -5,22 +5,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kernels.rule import F, I, W
-from ps import post
-from ps.link import Exchange
-from ps.post import Message, Post
-from ps.shares import Shares
+from ps import messages as post
+from ps.batch_split import Shares
+from ps.exchange import Exchange
+from ps.messages import Message, Post
+from ringtmp.comm.waiting import Backoff
+from ringtmp.emulate.nodes import Pace
 from ringtmp.errors import RunFailure
-from ringtmp.nn.layer import Moment, pieces
+from ringtmp.nn.layer import StepContext, pieces
 from ringtmp.nn.stage import Stage, Work
+from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.run.job import Feeder
-from ringtmp.run.links import Patience
-from ringtmp.run.pace import Pace
-from ringtmp.run.probe import Probe
-from ringtmp.run.trace import Recorder, clock
+from ringtmp.schedule.local_rule import F, I, W
+from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
-    from ringtmp.run.config import RunConfig
+    from ringtmp.config.schema import RunConfig
 
 LOOK = 100_000  # nanoseconds between two looks at the messages while computing; a look takes a tenth of it
 BEAT = 1_000_000_000  # nanoseconds after which a silent worker says that it is there, at most
@@ -61,23 +61,39 @@ class Worker:
     come_back : callable
         Called when the others have gone on without this worker; gives the step from which on it belongs to them again,
         once all weights have been asked for. Raises `Dropped` if it cannot be taken back.
-    probe : Probe or None
+    probe : FaultProbe or None
     """
 
     def __init__(
-        self, rank: int, stage: Stage, config: "RunConfig", exchange: Exchange, shares: Shares, letters: Post,
-        recorder: Recorder, feeder: Feeder, paces: Sequence[Pace], serve: Callable[[], bool], *, start: int, total: int,
-        every: int, crowded: bool, beats: Sequence[int], local: Callable[[int, int], None] | None = None,
-        passed: Callable[[int], None] = lambda step: None, come_back: Callable[[], int] | None = None,
-        probe: Probe | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        rank: int,
+        stage: Stage,
+        config: "RunConfig",
+        exchange: Exchange,
+        shares: Shares,
+        letters: Post,
+        recorder: Recorder,
+        feeder: Feeder,
+        paces: Sequence[Pace],
+        serve: Callable[[], bool],
+        *,
+        start: int,
+        total: int,
+        every: int,
+        crowded: bool,
+        beats: Sequence[int],
+        local: Callable[[int, int], None] | None = None,
+        passed: Callable[[int], None] = lambda step: None,
+        come_back: Callable[[], int] | None = None,
+        probe: FaultProbe | None = None,
+    ) -> None:
         self.rank, self.stage, self.config, self.exchange, self.shares = rank, stage, config, exchange, shares
         self.post, self.recorder, self.feeder, self.paces, self.serve = letters, recorder, feeder, paces, serve
         self.start, self.total, self.every, self.local, self.passed = start, total, every, local, passed
         self.come_back, self.probe = come_back, probe
         self.layers = range(len(stage.states))
         self.held = [bool(state.flat.size) for state in stage.states]
-        self.patience = Patience(crowded)
+        self.patience = Backoff(crowded)
         self.random = random.Random(rank)
         self.end, self.step, self.skip = total, start, start
         self.fresh = [True] * len(stage.states)  # the layer has taken up its newest weights
@@ -134,14 +150,14 @@ class Worker:
             self.exchange.begin(step, count)
         counted = count if self.local else self.config.batch_size
         scale = 1.0 / (counted * self.stage.model.scored)
-        number, loss_sum, correct_sum = max(self.config.pieces, -(-count // self.stage.rows)), 0.0, 0.0
+        number, loss_sum, correct_sum = max(self.config.worker_micro_batches, -(-count // self.stage.rows)), 0.0, 0.0
         number = min(number, count)
         for piece, rows in enumerate(pieces(count, number)):
             work = self.stage.work(0, rows)
             begin = clock()
             self.feeder.train(step, first, work.x, work.labels)
             self.recorder.record("data", begin, clock(), step, piece)
-            moment = Moment(True, self.config.seed, step, first)
+            moment = StepContext(True, self.config.seed, step, first)
             self._forward(work, moment, piece, (step - self.start) * number + piece, "F")
             loss, correct = self.stage.loss(work, scale)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
@@ -151,7 +167,7 @@ class Worker:
         self.post.send(0, post.DONE, step, loss_sum, correct_sum, count, waited, gone)
         self.said = clock()
 
-    def _forward(self, work: Work, moment: Moment, piece: int, number: int, kind: str) -> None:
+    def _forward(self, work: Work, moment: StepContext, piece: int, number: int, kind: str) -> None:
         for layer in self.layers:
             self._take(layer)
             self._delay()
@@ -163,7 +179,7 @@ class Worker:
             self.recorder.record(kind, begin, clock(), moment.step, piece, stage=layer)
             self._look()
 
-    def _backward(self, work: Work, moment: Moment, piece: int, number: int, last: bool, push: bool) -> None:
+    def _backward(self, work: Work, moment: StepContext, piece: int, number: int, last: bool, push: bool) -> None:
         """I and W of each layer, last to first; after the `last` piece its gradient is complete."""
         for layer in reversed(self.layers):
             self._delay()
@@ -203,7 +219,7 @@ class Worker:
         for piece, rows in enumerate([self.stage.rows] * full + [rest] * bool(rest)):
             work = self.stage.work(0, rows)
             self.feeder.test(first, work.x, work.labels)
-            self._forward(work, Moment(step=step), piece, 0, "E")
+            self._forward(work, StepContext(step=step), piece, 0, "E")
             loss, correct = self.stage.loss(work, 0.0)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
             first += rows

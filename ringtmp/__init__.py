@@ -20,7 +20,7 @@ __all__ = ["Result", "RunConfig", "UserError", "train"]
 _HOME = {
     "train": "ringtmp.ring.trainer",
     "Result": "ringtmp.run.result",
-    "RunConfig": "ringtmp.run.config",
+    "RunConfig": "ringtmp.config.schema",
     "UserError": "ringtmp.errors",
 }
 

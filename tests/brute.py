@@ -1,4 +1,4 @@
-"""Runs a plan with real message queues and counted buffers: slow, obvious, and independent of `ringtmp.ring.check`.
+"""Runs a plan with real message queues and counted buffers: slow, obvious, and independent of `ringtmp.schedule.check`.
 
 What a stage hands on is the history of what was done to it, and messages carry no number, so a wrong order anywhere
 shows at the end. A send blocks until its receiver has a buffer for it: receives of activations are posted ahead, for

@@ -1,12 +1,12 @@
 """The ring under a clock, slow and obvious: actions and messages are records, and time goes from one to the next.
 
-Independent of `kernels.clock` and of `kernels.rule` but for the factor of an action (`stretch`). The rule's limits stay
+Independent of `ringtmp.simulate.pipeline_clock` and of `ringtmp.schedule.local_rule` but for the factor of an action (`stretch`). The rule's limits stay
 as they are given.
 """
 
 from dataclasses import dataclass, field
 
-from kernels.clock import stretch
+from ringtmp.simulate.pipeline_clock import stretch
 
 KINDS = "FIWU"
 
@@ -229,5 +229,5 @@ def gone(action, at):
 
 
 def run(scene, plan=None, *, steps, limits=None, lag=0, w_group=1) -> Outcome:
-    """As `ringtmp.ring.simulate.simulate` with limits that stay."""
+    """As `ringtmp.simulate.pipeline.simulate` with limits that stay."""
     return Ring(scene, plan, steps, limits, lag, w_group).run()

@@ -18,18 +18,21 @@ from mpi4py import MPI
 import ringtmp
 from jobs.bench.report import alternate, compared, publish, run_json
 from jobs.bench.steady import steady_rate
-from ringtmp.run.sets import Sets
+from ringtmp.checkpoint.manager import CheckpointManager
 
 AIM = 0.965
 SETS, SECONDS = 6, 1.0  # sets in a run, and between two of them
 TRAIN = {
-    "data": "synthetic:samples=4096,features=64,classes=10", "batch_size": 128, "micro_batches": 8,
-    "optimizer": "adamw", "eval_every": 0,
-}  # fmt: skip
+    "data": "synthetic:samples=4096,features=64,classes=10",
+    "batch_size": 128,
+    "micro_batches": 8,
+    "optimizer": "adamw",
+    "eval_every": 0,
+}
 CASES = {
-    "1 rank, 6 layers of 512, 19 MB": (1, "mlp:64-512x7-10"), "2 ranks, 12 layers of 512, 2 x 19 MB":
-    (2, "mlp:64-512x13-10"),
-}  # fmt: skip
+    "1 rank, 6 layers of 512, 19 MB": (1, "mlp:64-512x7-10"),
+    "2 ranks, 12 layers of 512, 2 x 19 MB": (2, "mlp:64-512x13-10"),
+}
 WAYS = ("beside", "awaited")
 
 
@@ -50,14 +53,14 @@ def measure(settings: dict[str, Any]) -> None:
     rate(0, 20, 5)
     every = round(SECONDS * comm.bcast(rate(0, 60, 20)) / train["batch_size"])
     skip, steps = every // 2, SETS * every + every // 2
-    whole, found = Sets.hand_over, {}
+    whole, found = CheckpointManager.hand_over, {}
 
-    def awaited(self: Sets, *arguments: Any) -> None:
+    def awaited(self: CheckpointManager, *arguments: Any) -> None:
         whole(self, *arguments)
         self.writer.wait()
 
     for way in WAYS:
-        Sets.hand_over = awaited if way == "awaited" else whole  # type: ignore[method-assign,assignment]
+        CheckpointManager.hand_over = awaited if way == "awaited" else whole  # type: ignore[method-assign,assignment]
         on, off = alternate(lambda: rate(every, steps, skip), lambda: rate(0, steps, skip), settings["pairs"])
         found[way] = {"on": on, "off": off}
     comm.Barrier()
@@ -73,15 +76,19 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, every = [], {}
     for case, (ranks, model) in CASES.items():
-        found = run_json(
-            "jobs.bench.checkpoints", {"train": TRAIN | {"model": model}, "pairs": arguments.pairs}, ranks
-        )  # fmt: skip
+        found = run_json("jobs.bench.checkpoints", {"train": TRAIN | {"model": model}, "pairs": arguments.pairs}, ranks)
         every[case] = found["every"]
         for way in WAYS:
             rates, aim = found["ways"][way], AIM if way == "beside" else None
             rows.append(compared(f"{case}: a set a second, {way}", rates["on"], rates["off"], "samples/s", aim))
-    publish("checkpoints", "Training with checkpoints beside training without", rows, pairs=arguments.pairs,
-            steps_between_sets=every, peer="the same run without checkpoints")  # fmt: skip
+    publish(
+        "checkpoints",
+        "Training with checkpoints beside training without",
+        rows,
+        pairs=arguments.pairs,
+        steps_between_sets=every,
+        peer="the same run without checkpoints",
+    )
 
 
 if __name__ == "__main__":

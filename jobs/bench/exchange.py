@@ -14,17 +14,17 @@ from mpi4py import MPI
 
 import kernels
 from jobs.bench.report import compared, publish
+from ps.compression import Filter
 from ps.consistency import Consistency
-from ps.filters import Filter
-from ps.link import Parameters, ServerLink
-from ps.post import Post
+from ps.exchange import Parameters, ServerLink
+from ps.messages import Post
 from ps.server import Server
+from ringtmp.comm.waiting import Backoff
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import key_ranges
 from ringtmp.nn.stage import Stage
-from ringtmp.run.links import Patience
-from ringtmp.run.trace import Recorder
+from ringtmp.trace.recorder import Recorder
 
 AIM = 0.8
 CASES = {"8 layers of 1024, 32 MiB": "mlp:1024-1024x8", "8 layers of 256, 2 MiB": "mlp:256-256x8"}
@@ -40,12 +40,22 @@ class Ours:
         self.ranges = key_ranges([layer.count for layer in built.layers], chunk // 4, 1)
         recorder, workers = Recorder(None, {}), range(1, comm.size)
         self.post = Post(comm, workers if comm.rank == 0 else [0], recorder)
-        self.patience = Patience(False)
+        self.patience = Backoff(False)
         self.steps, self.layers = 0, range(len(built.layers))
         self.server = self.link = None
         if comm.rank == 0:
-            self.server = Server(comm, self.ranges, workers, Consistency(0), plain, Filter(dtype), self.post, recorder,
-                                 rate=lambda step: 1e-6, batch_size=len(workers))  # fmt: skip
+            self.server = Server(
+                comm,
+                self.ranges,
+                workers,
+                Consistency(0),
+                plain,
+                Filter(dtype),
+                self.post,
+                recorder,
+                rate=lambda step: 1e-6,
+                batch_size=len(workers),
+            )
         else:
             stage = Stage(built, 0, len(built.layers), dtype, plain, 1, 1)
             parameters = Parameters(self.ranges, stage.states)
@@ -102,7 +112,7 @@ def main() -> None:
     """Measure and publish. Collective over the world."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=9, help="pairs of runs of each case [9]")
-    arguments.add_argument("--chunk", type=int, default=1 << 20, help="bytes of a range [1048576]")
+    arguments.add_argument("--message-size", type=int, default=1 << 20, help="bytes of a range [1048576]")
     options = arguments.parse_args()
     world = MPI.COMM_WORLD
     kernels.compile_all(np.float32, {"base", "serve"})

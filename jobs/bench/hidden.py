@@ -26,9 +26,12 @@ from ringtmp.errors import UserError
 AIM = 0.7
 WIDTH, LAYERS, BATCH, STEPS = 256, 8, 64, 10
 WAYS: dict[str, dict[str, Any]] = {
-    "bsp": {}, "ssp 3": {"consistency": "ssp", "staleness": 3}, "asp": {"consistency": "asp"},
-    "colocate": {"colocate": True}, "all-reduce": {"consistency": "allreduce"},
-}  # fmt: skip
+    "bsp": {},
+    "ssp 3": {"consistency": "ssp", "staleness": 3},
+    "asp": {"consistency": "asp"},
+    "colocate": {"colocate": True},
+    "all-reduce": {"consistency": "allreduce"},
+}
 RATIOS = (1.0, 2.0, 4.0)
 
 
@@ -39,11 +42,21 @@ def settings(way: dict[str, Any], ratio: float, ranks: int, bits: float, out: st
     workers = ranks if "colocate" in way or way.get("consistency") == "allreduce" else ranks - 1
     operations = 6 * BATCH / workers * LAYERS * WIDTH * WIDTH
     return {
-        "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS}", "batch_size": BATCH, "optimizer": "momentum", "lr": 1e-3,
-        "data": f"synthetic:samples=512,features={WIDTH},classes={WIDTH}", "steps": STEPS, "eval_every": 0,
-        "test_fraction": 0.01, "checkpoint_every": 0, "pace": f"{operations / (ratio * exchange) / 1e9:.6g}",
-        "chunk": "256KiB", "out": out, "name": name, **way,
-    }  # fmt: skip
+        "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS}",
+        "batch_size": BATCH,
+        "optimizer": "momentum",
+        "lr": 1e-3,
+        "data": f"synthetic:samples=512,features={WIDTH},classes={WIDTH}",
+        "steps": STEPS,
+        "eval_every": 0,
+        "test_fraction": 0.01,
+        "checkpoint_every": 0,
+        "node_speed": f"{operations / (ratio * exchange) / 1e9:.6g}",
+        "message_size": "256KiB",
+        "out": out,
+        "name": name,
+        **way,
+    }
 
 
 def read(path: Path) -> dict[str, float]:
@@ -55,9 +68,11 @@ def read(path: Path) -> dict[str, float]:
     moved, served = transfers(late, ranks), servers(late, ranks)
     state = steady(events[events["rank"].isin(workers)])
     return {
-        "hidden": float(moved["hidden"].median()), "step": state.seconds, "idle": state.idle,
+        "hidden": float(moved["hidden"].median()),
+        "step": state.seconds,
+        "idle": state.idle,
         "in_flight": float(served["in_flight"].max()) if len(served) else float("nan"),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -98,8 +113,15 @@ def main() -> None:
         low, high = np.percentile([each["hidden"] for each in found], [25, 75])
         rows.append({"way": name, "ratio": ratio, **row, "low": float(low), "high": float(high), "aim": AIM})
         busy = "" if np.isnan(row["in_flight"]) else f"{row['in_flight']:.0%}"
-        table.add_row(name, f"{ratio:g}", f"{row['hidden']:.0%}", f"{low:.0%} to {high:.0%}", f"{row['step']:.2f}",
-                      f"{row['idle']:.0%}", busy)  # fmt: skip
+        table.add_row(
+            name,
+            f"{ratio:g}",
+            f"{row['hidden']:.0%}",
+            f"{low:.0%} to {high:.0%}",
+            f"{row['step']:.2f}",
+            f"{row['idle']:.0%}",
+            busy,
+        )
     Console(width=120).print(table)
     path = ROOT / "jobs" / "bench" / "results" / "hidden.json"
     origin = provenance(hosts=options.hosts, rate=options.rate, rounds=options.rounds)

@@ -1,6 +1,6 @@
 """Idle time side by side: what the schedule forces, what the clock predicts, what a run measured.
 
-Usage: make bench-idle [ARGS="--repeats 3"]. Cases: 2 ranks on 2 cores at full speed; 4 and 8 emulated nodes (`--pace`),
+Usage: make bench-idle [ARGS="--repeats 3"]. Cases: 2 ranks on 2 cores at full speed; 4 and 8 emulated nodes (`--node-speed`),
 dense layers of equal cost, chained steps; 8 emulated nodes whose every action varies by 30 %. Idle is time blocked in a
 wait (from the trace, steady state); the clock knows the layers' durations and a latency, nothing of the run.
 """
@@ -20,12 +20,12 @@ from rich.table import Table
 from jobs.bench.report import ROOT, provenance, run_json
 from ringtmp.analysis import open_run
 from ringtmp.analysis.steady import steady
+from ringtmp.emulate import node_speed as speed
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.ring import planner
-from ringtmp.ring.plan import build
-from ringtmp.ring.simulate import Scene, simulate
-from ringtmp.run import speed
+from ringtmp.schedule.plan import build
+from ringtmp.simulate import planner
+from ringtmp.simulate.pipeline import Scene, simulate
 
 ACTION = 4e-3  # seconds of F of a whole rank on an emulated node
 LATENCY = 120e-6  # seconds from the end of an action to its neighbour's notice, 8 ranks napping on 2 cores
@@ -62,14 +62,21 @@ class Case:
         width, layers, rows = (WIDTH, LAYERS, ROWS) if self.paced else (1024, 8, 512 // self.micro_batches)
         batch = rows * self.micro_batches
         settings: dict[str, Any] = {
-            "model": f"mlp:{width}-{width}x{layers}", "batch_size": batch, "micro_batches": self.micro_batches,
-            "data": f"synthetic:samples={3 * batch},features={width},classes={width}", "optimizer": "momentum",
-            "lr": 1e-3, "steps": STEPS, "eval_every": 0, "checkpoint_every": 0, "chunks": self.chunks,
-        }  # fmt: skip
+            "model": f"mlp:{width}-{width}x{layers}",
+            "batch_size": batch,
+            "micro_batches": self.micro_batches,
+            "data": f"synthetic:samples={3 * batch},features={width},classes={width}",
+            "optimizer": "momentum",
+            "lr": 1e-3,
+            "steps": STEPS,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "chunks": self.chunks,
+        }
         settings |= {"mode": "ready"} if ready else {"schedule": self.schedule}
         if self.held:
             settings["in_flight"] = self.held
-        return settings | ({"pace": str(self.speed), "jitter": self.jitter} if self.paced else {})
+        return settings | ({"node_speed": str(self.speed), "jitter": self.jitter} if self.paced else {})
 
     def problem(self) -> planner.Problem:
         """As the clock sees it."""
@@ -78,10 +85,19 @@ class Case:
         dtype = np.dtype(np.float32)
         costs = speed.costs_paced(model) if self.paced else speed.costs_on(model, dtype, optimizer)
         return planner.Problem(
-            model, batch, dtype, optimizer, self.ranks, costs, LATENCY if self.paced else 5e-6,
-            float("inf") if self.paced else 5e9, (self.speed,) * self.ranks if self.paced else (), self.jitter,
-            in_flight=self.held, whole=self.paced,
-        )  # fmt: skip
+            model,
+            batch,
+            dtype,
+            optimizer,
+            self.ranks,
+            costs,
+            LATENCY if self.paced else 5e-6,
+            float("inf") if self.paced else 5e9,
+            (self.speed,) * self.ranks if self.paced else (),
+            self.jitter,
+            in_flight=self.held,
+            whole=self.paced,
+        )
 
 
 @cache
@@ -163,11 +179,23 @@ def _row(case: Case, values: list[tuple[float, float, int]]) -> dict[str, Any]:
     p, m = case.ranks, case.micro_batches
     formula = (p - 1) / (case.chunks * m + p - 1) if case.schedule in ("1f1b", "gpipe", "interleaved") else None
     return {
-        "case": describe(case), "ranks": p, "micro_batches": m, "way": case.name, "jitter": case.jitter,
-        "paced": case.paced, "formula": formula, "planned": ideal(case), "simulated": outcome.steady_idle,
-        "idle": idle, "low": float(low), "high": float(high), "step": seconds, "simulated_step": outcome.step_seconds,
-        "off": outcome.step_seconds / seconds - 1, "held": max(v[2] for v in values),
-    }  # fmt: skip
+        "case": describe(case),
+        "ranks": p,
+        "micro_batches": m,
+        "way": case.name,
+        "jitter": case.jitter,
+        "paced": case.paced,
+        "formula": formula,
+        "planned": ideal(case),
+        "simulated": outcome.steady_idle,
+        "idle": idle,
+        "low": float(low),
+        "high": float(high),
+        "step": seconds,
+        "simulated_step": outcome.step_seconds,
+        "off": outcome.step_seconds / seconds - 1,
+        "held": max(v[2] for v in values),
+    }
 
 
 def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
@@ -175,8 +203,9 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
         same = ("ranks", "micro_batches", "jitter", "paced")
         base = next((r for r in rows if r["way"] == "1f1b" and all(r[k] == row[k] for k in same)), None)
         row["times_1f1b"] = base["step"] / row["step"] if base else None
-    table = Table(title="Idle share of the ranks' time, steady state; p and m: ranks and micro-batches",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title="Idle share of the ranks' time, steady state; p and m: ranks and micro-batches", title_justify="left"
+    )
     heads = (
         "case",
         "formula",
@@ -193,11 +222,17 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
         table.add_column(head, justify="left" if head == "case" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["case"] + ("" if row["paced"] else " unpaced"), _percent(row["formula"]), _percent(row["planned"]),
-            _percent(row["simulated"]), _percent(row["idle"]), f"{row['low']:.1%} to {row['high']:.1%}",
-            f"{1e3 * row['step']:.1f}", f"{row['off']:+.1%}",
-            f"{row['times_1f1b']:.2f}" if row["times_1f1b"] else "", str(row["held"]),
-        )  # fmt: skip
+            row["case"] + ("" if row["paced"] else " unpaced"),
+            _percent(row["formula"]),
+            _percent(row["planned"]),
+            _percent(row["simulated"]),
+            _percent(row["idle"]),
+            f"{row['low']:.1%} to {row['high']:.1%}",
+            f"{1e3 * row['step']:.1f}",
+            f"{row['off']:+.1%}",
+            f"{row['times_1f1b']:.2f}" if row["times_1f1b"] else "",
+            str(row["held"]),
+        )
     Console(width=150).print(table)
     if not partial:
         path = ROOT / "jobs" / "bench" / "results" / "idle.json"

@@ -21,11 +21,11 @@ import kernels
 from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
 from kernels.machine import bandwidth, peak_flops
-from ringtmp.nn.layer import Array, Moment
+from ringtmp.data.dataset import epoch_order, open_data
+from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.run.data import epoch_order, open_data
 
 
 @dataclass
@@ -49,11 +49,13 @@ CASES = {
     "MLP 8 x 1024, batch 256 in 8": Case("mlp:1024-1024x8-10", 256, 8, shape=(1024,)),
     "MLP 6 x 2048, batch 512 in 4": Case("mlp:2048-2048x6-10", 512, 4, shape=(2048,)),
     "CNN 32-64, dense 128, batch 64": Case("cnn:28x28-32c3-p2-64c3-p2-128-10", 64, 1, "adamw", shape=(28, 28)),
-    "GPT 4 x 256, context 128, batch 8": Case("gpt:layers=4,width=256,heads=8,context=128", 8, 1, "adamw", "tokens/s",
-                                              (128,), 65, 128),
-    "GPT 4 x 256, context 128, batch 8 in 4": Case("gpt:layers=4,width=256,heads=8,context=128", 8, 4, "adamw",
-                                                   "tokens/s", (128,), 65, 128),
-}  # fmt: skip
+    "GPT 4 x 256, context 128, batch 8": Case(
+        "gpt:layers=4,width=256,heads=8,context=128", 8, 1, "adamw", "tokens/s", (128,), 65, 128
+    ),
+    "GPT 4 x 256, context 128, batch 8 in 4": Case(
+        "gpt:layers=4,width=256,heads=8,context=128", 8, 4, "adamw", "tokens/s", (128,), 65, 128
+    ),
+}
 
 
 class Ours:
@@ -77,7 +79,7 @@ class Ours:
             part = slice(number * self.rows, (number + 1) * self.rows)
             work = self.stage.work(len(waiting), self.rows)
             work.x[...], work.labels[...] = x[part], y[part].reshape(work.labels.shape)
-            moment = Moment(True, 0, self.updates, part.start)
+            moment = StepContext(True, 0, self.updates, part.start)
             self.stage.forward(work, moment)
             total += self.stage.loss(work, self.scale)[0]
             self.stage.backward_input(work, moment)
@@ -144,12 +146,18 @@ def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float,
     best = case.batch * model.scored / floor_seconds(model, case, flops, bytes_per_s)
     work = case.pieces * sum(layer.flops(case.batch // case.pieces) for layer in model.layers)
     per_sample = work / (case.batch * model.scored) / 1e9
-    row |= {"floor_share": row["ours"] / best, "peer_floor_share": row["peer"] / best, "drift": drift,
-            "gflops": row["ours"] * per_sample, "peer_gflops": row["peer"] * per_sample}  # fmt: skip
+    row |= {
+        "floor_share": row["ours"] / best,
+        "peer_floor_share": row["peer"] / best,
+        "drift": drift,
+        "gflops": row["ours"] * per_sample,
+        "peer_gflops": row["peer"] * per_sample,
+    }
     print(
         f"{name}: {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}); {row['gflops']:.0f} GFLOP/s beside "
-        f"{row['peer_gflops']:.0f}; {row['floor_share']:.0%} of the floor; losses differ by {drift:.0e}", flush=True,
-    )  # fmt: skip
+        f"{row['peer_gflops']:.0f}; {row['floor_share']:.0%} of the floor; losses differ by {drift:.0e}",
+        flush=True,
+    )
     return row
 
 
@@ -187,8 +195,11 @@ def main() -> None:
     arguments.add_argument("--compile", action="store_true", help="beside torch.compile, not eager mode")
     options = arguments.parse_args()
     if "OPENBLAS_CORETYPE" in os.environ:  # read by libraries when they are loaded: start again without
-        raise SystemExit(subprocess.run([sys.executable, "-m", "jobs.bench.kernels_peer", *sys.argv[1:]],
-                                        env=fair_environment()).returncode)  # fmt: skip
+        raise SystemExit(
+            subprocess.run(
+                [sys.executable, "-m", "jobs.bench.kernels_peer", *sys.argv[1:]], env=fair_environment()
+            ).returncode
+        )
     torch.set_num_threads(1)
     flops, bytes_per_s = peak_flops(np.float32), bandwidth()
     print(f"{kernels.simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
@@ -202,8 +213,15 @@ def main() -> None:
     peer = (
         f"torch=={torch.__version__} (CPU build), {'torch.compile' if options.compile else 'eager'}, fused optimizers"
     )
-    publish("kernels_compiled" if options.compile else "kernels", "Training steps beside PyTorch, one thread", rows,
-            peer=peer, peak_gflops=flops / 1e9, memory_gb_s=bytes_per_s / 1e9, geometric_mean=mean)  # fmt: skip
+    publish(
+        "kernels_compiled" if options.compile else "kernels",
+        "Training steps beside PyTorch, one thread",
+        rows,
+        peer=peer,
+        peak_gflops=flops / 1e9,
+        memory_gb_s=bytes_per_s / 1e9,
+        geometric_mean=mean,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`Inbox` and `Outbox` (persistent requests, receives posted ahead) polled as `ringtmp.ring.chunk.Chunk.poll` polls them;
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead) polled as `ringtmp.ring.chunk.Chunk.poll` polls them;
 the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
 whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
 
@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.bench.report import compared, measured, publish
+from ringtmp.comm.mpi import StopRequest, run_main
+from ringtmp.comm.point_to_point import ReceiveQueue
+from ringtmp.comm.waiting import Backoff
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.ring.links import Outbox
-from ringtmp.run.links import Inbox, Patience
-from ringtmp.run.mpi import StopRequest, run_main
-from ringtmp.run.trace import clock
+from ringtmp.ring.messages import SendRequests
+from ringtmp.trace.recorder import clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
@@ -57,11 +58,11 @@ class EngineLink:
         self.parts = [np.array_split(buffer, pieces) for buffer in buffers]
         self.pending: list[list[Request]] = [[] for _ in buffers]
         self.sent = self.retired = self.taken = 0
-        self.patience = Patience(crowded=False)
+        self.patience = Backoff(crowded=False)
         if comm.rank == 0:
-            self.outbox = Outbox(comm, 1, TAG_STREAM, False, lambda since: None)
+            self.outbox = SendRequests(comm, 1, TAG_STREAM, False, lambda since: None)
         else:
-            self.inbox = Inbox(comm, 0, TAG_STREAM, [part for parts in self.parts for part in parts])
+            self.inbox = ReceiveQueue(comm, 0, TAG_STREAM, [part for parts in self.parts for part in parts])
             for slot in range(len(buffers)):
                 self._post(slot)
         comm.Barrier()
@@ -138,8 +139,9 @@ def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
     """Bare: the oldest message is waited for, and its slot used again at once."""
     slots = len(buffers)
-    begin = partial(comm.Isend, dest=1, tag=TAG_STREAM) if comm.rank == 0 else partial(comm.Irecv, source=0,
-                                                                                      tag=TAG_STREAM)  # fmt: skip
+    begin = (
+        partial(comm.Isend, dest=1, tag=TAG_STREAM) if comm.rank == 0 else partial(comm.Irecv, source=0, tag=TAG_STREAM)
+    )
     requests = [begin(buffer) for buffer in buffers[:count]]
     for number in range(slots, count):
         slot = number % slots

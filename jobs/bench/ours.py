@@ -16,8 +16,8 @@ import numpy as np
 
 from jobs.bench.report import MPIRUN, alternate, compared, fair_environment, measured, publish, run_json
 from ringtmp.analysis import open_run
-from ringtmp.ring.simulate import Scene, simulate
-from ringtmp.run.trace import Recorder
+from ringtmp.simulate.pipeline import Scene, simulate
+from ringtmp.trace.recorder import Recorder
 
 DEFAULT = {"batch_size": 64, "micro_batches": 8, "lr": 1e-3, "eval_every": 0, "steps": 220}
 
@@ -27,9 +27,13 @@ def job(ranks: int, *flags: str) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter_ns()
         done = subprocess.run(
-            [MPIRUN, "-n", str(ranks), sys.executable, "-m", "ringtmp.train", "--name", "run", *flags], cwd=folder,
-            env=fair_environment(), capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [MPIRUN, "-n", str(ranks), sys.executable, "-m", "ringtmp.train", "--name", "run", *flags],
+            cwd=folder,
+            env=fair_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         whole = (time.perf_counter_ns() - began) / 1e9
         run = open_run(Path(folder) / "runs" / "run")
         events, ranks_table = run.events(), run.ranks()

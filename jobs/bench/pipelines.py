@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jobs.bench.report import ROOT, compared, publish, run_json
-from ringtmp.run.data import open_data
+from ringtmp.data.dataset import open_data
 
 AIM = 3.0  # beside the best
 OURS: dict[str, dict[str, str]] = {"ready": {}, "zb-h2": {"schedule": "zb-h2"}, "1f1b": {"schedule": "1f1b"}}
@@ -48,14 +48,23 @@ def cases() -> dict[str, Case]:
     gpt = {"spec": "gpt:layers=4,width=256,heads=8,context=128", "shape": [128], "outputs": tokens, "labels": 128}
     return {
         "MLP 8 x 1024, batch 512 in 8": Case(
-            mlp, "synthetic:samples=5120,features=1024,classes=10", 512, 8, "momentum",
+            mlp,
+            "synthetic:samples=5120,features=1024,classes=10",
+            512,
+            8,
+            "momentum",
             [("gpipe", 8), ("1f1b", 8), ("interleaved-zb", 8), ("zbv", 8), ("zbv", 4), ("ddp", 8), ("ddp", 1)],
         ),
         "GPT 4 x 256, context 128, batch 8 in 4": Case(
-            gpt, f"text:{text}", 8, 4, "adamw",
-            [("gpipe", 4), ("1f1b", 4), ("interleaved-zb", 4), ("zbv", 4), ("ddp", 4), ("ddp", 1)], "tokens/s",
+            gpt,
+            f"text:{text}",
+            8,
+            4,
+            "adamw",
+            [("gpipe", 4), ("1f1b", 4), ("interleaved-zb", 4), ("zbv", 4), ("ddp", 4), ("ddp", 1)],
+            "tokens/s",
         ),
-    }  # fmt: skip
+    }
 
 
 def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
@@ -66,12 +75,25 @@ def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
         return run_json(module, settings, ranks)["samples_per_s"] * scored
 
     train = {
-        "model": case.net["spec"], "data": case.data, "batch_size": case.batch, "micro_batches": case.pieces,
-        "optimizer": case.optimizer, "steps": steps, "eval_every": 0, "lr": 1e-3, "trace": "off",
+        "model": case.net["spec"],
+        "data": case.data,
+        "batch_size": case.batch,
+        "micro_batches": case.pieces,
+        "optimizer": case.optimizer,
+        "steps": steps,
+        "eval_every": 0,
+        "lr": 1e-3,
+        "trace": "off",
         "test_fraction": 0.01,  # a run of ours ends with a test, which is not timed and need not last
-    }  # fmt: skip
-    peer = {"net": case.net, "batch_size": case.batch, "optimizer": case.optimizer, "steps": steps, "skip": skip,
-            "ranks": 2}  # fmt: skip
+    }
+    peer = {
+        "net": case.net,
+        "batch_size": case.batch,
+        "optimizer": case.optimizer,
+        "steps": steps,
+        "skip": skip,
+        "ranks": 2,
+    }
     found: dict[str, Callable[[], float]] = {}
     for name, flags in OURS.items():
         found[name] = partial(rate, "jobs.bench.steady", {"train": train | flags, "skip": skip}, 2)
@@ -88,8 +110,9 @@ def measure(name: str, case: Case, rounds: int, steps: int) -> list[dict[str, An
     for number in range(rounds):
         for who in list(runs) if number % 2 == 0 else reversed(list(runs)):
             rates[who].append(runs[who]())
-        print(f"{name}, round {number + 1}: " + ", ".join(f"{who} {of[-1]:,.0f}" for who, of in rates.items()),
-              flush=True)  # fmt: skip
+        print(
+            f"{name}, round {number + 1}: " + ", ".join(f"{who} {of[-1]:,.0f}" for who, of in rates.items()), flush=True
+        )
     peers = [who for who in runs if who not in OURS]
     best = max(peers, key=lambda who: float(np.median(rates[who])))
     rows = [compared(f"{name}: beside {who}", rates["ready"], rates[who], case.unit, None) for who in peers]
@@ -112,9 +135,12 @@ def main() -> None:
         if options.only in name:
             rows += measure(name, case, options.rounds, options.steps)
     publish(
-        "pipelines", "Two ranks beside PyTorch's pipelines and DDP", rows,
-        peer="torch==2.13.0 (CPU build, MKL), Gloo, eager, fused optimizers", rounds=options.rounds,
-    )  # fmt: skip
+        "pipelines",
+        "Two ranks beside PyTorch's pipelines and DDP",
+        rows,
+        peer="torch==2.13.0 (CPU build, MKL), Gloo, eager, fused optimizers",
+        rounds=options.rounds,
+    )
 
 
 if __name__ == "__main__":

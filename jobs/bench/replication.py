@@ -1,6 +1,6 @@
 """What replication costs while nothing fails: the same run with copies of each update and without, by turns.
 
-Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--replicate 1` beside
+Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies 1` beside
 `off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels and a rank
 only writes its new state beside the old one; on nodes with memory of their own, where each rank's state goes to its
 neighbour after every update; and on emulated nodes, which compute by sleeping, so that there is a core for those who
@@ -31,13 +31,19 @@ from jobs.bench.steady import steady_rate
 
 AIM, AIM_MEMORY = 0.965, 2.0
 MODEL = "mlp:64-512x7-10"  # 1.6 million parameters, 20 MB with the moments of AdamW
-TRAIN = {"data": "synthetic:samples=4096,features=64,classes=10", "model": MODEL, "optimizer": "adamw",
-         "eval_every": 0, "checkpoint_every": 0}  # fmt: skip
+TRAIN = {
+    "data": "synthetic:samples=4096,features=64,classes=10",
+    "model": MODEL,
+    "optimizer": "adamw",
+    "eval_every": 0,
+    "checkpoint_every": 0,
+}
 STATE = 12  # bytes of a parameter and its two moments
 PLACES = {
-    "2 ranks on one node": (2, "", None), "2 ranks on 2 nodes": (2, "a,b", None),
+    "2 ranks on one node": (2, "", None),
+    "2 ranks on 2 nodes": (2, "a,b", None),
     "4 emulated nodes": (4, "a,b,c,d", "3"),
-}  # fmt: skip
+}
 BATCHES = {"batch 32": (32, 8), "batch 512": (512, 8)}
 QUICK = ("2 ranks on 2 nodes", "batch 32")
 
@@ -70,7 +76,7 @@ def measure(settings: dict[str, Any]) -> None:
 
     def run(replicate: int, steps: int, skip: int) -> tuple[float, float]:
         """Steps a second, and the most bytes that a rank has had."""
-        result = ringtmp.train(comm=comm, progress=False, out=folder, steps=steps, replicate=replicate, **train)
+        result = ringtmp.train(comm=comm, progress=False, out=folder, steps=steps, state_copies=replicate, **train)
         if comm.rank:
             return 0.0, 0.0
         shutil.rmtree(result.folder or folder)
@@ -113,7 +119,7 @@ def main() -> None:
         for size, (batch, pieces) in BATCHES.items():
             if options.quick and size != QUICK[1]:
                 continue
-            train = TRAIN | {"batch_size": batch, "micro_batches": pieces} | ({"pace": pace} if pace else {})
+            train = TRAIN | {"batch_size": batch, "micro_batches": pieces} | ({"node_speed": pace} if pace else {})
             with surroundings(nodes):
                 settings = {"train": train, "pairs": pairs, "seconds": seconds}
                 found = run_json("jobs.bench.replication", settings, ranks)
@@ -126,9 +132,16 @@ def main() -> None:
     if options.quick:
         print(json.dumps(rows, indent=1))
         return
-    publish("replication", "Training with copies of every update beside training without", rows, pairs=pairs,
-            seconds_of_a_run=seconds, state_bytes=STATE * parameters(), peer="the same run with --replicate off",
-            emulated="4 emulated nodes: computing is slept, copies are real")  # fmt: skip
+    publish(
+        "replication",
+        "Training with copies of every update beside training without",
+        rows,
+        pairs=pairs,
+        seconds_of_a_run=seconds,
+        state_bytes=STATE * parameters(),
+        peer="the same run with --state-copies off",
+        emulated="4 emulated nodes: computing is slept, copies are real",
+    )
 
 
 def parameters() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ringtmp.run.trace import environment
+from ringtmp.trace.recorder import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIRUN = os.environ.get("MPIRUN") or str(Path(sys.executable).parent / "mpirun")
@@ -56,8 +56,16 @@ def compared(
     medians = float(np.median(mine)), float(np.median(theirs))
     ratio = medians[1] / medians[0] if less_is_better else medians[0] / medians[1]
     low, high = np.percentile(ratios, [25, 75])
-    return {"case": case, "ours": medians[0], "peer": medians[1], "unit": unit, "ratio": ratio, "low": float(low),
-            "high": float(high), "aim": aim}  # fmt: skip
+    return {
+        "case": case,
+        "ours": medians[0],
+        "peer": medians[1],
+        "unit": unit,
+        "ratio": ratio,
+        "low": float(low),
+        "high": float(high),
+        "aim": aim,
+    }
 
 
 def measured(case: str, values: list[float], unit: str, aim: float | None, less_is_better: bool) -> dict[str, Any]:
@@ -65,8 +73,16 @@ def measured(case: str, values: list[float], unit: str, aim: float | None, less_
     median = float(np.median(values))
     low, high = np.percentile(values, [25, 75])
     ratio = None if aim is None else aim / median if less_is_better else median / aim
-    return {"case": case, "ours": median, "peer": None, "unit": unit, "ratio": ratio, "low": float(low),
-            "high": float(high), "aim": aim}  # fmt: skip
+    return {
+        "case": case,
+        "ours": median,
+        "peer": None,
+        "unit": unit,
+        "ratio": ratio,
+        "low": float(low),
+        "high": float(high),
+        "aim": aim,
+    }
 
 
 def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any) -> dict[str, Any]:
@@ -78,9 +94,15 @@ def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit, **environment(), "mpi": mpi(),
-        "links": links, "pace": pace, "load": os.getloadavg()[0], **facts,
-    }  # fmt: skip
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": commit,
+        **environment(),
+        "mpi": mpi(),
+        "links": links,
+        "pace": pace,
+        "load": os.getloadavg()[0],
+        **facts,
+    }
 
 
 def mpi() -> str:
@@ -101,9 +123,14 @@ def publish(name: str, title: str, rows: list[dict[str, Any]], **facts: Any) -> 
         table.add_column(column, justify="left" if column in ("case", "unit") else "right", no_wrap=column != "case")
     for row in rows:
         table.add_row(
-            row["case"], _number(row["ours"]), _number(row["peer"]), row["unit"], _number(row["ratio"]),
-            f"{_number(row['low'])} to {_number(row['high'])}", _number(row["aim"]),
-        )  # fmt: skip
+            row["case"],
+            _number(row["ours"]),
+            _number(row["peer"]),
+            row["unit"],
+            _number(row["ratio"]),
+            f"{_number(row['low'])} to {_number(row['high'])}",
+            _number(row["aim"]),
+        )
     Console(width=130).print(table)
     print(f"written to {path.relative_to(ROOT)}")
 

@@ -1,7 +1,7 @@
 """The parameter server in every layout beside all-reduce, the ring and PyTorch's DDP: samples/s of the same training.
 
 Usage: make bench-ps [ARGS="--rounds 3"]. Two networks, one bound by computing and one by the exchange; 2 ranks at full
-speed, 4 and 8 ranks as emulated nodes (`--pace`), where PyTorch cannot take part. Every way trains the same network
+speed, 4 and 8 ranks as emulated nodes (`--node-speed`), where PyTorch cannot take part. Every way trains the same network
 with the same global batch and optimizer, one thread a rank; the rank that only serves is one of the ranks. A round runs
 each way once, every other round backwards; the first quarter of each run is left out. The ring's way is ready mode.
 """
@@ -33,21 +33,31 @@ class Case:
 
     def settings(self) -> dict[str, Any]:
         """As `ringtmp.train` and `ps.train` take them."""
-        paced = {"pace": f"{self.pace:g}"} if self.pace else {}
+        paced = {"node_speed": f"{self.pace:g}"} if self.pace else {}
         return {
-            "model": f"mlp:{self.width}-{self.width}x{self.layers}", "batch_size": self.batch, "optimizer": "momentum",
+            "model": f"mlp:{self.width}-{self.width}x{self.layers}",
+            "batch_size": self.batch,
+            "optimizer": "momentum",
             "data": f"synthetic:samples={4 * max(self.batch, 64)},features={self.width},classes={self.width}",
-            "lr": 1e-3, "steps": STEPS, "eval_every": 0, "checkpoint_every": 0, "test_fraction": 0.01, **paced,
-        }  # fmt: skip
+            "lr": 1e-3,
+            "steps": STEPS,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "test_fraction": 0.01,
+            **paced,
+        }
 
     def ways(self) -> dict[str, dict[str, Any]]:
         """What is compared, by name."""
         many = self.ranks // 4 if self.ranks > 2 else 1
         found: dict[str, dict[str, Any]] = {
-            "bsp": {}, "ssp 3": {"consistency": "ssp", "staleness": 3}, "asp": {"consistency": "asp"},
-            f"bsp, {many} servers": {"servers": many}, "colocate": {"colocate": True},
+            "bsp": {},
+            "ssp 3": {"consistency": "ssp", "staleness": 3},
+            "asp": {"consistency": "asp"},
+            f"bsp, {many} servers": {"servers": many},
+            "colocate": {"colocate": True},
             "all-reduce": {"consistency": "allreduce"},
-        }  # fmt: skip
+        }
         if many == 1:
             del found[f"bsp, {many} servers"]
         return found
@@ -62,8 +72,16 @@ class Case:
     def peer(self) -> dict[str, Any]:
         """As `jobs.bench.torch_job` takes it."""
         net = {"spec": self.settings()["model"], "shape": [self.width], "outputs": self.width, "labels": 1}
-        return {"net": net, "batch_size": self.batch, "optimizer": "momentum", "steps": STEPS, "skip": SKIP,
-                "ranks": self.ranks, "way": "ddp", "micro_batches": 1}  # fmt: skip
+        return {
+            "net": net,
+            "batch_size": self.batch,
+            "optimizer": "momentum",
+            "steps": STEPS,
+            "skip": SKIP,
+            "ranks": self.ranks,
+            "way": "ddp",
+            "micro_batches": 1,
+        }
 
 
 CASES = [
@@ -109,11 +127,19 @@ def measure(case: Case, rounds: int, torch: bool) -> list[dict[str, Any]]:
     rows = []
     for name, values in rates.items():
         low, high = np.percentile(np.asarray(values) / base, [25, 75])
-        rows.append({
-            "case": describe(case), "ranks": case.ranks, "bound_by": case.name, "way": name,
-            "samples_per_s": float(np.median(values)), "times_bsp": float(np.median(values) / np.median(base)),
-            "low": float(low), "high": float(high), "idle": float(np.median(waits[name])) if name in waits else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "case": describe(case),
+                "ranks": case.ranks,
+                "bound_by": case.name,
+                "way": name,
+                "samples_per_s": float(np.median(values)),
+                "times_bsp": float(np.median(values) / np.median(base)),
+                "low": float(low),
+                "high": float(high),
+                "idle": float(np.median(waits[name])) if name in waits else None,
+            }
+        )
     return rows
 
 
@@ -125,10 +151,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     before = ""
     for row in rows:
         table.add_row(
-            row["case"] if row["case"] != before else "", row["way"], f"{row['samples_per_s']:,.0f}",
-            f"{row['times_bsp']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}",
+            row["case"] if row["case"] != before else "",
+            row["way"],
+            f"{row['samples_per_s']:,.0f}",
+            f"{row['times_bsp']:.2f}",
+            f"{row['low']:.2f} to {row['high']:.2f}",
             "" if row["idle"] is None else f"{row['idle']:.1%}",
-        )  # fmt: skip
+        )
         before = row["case"]
     Console(width=150).print(table)
 

@@ -40,7 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.bench.torch_nets import Twin
 from ringtmp.nn.layer import aligned
 from ringtmp.nn.model import Model, build_model
-from ringtmp.ring.partition import partition
+from ringtmp.schedule.partition import partition
 
 SCHEDULES: dict[str, tuple[Any, int]] = {  # and the stages of each rank
     "gpipe": (ScheduleGPipe, 1),

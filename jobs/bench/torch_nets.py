@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ringtmp.nn.compose import Activation, Block, Dropout, Flatten, Residual
+from ringtmp.nn.containers import Activation, Block, Dropout, Flatten, Residual
 from ringtmp.nn.dense import Dense
 from ringtmp.nn.images import AvgPool2D, Conv2D, MaxPool2D
 from ringtmp.nn.layer import Layer
@@ -16,8 +16,13 @@ from ringtmp.nn.norm import GroupNorm, LayerNorm
 from ringtmp.nn.sequences import Attention, Embedding
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "silu": nn.SiLU,
-}  # fmt: skip
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
 
 
 class _Attention(nn.Module):

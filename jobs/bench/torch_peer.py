@@ -33,12 +33,26 @@ def main() -> None:
         model = "mlp:" + "-".join(map(str, widths))
         data = f"synthetic:samples={10 * batch},features={widths[0]},classes={widths[-1]}"
         train = {
-            "model": model, "data": data, "batch_size": batch, "micro_batches": m, "optimizer": optimizer,
-            "steps": steps, "eval_every": 0, "lr": 1e-3, "trace": "off",
-        }  # fmt: skip
+            "model": model,
+            "data": data,
+            "batch_size": batch,
+            "micro_batches": m,
+            "optimizer": optimizer,
+            "steps": steps,
+            "eval_every": 0,
+            "lr": 1e-3,
+            "trace": "off",
+        }
         skip = steps // 8
-        peer = {"widths": widths, "batch_size": batch, "micro_batches": m, "optimizer": optimizer, "steps": steps,
-                "skip": skip, "ranks": ranks}  # fmt: skip
+        peer = {
+            "widths": widths,
+            "batch_size": batch,
+            "micro_batches": m,
+            "optimizer": optimizer,
+            "steps": steps,
+            "skip": skip,
+            "ranks": ranks,
+        }
 
         def ours(train: dict[str, Any] = train, skip: int = skip, ranks: int = ranks) -> float:
             return run_json("jobs.bench.steady", {"train": train, "skip": skip}, ranks)["samples_per_s"]

@@ -25,7 +25,7 @@ EXPERIMENTS = {
     "optimum": ("optimum", "how far each schedule is from the true optimum of tiny rings"),
     "schedules": ("schedules", "one picture of a step under each schedule (under mpirun)"),
     "report": ("report", "all of them on one page"),
-}  # fmt: skip
+}
 
 
 def main() -> int:

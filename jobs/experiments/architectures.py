@@ -26,10 +26,10 @@ from rich.table import Table
 from jobs.bench.report import provenance
 from jobs.experiments.architectures_figure import draw
 from jobs.experiments.store import Page, publish
-from ringtmp.ring.rivals import Exchange, cut_bytes, exchange_bytes, simulate_data_parallel
-from ringtmp.ring.simulate import Scene, Timed, simulate
-from ringtmp.run.pace import UPDATE_FLOPS
-from ringtmp.run.units import parse_rate, parse_seconds
+from ringtmp.config.units import parse_rate, parse_seconds
+from ringtmp.emulate.nodes import UPDATE_FLOPS
+from ringtmp.simulate.data_parallel import Exchange, cut_bytes, exchange_bytes, simulate_data_parallel
+from ringtmp.simulate.pipeline import Scene, Timed, simulate
 
 ITEM = 4  # bytes of a number
 NAMES = ("ring", "one server", "servers", "colocated", "all-reduce")
@@ -107,10 +107,16 @@ def ring(setting: Setting, p: int, batch: int, micro_batches: int) -> tuple[floa
     # nodes each sends one way alone.
     sent = min(2, p - 1) * (setting.message + ITEM * rows * setting.width / setting.bandwidth)
     scene = Scene(
-        p, 1, np.ones(micro_batches), np.tile(layers * np.array(setting.seconds(rows)), (p, 1)),
-        ((1 / layers,) * layers,) * p, overhead=setting.action, latency=setting.latency,
-        transfer=np.full((p, 2), sent), jitter=setting.jitter,
-    )  # fmt: skip
+        p,
+        1,
+        np.ones(micro_batches),
+        np.tile(layers * np.array(setting.seconds(rows)), (p, 1)),
+        ((1 / layers,) * layers,) * p,
+        overhead=setting.action,
+        latency=setting.latency,
+        transfer=np.full((p, 2), sent),
+        jitter=setting.jitter,
+    )
     steps = max(2, min(10, 20_000_000 // (3 * p * micro_batches)))
     return *chained(simulate(scene, steps=steps)), 2 * cut_bytes(batch, setting.width, ITEM)
 
@@ -146,8 +152,9 @@ def exchanges(setting: Setting, p: int) -> dict[str, tuple[int, Exchange]]:
 def data_parallel(setting: Setting, workers: int, batch: int, exchange: Exchange, steps: int) -> Timed:
     """Workers that share a batch evenly, each with the whole network, and the exchange between them."""
     seconds, sizes = np.tile(setting.seconds(batch / workers), (setting.layers, 1)), [setting.layer_bytes]
-    return simulate_data_parallel(workers, seconds, sizes * setting.layers, exchange, steps=steps,
-                                  jitter=setting.jitter)  # fmt: skip
+    return simulate_data_parallel(
+        workers, seconds, sizes * setting.layers, exchange, steps=steps, jitter=setting.jitter
+    )
 
 
 def rivals(setting: Setting, p: int, batch: int) -> list[Row]:
@@ -244,10 +251,20 @@ def main() -> None:
         traffic = (p - 1) * each.layers * each.width  # 2 W M = 8 B d
         crossing.append({"width": each.width, "traffic": traffic})
         console.print(f"width {each.width}: one server moves as many bytes as a cut of the ring at {traffic:,}")
-    facts = provenance(seconds=round(took, 1), links="simulated", pace="simulated", setting=asdict(setting),
-                       rows=options.rows, batch=options.batch)  # fmt: skip
-    table = {"provenance": facts, "rows": [asdict(row) for row in rows],
-             "sweep": [asdict(row) for each in swept.values() for row in each], "crossovers": crossing}  # fmt: skip
+    facts = provenance(
+        seconds=round(took, 1),
+        links="simulated",
+        pace="simulated",
+        setting=asdict(setting),
+        rows=options.rows,
+        batch=options.batch,
+    )
+    table = {
+        "provenance": facts,
+        "rows": [asdict(row) for row in rows],
+        "sweep": [asdict(row) for each in swept.values() for row in each],
+        "crossovers": crossing,
+    }
     if options.out or not options.quick:
         publish("architectures", options.out, table, console, draw)
     console.print(f"{took:.0f} s")
@@ -266,8 +283,9 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
     parser.add_argument("--jitter", type=float, default=0.0)
     parser.add_argument("--rows", type=int, default=32, help="of the batch for each node, where it grows")
     parser.add_argument("--batch", type=int, default=8192, help="where it stays")
-    parser.add_argument("--nodes", type=lambda text: [int(p) for p in text.split(",")],
-                        default=[8, 16, 64, 256, 1024, 4096])  # fmt: skip
+    parser.add_argument(
+        "--nodes", type=lambda text: [int(p) for p in text.split(",")], default=[8, 16, 64, 256, 1024, 4096]
+    )
     parser.add_argument("--at", type=int, default=64, help="nodes, and layers, of the sweep over batches")
     parser.add_argument("--narrow", type=int, default=64, help="width of the second network of that sweep")
     parser.add_argument("--quick", action="store_true", help="64 nodes at most; written to --out alone")
@@ -279,10 +297,15 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
         if options.layers % p:
             parser.error(f"--layers {options.layers}: not a multiple of {p} nodes")
     setting = Setting(
-        options.width, options.layers, options.gflops, parse_rate(options.bandwidth, "bandwidth"),
-        parse_seconds(options.latency, "latency"), parse_seconds(options.message, "message"),
-        parse_seconds(options.action, "action"), options.jitter,
-    )  # fmt: skip
+        options.width,
+        options.layers,
+        options.gflops,
+        parse_rate(options.bandwidth, "bandwidth"),
+        parse_seconds(options.latency, "latency"),
+        parse_seconds(options.message, "message"),
+        parse_seconds(options.action, "action"),
+        options.jitter,
+    )
     return setting, options
 
 

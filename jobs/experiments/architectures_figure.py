@@ -8,8 +8,13 @@ from typing import Any
 
 from jobs.experiments.store import places, read
 
-COLOURS = {"ring": "#d1495b", "one server": "#30638e", "servers": "#00a6a6", "colocated": "#edae49",
-           "all-reduce": "#555555"}  # fmt: skip
+COLOURS = {
+    "ring": "#d1495b",
+    "one server": "#30638e",
+    "servers": "#00a6a6",
+    "colocated": "#edae49",
+    "all-reduce": "#555555",
+}
 LABELS = {"servers": "p/8 servers"}
 
 
@@ -48,8 +53,13 @@ def draw(table: dict[str, Any], path: Path) -> None:
         width = int(scaling.split()[1])
         for each in table["crossovers"]:
             if each["width"] == width and "traffic" in each:
-                ax.axvline(each["traffic"], color=COLOURS["one server"], lw=1, ls=":",
-                           label="one server moves as\nmany bytes as a cut")  # fmt: skip
+                ax.axvline(
+                    each["traffic"],
+                    color=COLOURS["one server"],
+                    lw=1,
+                    ls=":",
+                    label="one server moves as\nmany bytes as a cut",
+                )
         ax.legend(*([each[-1]] for each in ax.get_legend_handles_labels()), fontsize=8, frameon=False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=5, loc="outside lower center", frameon=False)
@@ -65,8 +75,14 @@ def draw(table: dict[str, Any], path: Path) -> None:
 def _lines(ax: Any, rows: list[dict[str, Any]], x: str, y: str) -> None:
     for name, colour in COLOURS.items():
         points = [(row[x], max(row[y], 1e-4)) for row in rows if row["name"] == name]
-        ax.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=2 if name == "ring" else 1.3, color=colour,
-                label=LABELS.get(name, name))  # fmt: skip
+        ax.plot(
+            *zip(*points, strict=True),
+            "o-",
+            ms=3.5,
+            lw=2 if name == "ring" else 1.3,
+            color=colour,
+            label=LABELS.get(name, name),
+        )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.grid(alpha=0.25)

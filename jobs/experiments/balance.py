@@ -32,9 +32,9 @@ from rich.table import Table
 from jobs.bench.report import provenance, run_json
 from jobs.experiments.progress import quartiles
 from jobs.experiments.store import Page, places, plain, publish, read, renewed, write
-from ringtmp.ring.balance import WARM, WINDOW
-from ringtmp.ring.partition import Part, deal
-from ringtmp.run.pace import parse_courses
+from ringtmp.emulate.nodes import parse_courses
+from ringtmp.ring.load_balance import WARM, WINDOW
+from ringtmp.schedule.partition import Part, deal
 
 WIDTH, LAYERS = 32, 12  # of each node
 MICRO, ROWS = 2, 4  # micro-batches for each rank, and samples of one
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def pace(self) -> str:
-        """As `--pace` takes it."""
+        """As `--node-speed` takes it."""
         scaled = []
         for course in self.courses:
             first, *turns = course.split("@")
@@ -88,22 +88,31 @@ class Case:
         """What all ways have in common."""
         batch = MICRO * ROWS * self.ranks
         return {
-            "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS * self.ranks}", "batch_size": batch, "optimizer": "momentum",
-            "data": f"synthetic:samples={4 * batch},features={WIDTH},classes={WIDTH}", "lr": 1e-3, "steps": steps,
-            "eval_every": 0, "test_fraction": 0.01, "pace": self.pace, "jitter": self.jitter,
-        }  # fmt: skip
+            "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS * self.ranks}",
+            "batch_size": batch,
+            "optimizer": "momentum",
+            "data": f"synthetic:samples={4 * batch},features={WIDTH},classes={WIDTH}",
+            "lr": 1e-3,
+            "steps": steps,
+            "eval_every": 0,
+            "test_fraction": 0.01,
+            "node_speed": self.pace,
+            "jitter": self.jitter,
+        }
 
     def runs(self, steps: int) -> dict[str, dict[str, Any]]:
         """Settings of each way."""
         common = self.settings(steps)
         ring = common | {"micro_batches": MICRO * self.ranks}
         ways: dict[str, dict[str, Any]] = {
-            "ring even": ring | {"split": "even"}, "ring measured": ring | {"split": "measured"},
-            "ring auto": ring | {"split": "even", "balance": "auto", "steps": steps + (CALM if self.jitter else 0)},
-        }  # fmt: skip
+            "ring even": ring | {"layer_split": "even"},
+            "ring measured": ring | {"layer_split": "measured"},
+            "ring auto": ring
+            | {"layer_split": "even", "balance": "auto", "steps": steps + (CALM if self.jitter else 0)},
+        }
         for name, server in SERVER.items():
             for shares in ("even", "measured"):
-                ways[f"{name} {shares}"] = common | server | {"shares": shares}
+                ways[f"{name} {shares}"] = common | server | {"batch_split": shares}
         return ways
 
 
@@ -130,16 +139,16 @@ def train_all(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     import ps
     import ringtmp
-    from ringtmp.ring.recut import Recut
+    from ringtmp.ring.rebalance import Rebalancer
 
     moves: list[int] = []
-    whole = Recut._move
+    whole = Rebalancer._move
 
-    def note(self: Recut, before: Any, after: Any, step: int) -> None:
+    def note(self: Rebalancer, before: Any, after: Any, step: int) -> None:
         moves.append(step)
         whole(self, before, after, step)
 
-    Recut._move = note  # type: ignore[method-assign]
+    Rebalancer._move = note  # type: ignore[method-assign]
     results = {}
     for name, settings in runs.items():
         moves.clear()
@@ -167,15 +176,21 @@ def tabulate(case: Case, steps: int, rounds: list[dict[str, Any]]) -> list[dict[
         base = "ring even" if name.startswith("ring") else f"{name.rsplit(' ', 1)[0]} even"
         gains = [rate(each[name]) / rate(each[base]) for each in rounds]
         moves = [each[name]["moves"] for each in rounds]
-        rows.append({
-            "case": case.name, "ranks": case.ranks, "way": name,
-            "steps_per_s": quartiles([rate(each[name]) for each in rounds]), "gain": quartiles(gains),
-            "possible": possible if name.startswith("ring") else None,
-            "ceiling": ceiling if name.startswith("ring") else None,
-            "moves": max(len(each) for each in moves), "windows": len(rounds[0][name]["seconds"]) // WINDOW,
-            "settled": max(((each[-1] - case.change) / WINDOW for each in moves if each), default=0.0),
-            "late": max(each[name]["late"] for each in rounds),
-        })  # fmt: skip
+        rows.append(
+            {
+                "case": case.name,
+                "ranks": case.ranks,
+                "way": name,
+                "steps_per_s": quartiles([rate(each[name]) for each in rounds]),
+                "gain": quartiles(gains),
+                "possible": possible if name.startswith("ring") else None,
+                "ceiling": ceiling if name.startswith("ring") else None,
+                "moves": max(len(each) for each in moves),
+                "windows": len(rounds[0][name]["seconds"]) // WINDOW,
+                "settled": max(((each[-1] - case.change) / WINDOW for each in moves if each), default=0.0),
+                "late": max(each[name]["late"] for each in rounds),
+            }
+        )
     return rows
 
 
@@ -192,11 +207,17 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         before = row["ranks"], row["case"]
         gain, limit = row["gain"], row["ceiling"]
         table.add_row(
-            str(row["ranks"]) if new else "", row["case"] if new else "", row["way"], f"{row['steps_per_s'][0]:.2f}",
-            f"{gain[0]:.2f} ({gain[1]:.2f} to {gain[2]:.2f})", f"{row['possible']:.2f}" if limit else "",
-            f"{limit:.2f}" if limit else "", f"{gain[0] / limit:.0%}" if limit else "", str(row["moves"]),
+            str(row["ranks"]) if new else "",
+            row["case"] if new else "",
+            row["way"],
+            f"{row['steps_per_s'][0]:.2f}",
+            f"{gain[0]:.2f} ({gain[1]:.2f} to {gain[2]:.2f})",
+            f"{row['possible']:.2f}" if limit else "",
+            f"{limit:.2f}" if limit else "",
+            f"{gain[0] / limit:.0%}" if limit else "",
+            str(row["moves"]),
             f"{row['settled']:.1f}" if row["moves"] else "",
-        )  # fmt: skip
+        )
     console.print(table)
 
 
@@ -227,10 +248,14 @@ def main() -> None:
             said = ", ".join(f"{name} {rate(made[name]):.2f}" for name in runs)
             print(f"{case.ranks} nodes, {case.name} ({number + 1} of {rounds}): {said}", flush=True)
         seconds = round(time.perf_counter() - began, 1)
-        measured = plain({
-            "case": asdict(case), "provenance": provenance(seconds=seconds, steps=steps, rounds=rounds, pace=case.pace),
-            "rows": tabulate(case, steps, results), "ways": results[0],
-        })  # fmt: skip
+        measured = plain(
+            {
+                "case": asdict(case),
+                "provenance": provenance(seconds=seconds, steps=steps, rounds=rounds, pace=case.pace),
+                "rows": tabulate(case, steps, results),
+                "ways": results[0],
+            }
+        )
         shown += measured["rows"]
         table["cases"] = renewed(table["cases"], measured, order)
         if options.out or not options.quick:
@@ -255,8 +280,13 @@ def draw(table: dict[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    colours = {"ring even": "#999999", "ring measured": "#d1495b", "ring auto": "#7a1f2b", "bsp even": "#56b4e9",
-               "bsp measured": "#30638e"}  # fmt: skip
+    colours = {
+        "ring even": "#999999",
+        "ring measured": "#d1495b",
+        "ring auto": "#7a1f2b",
+        "bsp even": "#56b4e9",
+        "bsp measured": "#30638e",
+    }
     curves = [each for each in table["cases"] if "equal" not in each["case"]["name"]]
     figure, axes = plt.subplots(
         2, -(-len(curves) // 2), figsize=(3.2 * -(-len(curves) // 2), 5.6), layout="constrained", squeeze=False

@@ -25,12 +25,19 @@ from rich.table import Table
 
 from jobs.bench.report import MPIRUN, ROOT, fair_environment, provenance
 from jobs.experiments.store import Page, places, publish, read
-from ringtmp.run.units import parse_bytes, show_bytes
+from ringtmp.config.units import parse_bytes, show_bytes
 
 WIDTH = 1024  # of the networks that become deeper
 BATCH, MICRO = 16, 4
-SETTINGS = {"batch_size": BATCH, "micro_batches": MICRO, "optimizer": "adamw", "checkpoint_every": 0, "eval_every": 0,
-            "steps": 1, "test_fraction": 0.01}  # fmt: skip
+SETTINGS = {
+    "batch_size": BATCH,
+    "micro_batches": MICRO,
+    "optimizer": "adamw",
+    "checkpoint_every": 0,
+    "eval_every": 0,
+    "steps": 1,
+    "test_fraction": 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,10 @@ def ways() -> list[Way]:
         found.append(Way("ring", ranks, "ringtmp"))
         found.append(Way("ring, recomputation", ranks, "ringtmp", (("recompute", True),)))
     found += [
-        Way("server, bsp", 4, "ps"), Way("2 servers, bsp", 4, "ps", (("servers", 2),)),
+        Way("server, bsp", 4, "ps"),
+        Way("2 servers, bsp", 4, "ps", (("servers", 2),)),
         Way("every rank serves", 4, "ps", (("colocate", True),)),
-    ]  # fmt: skip
+    ]
     return found
 
 
@@ -91,7 +99,7 @@ def attempt(way: Way, limit: int, spec: str, width: int, **more: Any) -> dict[st
     samples = f"synthetic:samples={4 * BATCH},features={width},classes={width}"
     settings = SETTINGS | {"model": spec, "data": samples} | dict(way.settings) | more
     if way.trainer == "ps":
-        settings = {**settings, "pieces": MICRO}
+        settings = {**settings, "worker_micro_batches": MICRO}
     asked = {"trainer": way.trainer, "limit": limit, "settings": settings}
     words = [MPIRUN, "-n", str(way.ranks), sys.executable, "-m", "jobs.experiments.capacity", json.dumps(asked)]
     done = subprocess.run(words, cwd=ROOT, env=fair_environment(), capture_output=True, text=True, timeout=1800)
@@ -148,10 +156,16 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         top = max(row["ranks_took"], key=lambda each: each["memory"])
         times = row["parameters"] / worker[row["sweep"]] if row["sweep"] in worker else 0.0
         table.add_row(
-            row["sweep"], row["way"], str(row["ranks"]), show_bytes(row["limit"]), f"{row['parameters'] / 1e6:.1f} M",
-            f"{times:.2f}" if times else "", show_bytes(top["memory"]),
-            f"{top['expected'] / top['memory'] - 1:+.1%}" if top["expected"] else "", row["why"][:70],
-        )  # fmt: skip
+            row["sweep"],
+            row["way"],
+            str(row["ranks"]),
+            show_bytes(row["limit"]),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{times:.2f}" if times else "",
+            show_bytes(top["memory"]),
+            f"{top['expected'] / top['memory'] - 1:+.1%}" if top["expected"] else "",
+            row["why"][:70],
+        )
     console.print(table)
 
 

@@ -44,12 +44,18 @@ def run(hosts: Hosts, setting: Setting, way: str, seconds: float) -> dict[str, f
     before = hosts.bytes()
     asked = {"runs": [{"way": way, "batch": batch, "width": width, "train": setting.run(way, batch, width, steps)}]}
     [found] = ask(hosts, asked, 600)
-    gone = {name: max(now[0] - then[0], now[1] - then[1])
-            for (name, now), then in zip(hosts.bytes().items(), before.values(), strict=True)}  # fmt: skip
+    gone = {
+        name: max(now[0] - then[0], now[1] - then[1])
+        for (name, now), then in zip(hosts.bytes().items(), before.values(), strict=True)
+    }
     carried = found["seconds"] * steps * setting.bandwidth
     shares = sorted(count / carried for count in gone.values())
-    return {"seconds": found["seconds"], "busiest": shares[-1], "others": float(np.mean(shares[:-1])),
-            "late": found["late"]}  # fmt: skip
+    return {
+        "seconds": found["seconds"],
+        "busiest": shares[-1],
+        "others": float(np.mean(shares[:-1])),
+        "late": found["late"],
+    }
 
 
 def measure(number: int, rate: str, gflops: float, rounds: int, seconds: float) -> dict[str, Any]:
@@ -68,18 +74,38 @@ def measure(number: int, rate: str, gflops: float, rounds: int, seconds: float) 
     for way, each in seen.items():
         predicted = predict(setting, way, setting.batch, setting.width)
         measured = quartiles([one["seconds"] for one in each])
-        rows.append({
-            "hosts": number, "way": way, "seconds": measured, "predicted": predicted,
-            "error": predicted / measured[0] - 1, "busiest": float(np.median([one["busiest"] for one in each])),
-            "others": float(np.median([one["others"] for one in each])), "late": max(one["late"] for one in each),
-        })  # fmt: skip
+        rows.append(
+            {
+                "hosts": number,
+                "way": way,
+                "seconds": measured,
+                "predicted": predicted,
+                "error": predicted / measured[0] - 1,
+                "busiest": float(np.median([one["busiest"] for one in each])),
+                "others": float(np.median([one["others"] for one in each])),
+                "late": max(one["late"] for one in each),
+            }
+        )
         if way == "ring":
             rows[-1]["predicted_alone"] = predict(setting, way, setting.batch, setting.width, 1)
     took = round(time.perf_counter() - began, 1)
-    facts = {"bandwidth": setting.bandwidth, "latency": setting.latency, "batch": setting.batch, "width": WIDTH,
-             "layers": LAYERS, "gflops": gflops, "rate": rate, "cuts_of_a_link": SHARED, "skipped": SKIP}  # fmt: skip
-    return {"hosts": number, "rows": rows, "setting": facts,
-            "provenance": provenance(seconds=took, rounds=rounds, links=rate, pace=f"{gflops:g}")}  # fmt: skip
+    facts = {
+        "bandwidth": setting.bandwidth,
+        "latency": setting.latency,
+        "batch": setting.batch,
+        "width": WIDTH,
+        "layers": LAYERS,
+        "gflops": gflops,
+        "rate": rate,
+        "cuts_of_a_link": SHARED,
+        "skipped": SKIP,
+    }
+    return {
+        "hosts": number,
+        "rows": rows,
+        "setting": facts,
+        "provenance": provenance(seconds=took, rounds=rounds, links=rate, pace=f"{gflops:g}"),
+    }
 
 
 def show(found: list[dict[str, Any]], console: Console) -> None:
@@ -91,10 +117,14 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
         for number, row in enumerate(case["rows"]):
             median, low, high = (1e3 * value for value in row["seconds"])
             table.add_row(
-                "" if number else str(row["hosts"]), row["way"], f"{median:.0f} ({low:.0f} to {high:.0f})",
-                f"{1e3 * row['predicted']:.0f}", f"{row['error']:+.1%}", f"{row['busiest']:.0%}",
+                "" if number else str(row["hosts"]),
+                row["way"],
+                f"{median:.0f} ({low:.0f} to {high:.0f})",
+                f"{1e3 * row['predicted']:.0f}",
+                f"{row['error']:+.1%}",
+                f"{row['busiest']:.0%}",
                 f"{row['others']:.0%}",
-            )  # fmt: skip
+            )
     console.print(table)
 
 
@@ -111,10 +141,16 @@ def draw(table: dict[str, Any], path: Path) -> None:
         ways, places_of = [row["way"] for row in case["rows"]], np.arange(len(case["rows"]))
         top.bar(places_of - 0.2, [row["seconds"][0] for row in case["rows"]], 0.38, color="#7a1f2b", label="measured")
         top.bar(places_of + 0.2, [row["predicted"] for row in case["rows"]], 0.38, color="#c9a0a6", label="simulated")
-        bottom.bar(places_of - 0.2, [100 * row["busiest"] for row in case["rows"]], 0.38, color="#30638e",
-                   label="busiest")  # fmt: skip
-        bottom.bar(places_of + 0.2, [100 * row["others"] for row in case["rows"]], 0.38, color="#8fb8de",
-                   label="mean of the others")  # fmt: skip
+        bottom.bar(
+            places_of - 0.2, [100 * row["busiest"] for row in case["rows"]], 0.38, color="#30638e", label="busiest"
+        )
+        bottom.bar(
+            places_of + 0.2,
+            [100 * row["others"] for row in case["rows"]],
+            0.38,
+            color="#8fb8de",
+            label="mean of the others",
+        )
         top.set_title(f"{case['hosts']} hosts, links of {case['setting']['rate']}", loc="left", fontsize=10)
         top.set_ylabel("seconds of a step")
         bottom.set_ylabel("percent of what a link carries")

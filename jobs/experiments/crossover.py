@@ -9,7 +9,7 @@ optimizer on the same hosts with a link each (`jobs.experiments.hosts`), one ran
 `--gflops`: a ring of all hosts in ready mode, and one server (bsp) with workers on all others. Servers on every
 worker's host (colocated) and an all-reduce run beside them.
 
-Predicted: `ringtmp.ring.simulate` and `ringtmp.ring.rivals`, told what the nodes compute, the measured latency and
+Predicted: `ringtmp.simulate.pipeline` and `ringtmp.simulate.data_parallel`, told what the nodes compute, the measured latency and
 bandwidth of a link, and the micro-batches and chunks of the run (layers of less than a quarter of a chunk go together,
 as in `ps`). The predicted crossover is where these curves cross. Measured: real runs at three points on each side of
 it, `--rounds` times, in turns; the first steps of each run are left out. The measured crossover is where the medians
@@ -42,19 +42,21 @@ from jobs.bench.report import ROOT, fair_environment, provenance
 from jobs.experiments.crossover_figure import draw, show
 from jobs.experiments.hosts import Hosts, why_not
 from jobs.experiments.store import Page, plain, publish
+from ringtmp.config.units import parse_bytes
+from ringtmp.emulate import node_speed as speed
+from ringtmp.emulate.nodes import nominal
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.ring import planner
-from ringtmp.ring.rivals import Exchange, simulate_data_parallel
-from ringtmp.run import speed
-from ringtmp.run.pace import nominal
-from ringtmp.run.units import parse_bytes
+from ringtmp.simulate import planner
+from ringtmp.simulate.data_parallel import Exchange, simulate_data_parallel
 
 SWEEPS = ("batch", "width")
 WAYS: dict[str, dict[str, Any]] = {
-    "ring": {"mode": "ready"}, "server": {"consistency": "bsp", "servers": 1}, "colocated": {"colocate": True},
+    "ring": {"mode": "ready"},
+    "server": {"consistency": "bsp", "servers": 1},
+    "colocated": {"colocate": True},
     "all-reduce": {"consistency": "allreduce"},
-}  # fmt: skip
+}
 OPTIMIZER = "momentum"
 FACTORS = (1 / 3, 1 / 2, 1 / math.sqrt(2), math.sqrt(2), 2, 3)  # times the predicted crossover: where it is measured
 SKIP, LEAST, MOST = 3, 5, 30  # steps of a run: left out at its beginning, and timed after them
@@ -122,11 +124,20 @@ class Setting:
     def run(self, way: str, batch: int, width: int, steps: int) -> dict[str, Any]:
         """As `ringtmp.train` and `ps.train` take it."""
         return {
-            "model": self.spec(width), "batch_size": batch, "micro_batches": self.micro_batches, "steps": steps,
+            "model": self.spec(width),
+            "batch_size": batch,
+            "micro_batches": self.micro_batches,
+            "steps": steps,
             "data": f"synthetic:samples={batch + batch // 16 + 64},features={width},classes={width}",
-            "test_fraction": 0.01, "optimizer": OPTIMIZER, "lr": 1e-3, "eval_every": 0, "checkpoint_every": 0,
-            "chunk": self.chunk, "pace": f"{self.gflops:g}", **WAYS[way],
-        }  # fmt: skip
+            "test_fraction": 0.01,
+            "optimizer": OPTIMIZER,
+            "lr": 1e-3,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "message_size": self.chunk,
+            "node_speed": f"{self.gflops:g}",
+            **WAYS[way],
+        }
 
 
 # ---- predicted ------------------------------------------------------------------------------------------------------
@@ -141,11 +152,19 @@ def predict(setting: Setting, way: str, batch: int, width: int, shared: int = SH
     model = setting.model(width)
     if way == "ring":
         problem = planner.Problem(
-            model, batch, np.dtype(np.float32), Optimizer(OPTIMIZER), setting.hosts, speed.costs_paced(model),
-            setting.latency, setting.bandwidth / shared, (setting.gflops,) * setting.hosts, whole=True,
-        )  # fmt: skip
+            model,
+            batch,
+            np.dtype(np.float32),
+            Optimizer(OPTIMIZER),
+            setting.hosts,
+            speed.costs_paced(model),
+            setting.latency,
+            setting.bandwidth / shared,
+            (setting.gflops,) * setting.hosts,
+            whole=True,
+        )
         return planner.run(problem, planner.RULE, setting.micro_batches)[0].step_seconds
-    workers, chunk = setting.hosts - (way == "server"), parse_bytes(setting.chunk, "chunk")
+    workers, chunk = setting.hosts - (way == "server"), parse_bytes(setting.chunk, "message_size")
     kind: Any = {"colocated": "colocate", "all-reduce": "allreduce"}.get(way, way)
     exchange = Exchange(kind, bandwidth=setting.bandwidth, latency=setting.latency, chunk=chunk, gather=chunk / 4)
     costs = [nominal(model, layer, batch // workers, setting.gflops) for layer in range(setting.layers)]
@@ -202,13 +221,15 @@ def on_a_rank(asked: dict[str, Any]) -> None:
         result = train(progress=False, **run["train"])
         if comm.rank == 0:
             workers = [row for row in result.ranks if row.get("role") != "server"]
-            found.append({
-                **{key: run[key] for key in ("way", "batch", "width")},
-                "seconds": run["batch"] / steady_rate(result, run["batch"], SKIP),
-                "late": max(row["late"] for row in workers),
-                "waiting": sum(row["parts"]["wait"] for row in workers)
-                / sum(sum(row["parts"].values()) for row in workers),
-            })  # fmt: skip
+            found.append(
+                {
+                    **{key: run[key] for key in ("way", "batch", "width")},
+                    "seconds": run["batch"] / steady_rate(result, run["batch"], SKIP),
+                    "late": max(row["late"] for row in workers),
+                    "waiting": sum(row["parts"]["wait"] for row in workers)
+                    / sum(sum(row["parts"].values()) for row in workers),
+                }
+            )
     answer = found if "runs" in asked else measure_link(comm)
     if comm.rank == 0:
         print(json.dumps(answer))
@@ -251,9 +272,13 @@ def steps_for(step: float, seconds: float) -> int:
 
 
 def measure(
-    hosts: Hosts, setting: Setting, points: Sequence[tuple[int, int]], ways: Sequence[str], seconds: float,
+    hosts: Hosts,
+    setting: Setting,
+    points: Sequence[tuple[int, int]],
+    ways: Sequence[str],
+    seconds: float,
     backwards: bool,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """A run of every way at every point, about so many seconds of it timed; all in one launch."""
     runs, expected = [], 60.0
     for batch, width in points:
@@ -273,13 +298,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"measured": float(np.median(values)), "low": float(min(values)), "high": float(max(values))}
 
 
-def tabulate(setting: Setting, sweep: str, points: Sequence[tuple[int, int]], rounds: Sequence[list[dict[str, Any]]],
-             ways: Sequence[str]) -> list[dict[str, Any]]:  # fmt: skip
+def tabulate(
+    setting: Setting,
+    sweep: str,
+    points: Sequence[tuple[int, int]],
+    rounds: Sequence[list[dict[str, Any]]],
+    ways: Sequence[str],
+) -> list[dict[str, Any]]:
     """A row for each point: of each way and of server / ring, what was predicted and measured."""
     rows = []
     for batch, width in points:
-        each = {way: [run["seconds"] for some in rounds for run in some
-                      if (run["way"], run["batch"], run["width"]) == (way, batch, width)] for way in ways}  # fmt: skip
+        each = {
+            way: [
+                run["seconds"]
+                for some in rounds
+                for run in some
+                if (run["way"], run["batch"], run["width"]) == (way, batch, width)
+            ]
+            for way in ways
+        }
         row: dict[str, Any] = {"sweep": sweep, "batch": batch, "width": width}
         for way, values in each.items():
             row[way] = {"predicted": predict(setting, way, batch, width), **(spread(values) if values else {})}
@@ -292,9 +329,12 @@ def tabulate(setting: Setting, sweep: str, points: Sequence[tuple[int, int]], ro
 
 
 def crossing(
-    sweep: str, rival: str, curve: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]],
+    sweep: str,
+    rival: str,
+    curve: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     rounds: Sequence[list[dict[str, Any]]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Where a rival and the ring take as long: predicted, measured, and in the rounds taken alone."""
     found: dict[str, Any] = {"sweep": sweep, "rival": rival, "measured": None, "rounds": []}
     found["predicted"] = equal([row[sweep] for row in curve], [row[rival] / row["ring"] for row in curve])
@@ -352,13 +392,25 @@ def main() -> None:
         some = tabulate(setting, sweep, points[sweep], rounds, ways)
         rows += some
         crossings += [crossing(sweep, rival, mine, some, rounds) for rival in list(WAYS)[1:]]
-    origin = provenance(seconds=round(time.perf_counter() - began, 1), rounds=len(rounds), not_measured=reason,
-                        links=setting.rate, pace=f"{setting.gflops:g}")  # fmt: skip
-    table = plain({
-        "provenance": origin, "setting": asdict(setting), "caveats": list(CAVEATS), "crossings": crossings,
-        "same_bytes": {sweep: same_bytes(setting, sweep) for sweep in SWEEPS}, "rows": rows, "curves": curve,
-        "runs": [{"round": n, **run} for n, some in enumerate(rounds) for run in some],
-    })  # fmt: skip
+    origin = provenance(
+        seconds=round(time.perf_counter() - began, 1),
+        rounds=len(rounds),
+        not_measured=reason,
+        links=setting.rate,
+        pace=f"{setting.gflops:g}",
+    )
+    table = plain(
+        {
+            "provenance": origin,
+            "setting": asdict(setting),
+            "caveats": list(CAVEATS),
+            "crossings": crossings,
+            "same_bytes": {sweep: same_bytes(setting, sweep) for sweep in SWEEPS},
+            "rows": rows,
+            "curves": curve,
+            "runs": [{"round": n, **run} for n, some in enumerate(rounds) for run in some],
+        }
+    )
     page = Page(140)
     show(table, page)
     if options.out or not options.quick:
@@ -374,14 +426,17 @@ def _bits(rate: str) -> float:
 def read_flags() -> tuple[Setting, argparse.Namespace]:
     """The setting, and what else is asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one short round of server and ring, two points on each "
-                                                             "side; nothing is written but to --out")  # fmt: skip
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one short round of server and ring, two points on each side; nothing is written but to --out",
+    )
     parser.add_argument("--hosts", type=int, default=4, help="ranks, one on each [4]")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=96, help="where the batch varies; middle of the sweep over widths")
     parser.add_argument("--batch", type=int, default=1152, help="where the width varies; middle of that over batches")
     parser.add_argument("--micro-batches", type=int, default=16, help="of the ring")
-    parser.add_argument("--chunk", default="32KiB", help="of servers, and buckets of the all-reduce")
+    parser.add_argument("--message-size", default="32KiB", help="of servers, and buckets of the all-reduce")
     parser.add_argument("--gflops", type=float, default=10.0, help="of an emulated node")
     parser.add_argument("--rate", default="100mbit", help="of every link, each way")
     parser.add_argument("--rounds", type=int, help="runs of each way at each point [3; quick: 1]")
@@ -392,8 +447,16 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
     options.seconds = options.seconds or (0.4 if options.quick else 0.8)
     if options.hosts < 3 or options.layers < options.hosts or options.batch < 1:
         parser.error("expected 3 hosts or more, and a layer for each")
-    return Setting(options.hosts, options.layers, options.width, options.batch, options.micro_batches, options.chunk,
-                   options.gflops, options.rate), options  # fmt: skip
+    return Setting(
+        options.hosts,
+        options.layers,
+        options.width,
+        options.batch,
+        options.micro_batches,
+        options.chunk,
+        options.gflops,
+        options.rate,
+    ), options
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from jobs.experiments.store import Page, places, publish, read
 COLOURS = {"ring": "#d1495b", "server": "#30638e", "colocated": "#edae49", "all-reduce": "#555555"}
 LABELS = {"server": "one server"}
 OTHERS = ("colocated", "all-reduce")
-TICKS = {"batch": (100, 200, 300, 500, 1000, 2000, 3000, 5000, 10000, 20000),
-         "width": (10, 20, 30, 50, 100, 200, 300, 500, 1000)}  # fmt: skip
+TICKS = {
+    "batch": (100, 200, 300, 500, 1000, 2000, 3000, 5000, 10000, 20000),
+    "width": (10, 20, 30, 50, 100, 200, 300, 500, 1000),
+}
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -30,10 +32,13 @@ def show(table: dict[str, Any], console: Console) -> None:
         ways = [way for way in COLOURS if way in rows[0]]
         shown = Table(
             title=f"By {sweep}, {fixed} {setting[fixed]}: milliseconds of a step predicted -> measured (error of the "
-            "prediction)", title_justify="left", caption_justify="left",
+            "prediction)",
+            title_justify="left",
+            caption_justify="left",
             caption=f"medians of {table['provenance']['rounds']} runs, in turns; in rounds: least and most of it"
-            if measured else "not measured",
-        )  # fmt: skip
+            if measured
+            else "not measured",
+        )
         for head in (sweep, *(LABELS.get(way, way) for way in ways), "server / ring", "in rounds"):
             shown.add_column(head, justify="right", no_wrap=True)
         for row in rows:
@@ -45,14 +50,22 @@ def show(table: dict[str, Any], console: Console) -> None:
         same = table["same_bytes"][sweep]
         for each in table["crossings"]:
             if each["sweep"] == sweep:
-                console.print(f"  ring and {LABELS.get(each['rival'], each['rival'])} cost the same at {sweep} "
-                              f"{crossed(each)}", highlight=False)  # fmt: skip
-        console.print(f"  one server moves as many bytes as the link of a host inside the ring at {sweep} "
-                      f"{same['link']:,.0f}, as one cut of it at {same['cut']:,.0f}\n", highlight=False)  # fmt: skip
+                console.print(
+                    f"  ring and {LABELS.get(each['rival'], each['rival'])} cost the same at {sweep} {crossed(each)}",
+                    highlight=False,
+                )
+        console.print(
+            f"  one server moves as many bytes as the link of a host inside the ring at {sweep} "
+            f"{same['link']:,.0f}, as one cut of it at {same['cut']:,.0f}\n",
+            highlight=False,
+        )
     if measured:
         late = sorted(run["late"] for run in table["runs"])
-        console.print(f"computing took {late[len(late) // 2]:.0%} (median of runs) to {late[-1]:.0%} longer than it is "
-                      "to on these nodes", highlight=False)  # fmt: skip
+        console.print(
+            f"computing took {late[len(late) // 2]:.0%} (median of runs) to {late[-1]:.0%} longer than it is "
+            "to on these nodes",
+            highlight=False,
+        )
     console.print("what the clock leaves out:")
     for line in table["caveats"]:
         console.print(f"  {line}", highlight=False)
@@ -100,16 +113,29 @@ def draw(table: dict[str, Any], path: Path) -> None:
         cross = next(each for each in table["crossings"] if (each["sweep"], each["rival"]) == (sweep, "server"))
         x = [row[sweep] for row in curve]
         unshared = [row["ring, links of its own"] for row in curve]
-        top.fill_between(x, unshared, [row["ring"] for row in curve], color=COLOURS["ring"], alpha=0.13, lw=0,
-                         label="ring, down to links not shared")  # fmt: skip
+        top.fill_between(
+            x,
+            unshared,
+            [row["ring"] for row in curve],
+            color=COLOURS["ring"],
+            alpha=0.13,
+            lw=0,
+            label="ring, down to links not shared",
+        )
         for way in sorted(COLOURS, key=OTHERS.__contains__, reverse=True):
             main, name = way not in OTHERS, LABELS.get(way, way)
             look = {"lw": 2, "ls": "-", "zorder": 3} if main else {"lw": 1.2, "ls": "--", "zorder": 2}
             top.plot(x, [row[way] for row in curve], color=COLOURS[way], label=f"{name}, predicted", **look)
             points = [row for row in rows if "measured" in row.get(way, {})]
             if points:
-                _points(top, [row[sweep] for row in points], [row[way] for row in points], COLOURS[way], main,
-                        f"{name}, measured")  # fmt: skip
+                _points(
+                    top,
+                    [row[sweep] for row in points],
+                    [row[way] for row in points],
+                    COLOURS[way],
+                    main,
+                    f"{name}, measured",
+                )
         below.plot(x, [row["server"] / row["ring"] for row in curve], color="black", lw=1.6, label="predicted")
         points = [row for row in rows if "measured" in row["ratio"]]
         if points:
@@ -127,8 +153,10 @@ def draw(table: dict[str, Any], path: Path) -> None:
     axes[0, 0].set_ylabel("seconds of a step")
     axes[1, 0].set_ylabel("one server / ring\n(below 1: the server is faster)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    lines = [mpl.lines.Line2D([], [], color=colour, lw=1.3, ls=style) for colour, style in
-             (("#2a7f3f", "--"), ("#2a7f3f", "-"), ("#999999", ":"))]  # fmt: skip
+    lines = [
+        mpl.lines.Line2D([], [], color=colour, lw=1.3, ls=style)
+        for colour, style in (("#2a7f3f", "--"), ("#2a7f3f", "-"), ("#999999", ":"))
+    ]
     words = ["crossover, predicted", "crossover, measured", "same bytes over the busiest link"]
     if not any(each["measured"] for each in table["crossings"] if each["rival"] == "server"):
         del lines[1], words[1]
@@ -138,9 +166,13 @@ def draw(table: dict[str, Any], path: Path) -> None:
         f"{setting['hosts']} hosts, links of {setting['rate']} each way, emulated nodes of {setting['gflops']:g} "
         f"GFLOP/s, {setting['layers']} dense layers; ring of {setting['hosts']} in {setting['micro_batches']} "
         f"micro-batches, 1 server + {setting['hosts'] - 1} workers\n"
-        + (f"lines predicted, points measured: medians of {rounds} runs, in turns, with least and most" if rounds else
-           "predicted, not measured"), fontsize=11,
-    )  # fmt: skip
+        + (
+            f"lines predicted, points measured: medians of {rounds} runs, in turns, with least and most"
+            if rounds
+            else "predicted, not measured"
+        ),
+        fontsize=11,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -148,10 +180,23 @@ def draw(table: dict[str, Any], path: Path) -> None:
 
 def _points(ax: Any, x: list[float], values: list[dict[str, float]], colour: str, main: bool, label: str) -> None:
     middle = [value["measured"] for value in values]
-    bars = [[value["measured"] - min(value["low"], value["measured"]) for value in values],
-            [max(value["high"], value["measured"]) - value["measured"] for value in values]]  # fmt: skip
-    ax.errorbar(x, middle, bars, fmt="o" if main else "s", ms=6 if main else 4, color=colour, mfc=colour if main else
-                "white", capsize=3, lw=1.2, zorder=4 if main else 2.5, label=label)  # fmt: skip
+    bars = [
+        [value["measured"] - min(value["low"], value["measured"]) for value in values],
+        [max(value["high"], value["measured"]) - value["measured"] for value in values],
+    ]
+    ax.errorbar(
+        x,
+        middle,
+        bars,
+        fmt="o" if main else "s",
+        ms=6 if main else 4,
+        color=colour,
+        mfc=colour if main else "white",
+        capsize=3,
+        lw=1.2,
+        zorder=4 if main else 2.5,
+        label=label,
+    )
 
 
 def _short(cross: dict[str, Any]) -> str:
@@ -168,8 +213,9 @@ def _scale(top: Any, below: Any, sweep: str, x: list[float], rows: list[dict[str
     for ax, ticks in ((top, SECONDS), (below, RATIOS)):
         ax.set_xlim(left, right)
         low, high = _limits(ax, left, right)
-        ax.set_yticks([tick for tick in ticks if low <= tick <= high],
-                      [f"{tick:g}" for tick in ticks if low <= tick <= high])  # fmt: skip
+        ax.set_yticks(
+            [tick for tick in ticks if low <= tick <= high], [f"{tick:g}" for tick in ticks if low <= tick <= high]
+        )
         ax.set_ylim(low, high)
         ax.minorticks_off()
         ax.grid(alpha=0.25, lw=0.5)
@@ -180,8 +226,12 @@ def _scale(top: Any, below: Any, sweep: str, x: list[float], rows: list[dict[str
 
 def _limits(ax: Any, left: float, right: float) -> tuple[float, float]:
     """Of what is drawn between two values of x."""
-    seen = [y for line in ax.get_lines() for x, y in zip(*line.get_data(), strict=True)
-            if len(line.get_xdata()) > 2 and left <= x <= right]  # fmt: skip
+    seen = [
+        y
+        for line in ax.get_lines()
+        for x, y in zip(*line.get_data(), strict=True)
+        if len(line.get_xdata()) > 2 and left <= x <= right
+    ]
     return min(seen) / 1.2, max(seen) * 1.2
 
 

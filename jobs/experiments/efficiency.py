@@ -3,7 +3,7 @@
 Usage: python -m jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
 Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Everybody
-gets work in proportion to speed, as each node has timed itself at the start (`--split measured`, `--shares measured`);
+gets work in proportion to speed, as each node has timed itself at the start (`--layer-split measured`, `--batch-split measured`);
 the network is a chain of equal layers, 12 for each node. Shares are of the wall time of the steps, means over those who
 work: a rank that only serves is none of them, though it is one of the nodes. Each way once a round, every other round
 backwards; medians.
@@ -29,10 +29,13 @@ from jobs.experiments.store import Page, places, plain, publish, read, renewed, 
 SKIP = 6  # steps at the beginning that do not count for the rate
 PARTS = ("compute", "transfer", "wait", "other")
 SERVERS: dict[str, dict[str, Any]] = {
-    "bsp": {"consistency": "bsp"}, "ssp 3": {"consistency": "ssp", "staleness": 3}, "asp": {"consistency": "asp"},
-    "bsp, 2 servers": {"servers": 2}, "every rank serves": {"colocate": True},
+    "bsp": {"consistency": "bsp"},
+    "ssp 3": {"consistency": "ssp", "staleness": 3},
+    "asp": {"consistency": "asp"},
+    "bsp, 2 servers": {"servers": 2},
+    "every rank serves": {"colocate": True},
     "all-reduce": {"consistency": "allreduce"},
-}  # fmt: skip
+}
 
 
 def cases() -> list[Case]:
@@ -50,7 +53,7 @@ QUICK = cases()[3]
 def runs_of(case: Case, steps: int) -> dict[str, dict[str, Any]]:
     """Each way, as `jobs.bench.steady` takes it."""
     common = case.settings(steps)
-    ring = common | {"micro_batches": MICRO * case.ranks, "split": "measured"}
+    ring = common | {"micro_batches": MICRO * case.ranks, "layer_split": "measured"}
     found: dict[str, dict[str, Any]] = {"ring": {"train": ring, "skip": SKIP}}
     for name, server in SERVERS.items():
         if "2 servers" in name and case.ranks < 4:
@@ -82,14 +85,20 @@ def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
     rows = []
     for name, rounds_of in seen.items():
         means = {part: [float(np.mean([one[part] for one in each["shares"]])) for each in rounds_of] for part in PARTS}
-        rows.append({
-            "ranks": case.ranks, "case": case.name, "way": name,
-            "samples_per_s": quartiles([each["rate"] for each in rounds_of]),
-            **{part: float(np.median(values)) for part, values in means.items()},
-            "wait_least_and_most": [min(one["wait"] for one in rounds_of[0]["shares"]),
-                                    max(one["wait"] for one in rounds_of[0]["shares"])],
-            "workers": rounds_of[0]["shares"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "ranks": case.ranks,
+                "case": case.name,
+                "way": name,
+                "samples_per_s": quartiles([each["rate"] for each in rounds_of]),
+                **{part: float(np.median(values)) for part, values in means.items()},
+                "wait_least_and_most": [
+                    min(one["wait"] for one in rounds_of[0]["shares"]),
+                    max(one["wait"] for one in rounds_of[0]["shares"]),
+                ],
+                "workers": rounds_of[0]["shares"],
+            }
+        )
     said = ", ".join(f"{row['way']} {row['wait']:.1%}" for row in rows)
     print(f"{case.ranks} nodes, {case.name}: waiting: {said}", flush=True)
     seconds = round(time.perf_counter() - began, 1)
@@ -106,10 +115,16 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
         for number, row in enumerate(case["rows"]):
             least, most = row["wait_least_and_most"]
             table.add_row(
-                "" if number else str(case["ranks"]), "" if number else case["name"], row["way"],
-                f"{row['samples_per_s'][0]:.1f}", f"{row['compute']:.1%}", f"{row['transfer']:.1%}",
-                f"{row['wait']:.1%}", f"{least:.1%} to {most:.1%}", f"{row['other']:.1%}",
-            )  # fmt: skip
+                "" if number else str(case["ranks"]),
+                "" if number else case["name"],
+                row["way"],
+                f"{row['samples_per_s'][0]:.1f}",
+                f"{row['compute']:.1%}",
+                f"{row['transfer']:.1%}",
+                f"{row['wait']:.1%}",
+                f"{least:.1%} to {most:.1%}",
+                f"{row['other']:.1%}",
+            )
     console.print(table)
 
 

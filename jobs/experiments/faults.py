@@ -7,7 +7,7 @@
 
     strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)     # one after the other, in one run
 
-A rank is held where `ringtmp.run.probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
+A rank is held where `ringtmp.resilience.fault_probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
 """
 
 import json
@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ringtmp.run import probe
-from ringtmp.run.mpi import runs
+from ringtmp.comm.mpi import runs
+from ringtmp.resilience import fault_probe as probe
 
 PHASES = ("F", "I", "W", "U", "E", "replicate", "checkpoint", "restore")
 Case = tuple[int, str]  # rank and phase
@@ -51,9 +51,13 @@ class Struck:
         self.rows = probe.table(folder / "probe", ranks)
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+                command,
+                cwd=folder,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env=os.environ | {"RINGTMP_PROBE": str(folder / "probe")} | dict(env or {}),
-            )  # fmt: skip
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -189,7 +193,7 @@ class Struck:
 
 
 class Supervised(Struck):
-    """A job under `ringtmp.supervise`.
+    """A job under `ringtmp supervise`.
 
     Parameters
     ----------
@@ -203,10 +207,15 @@ class Supervised(Struck):
     """
 
     def __init__(
-        self, folder: Path, ranks: int, flags: Sequence[str], options: Sequence[str] = (),
-        module: str = "ringtmp.train", env: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        words = [sys.executable, "-m", "ringtmp.supervise", "-n", str(ranks), *options, "--", sys.executable]
+        self,
+        folder: Path,
+        ranks: int,
+        flags: Sequence[str],
+        options: Sequence[str] = (),
+        module: str = "ringtmp.train",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        words = [sys.executable, "-m", "ringtmp", "supervise", "-n", str(ranks), *options, "--", sys.executable]
         super().__init__(folder, ranks, [*words, "-m", module, *flags], env)
 
 
@@ -264,9 +273,15 @@ def strike_all(
 
 
 def kills(
-    folder: Path, flags: Sequence[str], steps: int, undisturbed: str, ranks: int, apart: bool, which: Sequence[Case],
+    folder: Path,
+    flags: Sequence[str],
+    steps: int,
+    undisturbed: str,
+    ranks: int,
+    apart: bool,
+    which: Sequence[Case],
     tell: Callable[[Strike], object] = bool,
-) -> list[Strike]:  # fmt: skip
+) -> list[Strike]:
     """Kill as the cases say in one run of so many steps, and look whether all is well. Raises `AssertionError`.
 
     RINGTMP_NODE_MEMORY has to be `folder / "memory"`. `undisturbed`: SHA-256 of the weights without a fault.
@@ -300,11 +315,18 @@ def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[flo
 
 # What Open MPI's wheel wants where ranks outnumber cores and there is no InfiniBand; the Makefile has the same.
 OPEN_MPI = {
-    "OMPI_MCA_mpi_yield_when_idle": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp",
-    "OMPI_MCA_mtl": "^ofi", "OMPI_MCA_osc": "^ucx", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-}  # fmt: skip
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "self,sm,tcp",
+    "OMPI_MCA_mtl": "^ofi",
+    "OMPI_MCA_osc": "^ucx",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 def open_mpi() -> tuple[str, str] | None:

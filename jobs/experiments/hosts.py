@@ -107,26 +107,42 @@ class Hosts:
         table = "\n".join(["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())])
         for name in addresses:
             self._held[name] = subprocess.Popen(
-                [*(_SWITCH if name == "switch" else _HOST), "sh", "-c", _HOLD, "sh", name, table], text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            )  # fmt: skip
+                [*(_SWITCH if name == "switch" else _HOST), "sh", "-c", _HOLD, "sh", name, table],
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
         for name, process in self._held.items():
             assert process.stdout and process.stderr
             if process.stdout.readline() != "ready\n":
                 raise UserError(f"{name} did not come up: {' '.join(process.stderr.read().split())}")
         self._nets = {_net(process.pid) for process in self._held.values()} - {_net(os.getpid()), ""}
         self._spared = self._running()
-        self._in("switch", "ip -batch -", [
-            "link set lo up", "link add switch type bridge mcast_snooping 0", "link set switch up",
-            f"addr add {addresses['switch']}/24 dev switch",
-            *(f"link add {name} type veth peer name eth0 netns {self._held[name].pid}" for name in self.names),
-            *(f"link set {name} master switch up" for name in self.names),
-        ])  # fmt: skip
+        self._in(
+            "switch",
+            "ip -batch -",
+            [
+                "link set lo up",
+                "link add switch type bridge mcast_snooping 0",
+                "link set switch up",
+                f"addr add {addresses['switch']}/24 dev switch",
+                *(f"link add {name} type veth peer name eth0 netns {self._held[name].pid}" for name in self.names),
+                *(f"link set {name} master switch up" for name in self.names),
+            ],
+        )
         for name in self.names:  # cubic, whatever is usual here: BBR would set a pace of its own
-            self._in(name, "ip -batch -", [
-                "link set lo up", "link set eth0 up", f"addr add {addresses[name]}/24 dev eth0",
-                f"route replace 10.77.0.0/24 dev eth0 scope link src {addresses[name]} congctl cubic",
-            ])  # fmt: skip
+            self._in(
+                name,
+                "ip -batch -",
+                [
+                    "link set lo up",
+                    "link set eth0 up",
+                    f"addr add {addresses[name]}/24 dev eth0",
+                    f"route replace 10.77.0.0/24 dev eth0 scope link src {addresses[name]} congctl cubic",
+                ],
+            )
         agent = Path(f"/proc/{self._held['switch'].pid}/root/dev/shm/agent")
         agent.write_text(_AGENT.format(cases=" ".join(f"{name}) pid={self._held[name].pid};;" for name in self.names)))
         agent.chmod(0o755)
@@ -146,9 +162,15 @@ class Hosts:
         ports = {link["ifname"]: link["stats64"] for link in json.loads(self._in("switch", "ip -s -j link"))}
         return {name: (ports[name]["rx"]["bytes"], ports[name]["tx"]["bytes"]) for name in self.names}
 
-    def mpirun(self, words: Sequence[str], ranks: int | None = None, env: Mapping[str, str] | None = None,
-               cwd: str | Path = ".", timeout: float | None = None, capture: bool = True,
-    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    def mpirun(
+        self,
+        words: Sequence[str],
+        ranks: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path = ".",
+        timeout: float | None = None,
+        capture: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program on the hosts, under MPICH over TCP, and leave no process behind. One at a time.
 
         Parameters
@@ -167,10 +189,24 @@ class Hosts:
         """
         each = -(-(ranks or 1) // len(self.names))
         command = [
-            "nsenter", f"--target={self._held['switch'].pid}", "--net", "--uts", "--mount",
-            MPIRUN, "-launcher", "ssh", "-launcher-exec", "/dev/shm/agent", "-wdir", str(Path(cwd).resolve()),
-            "-hosts", ",".join(f"{name}:{each}" for name in self.names), "-n", str(ranks or len(self.names)), *words,
-        ]  # fmt: skip
+            "nsenter",
+            f"--target={self._held['switch'].pid}",
+            "--net",
+            "--uts",
+            "--mount",
+            MPIRUN,
+            "-launcher",
+            "ssh",
+            "-launcher-exec",
+            "/dev/shm/agent",
+            "-wdir",
+            str(Path(cwd).resolve()),
+            "-hosts",
+            ",".join(f"{name}:{each}" for name in self.names),
+            "-n",
+            str(ranks or len(self.names)),
+            *words,
+        ]
         pipe, env = subprocess.PIPE if capture else None, os.environ | _MPICH | dict(env or {})
         with subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True

@@ -4,7 +4,7 @@ Usage: python -m jobs.experiments limits [--quick] [--out FOLDER]
 
 For rings of several sizes, delays, jitters, unequal ranks and memories, every pair of fixed limits (how many
 micro-batches a rank may hold, how far ahead of its gradients it may run) is compared with the rule as it trains,
-starting from `kernels.rule.first_limits` and growing by what its own waits teach, and with what the planner picks for
+starting from `ringtmp.schedule.local_rule.first_limits` and growing by what its own waits teach, and with what the planner picks for
 it (`--schedule auto`). Prints a table, writes results/limits.h5 and jobs/figures/limits.png. All of it is simulated.
 """
 
@@ -19,9 +19,9 @@ from rich.table import Table
 
 from jobs.bench.report import provenance
 from jobs.experiments.store import Page, publish
-from ringtmp.ring.plan import build
-from ringtmp.ring.planner import AHEAD
-from ringtmp.ring.simulate import Scene, simulate
+from ringtmp.schedule.plan import build
+from ringtmp.simulate.pipeline import Scene, simulate
+from ringtmp.simulate.planner import AHEAD
 
 HERE = Path(__file__).resolve().parent
 SEEDS, STEPS, PIECES = 3, 24, 4
@@ -43,9 +43,17 @@ class Setting:
         """One for each seed."""
         slower = {self.ranks // 2: self.slow} if self.slow != 1 else None
         return [
-            Scene.even(self.ranks, self.micro_batches, latency=self.latency, jitter=self.jitter, seed=seed,
-                       layers=PIECES, slower=slower) for seed in range(SEEDS if self.jitter else 1)
-        ]  # fmt: skip
+            Scene.even(
+                self.ranks,
+                self.micro_batches,
+                latency=self.latency,
+                jitter=self.jitter,
+                seed=seed,
+                layers=PIECES,
+                slower=slower,
+            )
+            for seed in range(SEEDS if self.jitter else 1)
+        ]
 
 
 def settings(quick: bool) -> list[Setting]:
@@ -82,10 +90,21 @@ def sweep(setting: Setting) -> dict[str, Any]:
     }
     floor = 1 - scenes[0].busy.mean() / scenes[0].busy.max()  # where the slowest rank never waits
     return {
-        "ranks": p, "micro_batches": m, "latency": setting.latency, "jitter": setting.jitter, "slow": setting.slow,
-        "most": most, "best": best, "best_idle": found[best], "rule": own, "auto": auto,
-        "points": 100 * (own - found[best]), "auto_points": 100 * (auto - found[best]), "floor": float(floor), **plans,
-    }  # fmt: skip
+        "ranks": p,
+        "micro_batches": m,
+        "latency": setting.latency,
+        "jitter": setting.jitter,
+        "slow": setting.slow,
+        "most": most,
+        "best": best,
+        "best_idle": found[best],
+        "rule": own,
+        "auto": auto,
+        "points": 100 * (own - found[best]),
+        "auto_points": 100 * (auto - found[best]),
+        "floor": float(floor),
+        **plans,
+    }
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -150,9 +169,15 @@ def main() -> None:
     ]:
         shares = [row["best_idle"], row["rule"], row["auto"], row["1f1b"], row["zb-h2"]]
         table.add_row(
-            str(row["ranks"]), str(row["micro_batches"]), str(row["most"]), f"{row['latency']:g}",
-            f"{row['jitter']:.0%}", f"x {row['slow']:g}", row["best"], *(f"{share:.1%}" for share in shares),
-        )  # fmt: skip
+            str(row["ranks"]),
+            str(row["micro_batches"]),
+            str(row["most"]),
+            f"{row['latency']:g}",
+            f"{row['jitter']:.0%}",
+            f"x {row['slow']:g}",
+            row["best"],
+            *(f"{share:.1%}" for share in shares),
+        )
     page = Page(130)
     page.print(table)
     for name, key in (("rule by itself", "points"), ("limits that auto picks", "auto_points")):

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from jobs.bench.report import provenance
 from jobs.experiments.store import Page, publish
-from ringtmp.ring.plan import SCHEDULES, Plan, build
-from ringtmp.ring.simulate import Scene, simulate
+from ringtmp.schedule.plan import SCHEDULES, Plan, build
+from ringtmp.simulate.pipeline import Scene, simulate
 
 MICRO_BATCHES = (1, 2, 3, 4, 5, 6, 8, 12)
 RULE = "the rule"
@@ -148,8 +148,13 @@ def main() -> None:
         best, cap = row["optimum"], row["cap"]
         cells = [f"{best['makespan']:g} {best['period']:g}"]
         cells += [_lost(row[name], best) for name in (*NAMES, RULE)]
-        table.add_row(str(row["ranks"]), str(row["micro_batches"]), "any" if cap is None else f"<= {cap}", *cells,
-                      end_section=cap is None)  # fmt: skip
+        table.add_row(
+            str(row["ranks"]),
+            str(row["micro_batches"]),
+            "any" if cap is None else f"<= {cap}",
+            *cells,
+            end_section=cap is None,
+        )
     page = Page(120)
     page.print(table)
     print("=: none; -: holds more. All times in units of F = I = W = 1.")

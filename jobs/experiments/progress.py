@@ -42,9 +42,9 @@ from jobs.experiments.progress_figure import draw, show
 from jobs.experiments.store import Page, plain, publish
 from ringtmp.analysis import open_run
 from ringtmp.analysis.reader import staleness
+from ringtmp.data.dataset import open_data
 from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
-from ringtmp.run.data import open_data
 
 WINDOW = 10  # steps over which a loss is averaged before it is compared with a target
 PER_LAUNCH = 20  # runs of one mpirun
@@ -108,11 +108,24 @@ class Setting:
     def run(self, way: Way, rate: float, seed: int, trace: bool) -> dict[str, Any]:
         """For either trainer."""
         return {
-            "data": self.data, "model": self.model, "batch_size": self.batch, "micro_batches": self.ranks,
-            "optimizer": self.optimizer, "weight_decay": 0.0, "lr_schedule": "constant", "epochs": self.epochs,
-            "eval_every": self.test_every * self.steps_per_epoch, "checkpoint_every": 0, "pace": str(self.pace),
-            "jitter": self.jitter, "lr": rate, "seed": seed, "trace": trace, "worker_timeout": 600.0, **way.settings,
-        }  # fmt: skip
+            "data": self.data,
+            "model": self.model,
+            "batch_size": self.batch,
+            "micro_batches": self.ranks,
+            "optimizer": self.optimizer,
+            "weight_decay": 0.0,
+            "lr_schedule": "constant",
+            "epochs": self.epochs,
+            "eval_every": self.test_every * self.steps_per_epoch,
+            "checkpoint_every": 0,
+            "node_speed": str(self.pace),
+            "jitter": self.jitter,
+            "lr": rate,
+            "seed": seed,
+            "trace": trace,
+            "worker_timeout": 600.0,
+            **way.settings,
+        }
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -176,16 +189,19 @@ def read(folder: Path, trace: bool, setting: Setting) -> dict[str, Any]:
     steps, tests = (history[history["kind"] == kind].sort_values("step") for kind in ("train", "test"))
     last = steps["loss"].tail(setting.tail * setting.steps_per_epoch)
     found: dict[str, Any] = {
-        "train_loss": float(last.mean()), "loss": steps["loss"].tolist(),
-        "tests": tests[["step", "loss", "score"]].to_numpy().tolist(), "seconds": float(history["seconds"].max()),
-    }  # fmt: skip
+        "train_loss": float(last.mean()),
+        "loss": steps["loss"].tolist(),
+        "tests": tests[["step", "loss", "score"]].to_numpy().tolist(),
+        "seconds": float(history["seconds"].max()),
+    }
     if trace:
         events = run.events()
         made, old = events[(events["kind"] == "U") & (events["version"] >= 0)], ages(events)
         found |= {
             "updates": float(made.groupby("stage")["version"].nunique().mean()) / len(steps),
-            "staleness": float(old.mean()), "oldest": int(old.max()),
-        }  # fmt: skip
+            "staleness": float(old.mean()),
+            "oldest": int(old.max()),
+        }
     return found
 
 
@@ -263,8 +279,11 @@ def tabulate(setting: dict[str, Any], rates: dict[str, float], runs: Sequence[di
     first = next(iter(every))
     rows = []
     for way, mine in every.items():
-        row: dict[str, Any] = {"way": way, "lr": rates[way], "edge": rates[way] in (min(setting["rates"]),
-                                                                                  max(setting["rates"]))}  # fmt: skip
+        row: dict[str, Any] = {
+            "way": way,
+            "lr": rates[way],
+            "edge": rates[way] in (min(setting["rates"]), max(setting["rates"])),
+        }
         for key in ("updates", "staleness"):
             row[key] = float(np.mean([run.get(key, np.nan) for run in grouped[way]]))
         row["oldest"] = max(run.get("oldest", 0) for run in grouped[way])
@@ -288,16 +307,21 @@ def main() -> None:
     ways = [way for way in WAYS if options.only in way.name]
     budget = list(product(setting.rates, setting.tuning_seeds))
     total = len(ways) * (len(budget) + len(setting.seeds))
-    print(f"{total} runs of {setting.epochs * setting.steps_per_epoch} steps on {setting.ranks} ranks; nodes of "
-          f"{setting.pace:g} GFLOP/s, {setting.milliseconds:g} ms for a worker's step", flush=True)  # fmt: skip
+    print(
+        f"{total} runs of {setting.epochs * setting.steps_per_epoch} steps on {setting.ranks} ranks; nodes of "
+        f"{setting.pace:g} GFLOP/s, {setting.milliseconds:g} ms for a worker's step",
+        flush=True,
+    )
 
     def train(tried: Sequence[Trial], into: list[dict[str, Any]], trace: bool) -> None:
         for found in train_each(setting, tried, trace):
             into.append(found)
             took = f" ({found['seconds']:.1f} s)" if "seconds" in found else ""
-            print(f"{len(trials) + len(runs)}/{total} {time.perf_counter() - began:.0f} s  {found['way']}, "
-                  f"lr {found['lr']:g}, seed {found['seed']}: loss {found['train_loss']:.4f}{took}",
-                  flush=True)  # fmt: skip
+            print(
+                f"{len(trials) + len(runs)}/{total} {time.perf_counter() - began:.0f} s  {found['way']}, "
+                f"lr {found['lr']:g}, seed {found['seed']}: loss {found['train_loss']:.4f}{took}",
+                flush=True,
+            )
 
     for program in dict.fromkeys(way.program for way in ways):
         some = [way for way in ways if way.program == program]
@@ -308,12 +332,13 @@ def main() -> None:
     facts = asdict(setting)
     seconds = time.perf_counter() - began
     table = {
-        "provenance": provenance(seconds=round(seconds, 1), runs=total, pace=f"{setting.pace:g}"), "setting": facts,
+        "provenance": provenance(seconds=round(seconds, 1), runs=total, pace=f"{setting.pace:g}"),
+        "setting": facts,
         "ways": [asdict(way) for way in ways],
         "rows": tabulate(facts, rates, runs),
         "tuning": [{key: trial[key] for key in ("way", "lr", "seed", "train_loss")} for trial in trials],
         "runs": runs,
-    }  # fmt: skip
+    }
     table, page = plain(table), Page(160)
     show(table, page)
     if options.out or not (options.quick or options.only):
@@ -328,14 +353,16 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
     def numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
 
-    parser.add_argument("--quick", action="store_true", help="few rates, seeds and steps; nothing is written but to "
-                                                             "--out")  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="few rates, seeds and steps; nothing is written but to --out"
+    )
     parser.add_argument("--only", default="", help="ways whose name holds this text; written to --out alone")
     parser.add_argument("--ranks", type=int, default=8, help="of the ring; the servers' have one worker less")
     parser.add_argument("--data", default="digits", help="such as ../shared/data/mnist")
     parser.add_argument("--model", default="mlp:64-128x7-10", help="a layer for each rank at least")
-    parser.add_argument("--batch", type=int, default=56, help="samples of a step; 7 workers and 8 micro-batches share "
-                                                              "56 evenly")  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, default=56, help="samples of a step; 7 workers and 8 micro-batches share 56 evenly"
+    )
     parser.add_argument("--optimizer", choices=GRID, default="momentum")
     parser.add_argument("--epochs", type=int, help="default: 6; quick: 2")
     parser.add_argument("--milliseconds", type=float, default=12.0, help="of a worker's step on its emulated node")
@@ -348,10 +375,21 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
     rates = options.rates or [float(f"{least * FACTOR**n:.3g}") for n in ((2, 4) if quick else range(RATES))]
     epochs = options.epochs or (2 if quick else 6)
     return Setting(
-        options.ranks, options.data, options.model, options.batch, options.optimizer, epochs, max(1, epochs // 3),
-        1 if quick else 2, options.milliseconds, options.jitter, sorted(rates),
-        [100] if quick else [100, 101, 102], [0, 1] if quick else [0, 1, 2, 3, 4], options.targets,
-    ), options  # fmt: skip
+        options.ranks,
+        options.data,
+        options.model,
+        options.batch,
+        options.optimizer,
+        epochs,
+        max(1, epochs // 3),
+        1 if quick else 2,
+        options.milliseconds,
+        options.jitter,
+        sorted(rates),
+        [100] if quick else [100, 101, 102],
+        [0, 1] if quick else [0, 1, 2, 3, 4],
+        options.targets,
+    ), options
 
 
 if __name__ == "__main__":

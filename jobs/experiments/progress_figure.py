@@ -15,9 +15,14 @@ from rich.table import Table
 from jobs.experiments.store import Page, places, publish, read
 
 COLOURS = {
-    "bsp": "#30638e", "ssp 3": "#00a6a6", "asp": "#56b4e9", "ring synchronous": "#7a1f2b", "ring PipeDream": "#d1495b",
-    "ring PipeDream m=1": "#e8871e", "ring 2BW": "#b07aa1",
-}  # fmt: skip
+    "bsp": "#30638e",
+    "ssp 3": "#00a6a6",
+    "asp": "#56b4e9",
+    "ring synchronous": "#7a1f2b",
+    "ring PipeDream": "#d1495b",
+    "ring PipeDream m=1": "#e8871e",
+    "ring 2BW": "#b07aa1",
+}
 LINES = {"bsp": (3.0, "-"), "ring synchronous": (1.3, "--")}  # the one lies on the other; width and dashes
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
@@ -30,14 +35,17 @@ def show(table: dict[str, Any], console: Console) -> None:
     reached = Table(
         title=f"After {steps} steps of {setting['batch']} samples: {setting['data']}, {setting['model']}, "
         f"{setting['optimizer']}, {setting['ranks']} ranks; median (quartiles) of {len(setting['seeds'])} seeds",
-        title_justify="left", caption_justify="left",
+        title_justify="left",
+        caption_justify="left",
         caption=f"lr: tuned, ! at the edge of the grid; * beyond the spread of {first}; staleness: how many updates "
         "the weights of a gradient were behind when it was used, mean (most); and the mean in steps",
-    )  # fmt: skip
+    )
     taken = Table(
         title=f"Steps until the mean training loss of {setting['window']} of them was at a target",
-        title_justify="left", caption=f"* beyond the spread of {first}", caption_justify="left",
-    )  # fmt: skip
+        title_justify="left",
+        caption=f"* beyond the spread of {first}",
+        caption_justify="left",
+    )
     loss = f"training loss, last {setting['tail'] * setting['steps_per_epoch']} steps"
     for head in ("way", "lr", loss, "test loss", "test accuracy %", "updates a step", "staleness", "in steps"):
         reached.add_column(head, justify="left" if head == "way" else "right")
@@ -50,11 +58,15 @@ def show(table: dict[str, Any], console: Console) -> None:
         error = row["test_error"]
         right = [100 * (1 - each) for each in (error[0], error[2], error[1])]
         reached.add_row(
-            row["way"], f"{row['lr']:g}{'!' * row['edge']}", _spread(row["train_loss"], ".3g") + star["train_loss"],
-            _spread(row["test_loss"], ".3g") + star["test_loss"], _spread(right, ".1f"), _number(row["updates"], ".3g"),
+            row["way"],
+            f"{row['lr']:g}{'!' * row['edge']}",
+            _spread(row["train_loss"], ".3g") + star["train_loss"],
+            _spread(row["test_loss"], ".3g") + star["test_loss"],
+            _spread(right, ".1f"),
+            _number(row["updates"], ".3g"),
             f"{_number(row['staleness'], '.2f')} ({row['oldest']})",
             _number(row["staleness"] and row["staleness"] / row["updates"], ".2f"),
-        )  # fmt: skip
+        )
         cells = []
         for target in setting["targets"]:
             key = f"samples to {target:g}"
@@ -71,10 +83,15 @@ def show(table: dict[str, Any], console: Console) -> None:
             words[_verdict(row, rows[0], key)].append(row["way"])
         console.print(
             f"{name} beside {first}: more in {_listed(words[1])}; less in {_listed(words[-1])}; within the spread in "
-            f"{_listed(words[0])}", highlight=False,
-        )  # fmt: skip
-        pairs = [f"{a['way']} / {b['way']}" for n, a in enumerate(others) for b in others[n + 1 :]
-                 if not _verdict(a, b, key) and None not in (a[key][0], b[key][0])]  # fmt: skip
+            f"{_listed(words[0])}",
+            highlight=False,
+        )
+        pairs = [
+            f"{a['way']} / {b['way']}"
+            for n, a in enumerate(others)
+            for b in others[n + 1 :]
+            if not _verdict(a, b, key) and None not in (a[key][0], b[key][0])
+        ]
         console.print(f"   other pairs within the spread: {'; '.join(pairs) or 'none'}", highlight=False)
 
 
@@ -131,8 +148,10 @@ def draw(table: dict[str, Any], path: Path) -> None:
         for ax, x in ((samples, steps * batch), (updates, steps * (row["updates"] or 1))):
             ax.plot(x, middle, label=way, zorder=3, **look)
             ax.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
-        found = {int(step): [run["tests"][n][1] for run in runs if len(run["tests"]) > n]
-                 for n, (step, *_) in enumerate(runs[0]["tests"])}  # fmt: skip
+        found = {
+            int(step): [run["tests"][n][1] for run in runs if len(run["tests"]) > n]
+            for n, (step, *_) in enumerate(runs[0]["tests"])
+        }
         spread = np.array([np.percentile(values, [25, 50, 75]) for values in found.values()]).reshape(-1, 3)
         x = np.array(list(found)) * batch
         tests.plot(x, spread[:, 1], marker="o", ms=4, label=way, **look)
@@ -150,14 +169,26 @@ def draw(table: dict[str, Any], path: Path) -> None:
     tuning.set_xscale("log", base=2)
     tuning.set_xticks(setting["rates"], [f"{rate:g}" for rate in setting["rates"]])
     for ax, title, x, y in (
-        (samples, "Loss against samples", "samples that gradients were computed of (every way: a batch a step)",
-         smoothed),
-        (updates, "Loss against updates", "updates of each parameter (in asp one of every worker's share of a batch)",
-         smoothed),
+        (
+            samples,
+            "Loss against samples",
+            "samples that gradients were computed of (every way: a batch a step)",
+            smoothed,
+        ),
+        (
+            updates,
+            "Loss against updates",
+            "updates of each parameter (in asp one of every worker's share of a batch)",
+            smoothed,
+        ),
         (tests, "Test loss against samples", "samples", "test loss"),
-        (tuning, "Tuning: the same rates and seeds for all", "learning rate (circles: taken)",
-         f"training loss, last {setting['tail'] * setting['steps_per_epoch']} steps, mean of seeds\n(missing: nan)"),
-    ):  # fmt: skip
+        (
+            tuning,
+            "Tuning: the same rates and seeds for all",
+            "learning rate (circles: taken)",
+            f"training loss, last {setting['tail'] * setting['steps_per_epoch']} steps, mean of seeds\n(missing: nan)",
+        ),
+    ):
         ax.set_title(title, loc="left", fontsize=11)
         ax.set(xlabel=x, ylabel=y, yscale="log")
         low, high = ax.get_ylim()
@@ -172,7 +203,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
         f"{setting['data']}, {setting['model']}, batch {batch}, {setting['optimizer']}, {setting['ranks']} ranks on "
         f"emulated nodes; each way with its own tuned rate; median and quartiles of {len(setting['seeds'])} seeds",
         fontsize=11,
-    )  # fmt: skip
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -55,10 +55,14 @@ def _efficiency(found: Found) -> list[Claim]:
             continue
         rows = {row["way"]: row for row in case["rows"]}
         ring, others = rows.pop("ring"), [f"{way} {row['wait']:.0%}" for way, row in rows.items()]
-        claims.append((
-            f"{case['ranks']} nodes, {case['name']}: workers of the ring wait {ring['wait']:.0%} of the time",
-            ", ".join(others), f"emulated nodes, {case['provenance']['cores']} cores", "efficiency",
-        ))  # fmt: skip
+        claims.append(
+            (
+                f"{case['ranks']} nodes, {case['name']}: workers of the ring wait {ring['wait']:.0%} of the time",
+                ", ".join(others),
+                f"emulated nodes, {case['provenance']['cores']} cores",
+                "efficiency",
+            )
+        )
     return claims
 
 
@@ -75,8 +79,14 @@ def _progress(found: Found) -> list[Claim]:
 
     others = ", ".join(f"{way} {times(way)}" for way in rows if way not in ("bsp", "ring synchronous"))
     what = key.split(":")[0].removeprefix("samples to ")
-    return [(f"until a loss of {what} the ring needs {times('ring synchronous')} times the samples of bsp", others,
-             "emulated nodes", "progress")]  # fmt: skip
+    return [
+        (
+            f"until a loss of {what} the ring needs {times('ring synchronous')} times the samples of bsp",
+            others,
+            "emulated nodes",
+            "progress",
+        )
+    ]
 
 
 def _scalability(found: Found) -> list[Claim]:
@@ -85,8 +95,10 @@ def _scalability(found: Found) -> list[Claim]:
         nodes = max(row["nodes"] for row in case["rows"])
         scalings = list(dict.fromkeys(row["scaling"] for row in case["rows"]))
         there = {scaling: best(case["rows"], scaling, nodes) for scaling in scalings}
-        ways = {way: " / ".join(f"{there[scaling][way]['speed_up']:.1f}" for scaling in scalings)
-                for way in there[scalings[0]]}  # fmt: skip
+        ways = {
+            way: " / ".join(f"{there[scaling][way]['speed_up']:.1f}" for scaling in scalings)
+            for way in there[scalings[0]]
+        }
         rings = ", ".join(f"{way} {times}" for way, times in ways.items() if "ring" in way)
         others = ", ".join(f"{way} {times}" for way, times in ways.items() if "ring" not in way)
         paced = case["name"].partition(",")[0] != "full speed"
@@ -95,16 +107,31 @@ def _scalability(found: Found) -> list[Claim]:
         claims.append((f"{what}: {rings}", others, how, "scalability"))
         for row in case.get("far") or []:
             if row["nodes"] == 4096 and row["way"] == "ring" and case["link"] == "100mbit":
-                used = ", ".join(f"{each['way']} {each['used']:.1%}" for each in case["far"]
-                                 if each["nodes"] == 4096 and each is not row)  # fmt: skip
-                claims.append((f"weak scaling on 4096 nodes, {case['name']}: the ring uses {row['used']:.0%} of their "
-                               "speed", used, "simulated", "scalability"))  # fmt: skip
+                used = ", ".join(
+                    f"{each['way']} {each['used']:.1%}"
+                    for each in case["far"]
+                    if each["nodes"] == 4096 and each is not row
+                )
+                claims.append(
+                    (
+                        f"weak scaling on 4096 nodes, {case['name']}: the ring uses {row['used']:.0%} of their speed",
+                        used,
+                        "simulated",
+                        "scalability",
+                    )
+                )
     far = [row for row in _rows(found, "architectures") if row["scaling"] == "weak" and row["nodes"] == 1024]
     if far:
         step = {row["name"]: row["step_seconds"] for row in far}
         others = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in step.items() if name != "ring")
-        claims.append((f"1024 nodes, wide layers: a step of the ring takes {step['ring']:.1f} s", others, "simulated",
-                       "architectures"))  # fmt: skip
+        claims.append(
+            (
+                f"1024 nodes, wide layers: a step of the ring takes {step['ring']:.1f} s",
+                others,
+                "simulated",
+                "architectures",
+            )
+        )
     return claims
 
 
@@ -114,18 +141,29 @@ def _resilience(found: Found) -> list[Claim]:
     for mean in sorted({row["mean"] for row in rows}, reverse=True):
         share = {row["way"]: row["efficiency"] for row in rows if row["mean"] == mean}
         others = ", ".join(f"{way} {value:.1%}" for way, value in share.items() if way != "ring")
-        claims.append((f"a rank killed every {mean:g} s: the ring keeps {share['ring']:.1%} of its steps", others,
-                       "emulated nodes, real kills", "resilience"))  # fmt: skip
+        claims.append(
+            (
+                f"a rank killed every {mean:g} s: the ring keeps {share['ring']:.1%} of its steps",
+                others,
+                "emulated nodes, real kills",
+                "resilience",
+            )
+        )
     outcomes = _rows(found, "survive", "outcomes")
     if outcomes:
         alive = sum(bool(row["survived"]) for row in outcomes if row["role"].startswith(("ring", "first")))
         ours = [row for row in outcomes if row["role"].startswith(("ring", "first"))]
         theirs = [row for row in outcomes if row not in ours]
-        claims.append((
-            f"{alive} of {len(ours)} faults of ring ranks survived, at most {max(row['pause'] for row in ours):.1f} s "
-            "without a step", f"of server and workers {sum(bool(row['survived']) for row in theirs)} of {len(theirs)}, "
-            f"at most {max(row['pause'] for row in theirs):.1f} s", "real faults", "resilience",
-        ))  # fmt: skip
+        claims.append(
+            (
+                f"{alive} of {len(ours)} faults of ring ranks survived, at most {max(row['pause'] for row in ours):.1f} s "
+                "without a step",
+                f"of server and workers {sum(bool(row['survived']) for row in theirs)} of {len(theirs)}, "
+                f"at most {max(row['pause'] for row in theirs):.1f} s",
+                "real faults",
+                "resilience",
+            )
+        )
     return claims
 
 
@@ -136,13 +174,25 @@ def _capacity(found: Found) -> list[Claim]:
     theirs = [f"{way} {value:.0f} M" for (way, ranks), value in size.items() if "ring" not in way]
     claims = []
     if ours and theirs:
-        claims.append((f"largest network where a rank may take 640 MiB: ring on {', '.join(ours)}",
-                       f"on 4 ranks: {', '.join(theirs)}", "measured", "capacity"))  # fmt: skip
+        claims.append(
+            (
+                f"largest network where a rank may take 640 MiB: ring on {', '.join(ours)}",
+                f"on 4 ranks: {', '.join(theirs)}",
+                "measured",
+                "capacity",
+            )
+        )
     billion = found.get("capacity", {}).get("billion")
     if billion and "ranks_took" in billion:
         most = max(rank["memory"] for rank in billion["ranks_took"]) / 2**30
-        claims.append((f"{billion['parameters'] / 1e9:.1f} billion parameters train on 8 ranks of {most:.2f} GiB",
-                       "", "measured", "capacity --billion"))  # fmt: skip
+        claims.append(
+            (
+                f"{billion['parameters'] / 1e9:.1f} billion parameters train on 8 ranks of {most:.2f} GiB",
+                "",
+                "measured",
+                "capacity --billion",
+            )
+        )
     return claims
 
 
@@ -154,11 +204,15 @@ def _balance(found: Found) -> list[Claim]:
             continue
         ring = rows["ring auto"]
         others = ", ".join(f"{way} {rows[way]['gain'][0]:.2f}" for way in ("bsp measured", "ssp 3 measured"))
-        claims.append((
-            f"{case['case']['ranks']} nodes, {case['case']['name']}: work in proportion makes the ring "
-            f"{ring['gain'][0]:.2f} times as fast (no cut could more than {ring['ceiling']:.2f})", others,
-            "emulated nodes", "balance",
-        ))  # fmt: skip
+        claims.append(
+            (
+                f"{case['case']['ranks']} nodes, {case['case']['name']}: work in proportion makes the ring "
+                f"{ring['gain'][0]:.2f} times as fast (no cut could more than {ring['ceiling']:.2f})",
+                others,
+                "emulated nodes",
+                "balance",
+            )
+        )
     return claims
 
 
@@ -167,9 +221,14 @@ def _crossover(found: Found) -> list[Claim]:
     for row in _rows(found, "crossover", "crossings"):
         if row["rival"] == "server" and row.get("measured"):
             side = "from batches of" if row["sweep"] == "batch" else "up to layers of"
-            claims.append(("**where the server wins**, links of 100 Mbit/s, 4 hosts",
-                           f"{side} {row['measured']:,.0f} (simulated {row['predicted']:,.0f})", "measured",
-                           "crossover"))  # fmt: skip
+            claims.append(
+                (
+                    "**where the server wins**, links of 100 Mbit/s, 4 hosts",
+                    f"{side} {row['measured']:,.0f} (simulated {row['predicted']:,.0f})",
+                    "measured",
+                    "crossover",
+                )
+            )
     return claims
 
 
@@ -177,21 +236,34 @@ def _cluster(found: Found) -> list[Claim]:
     claims = []
     for case in found.get("cluster", {}).get("cases", []):
         rows = {row["way"]: row for row in case["rows"]}
-        others = ", ".join(f"{way} {1e3 * row['seconds'][0]:.0f} ms, link {row['busiest']:.0%} ({row['error']:+.0%})"
-                           for way, row in rows.items() if way != "ring")  # fmt: skip
+        others = ", ".join(
+            f"{way} {1e3 * row['seconds'][0]:.0f} ms, link {row['busiest']:.0%} ({row['error']:+.0%})"
+            for way, row in rows.items()
+            if way != "ring"
+        )
         ring = rows["ring"]
-        claims.append((
-            f"{case['hosts']} hosts, links of 100 Mbit/s: a step takes {1e3 * ring['seconds'][0]:.0f} ms, its busiest "
-            f"link is used to {ring['busiest']:.0%} (simulated: {ring['error']:+.0%})", others,
-            "measured, emulated nodes", "cluster",
-        ))  # fmt: skip
+        claims.append(
+            (
+                f"{case['hosts']} hosts, links of 100 Mbit/s: a step takes {1e3 * ring['seconds'][0]:.0f} ms, its busiest "
+                f"link is used to {ring['busiest']:.0%} (simulated: {ring['error']:+.0%})",
+                others,
+                "measured, emulated nodes",
+                "cluster",
+            )
+        )
     return claims
 
 
 CLAIMS: tuple[Callable[[Found], list[Claim]], ...] = (
-    _efficiency, _progress, _scalability, _resilience, _capacity, _balance, _cluster,
+    _efficiency,
+    _progress,
+    _scalability,
+    _resilience,
+    _capacity,
+    _balance,
+    _cluster,
     _crossover,
-)  # fmt: skip
+)
 
 
 def claims(found: Found) -> str:
@@ -269,8 +341,9 @@ def page(found: Found, table: str, folder: str | None) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>RingTMP: the evidence</title>'
         f"<style>{STYLE}</style><body><h1>RingTMP: the evidence</h1><nav>{links}</nav>\n{as_html(table)}\n"
-        + "\n".join(sections) + "</body></html>\n"
-    )  # fmt: skip
+        + "\n".join(sections)
+        + "</body></html>\n"
+    )
 
 
 def origin(table: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ The same training on more and more nodes: `strong`, one batch dealt over all of 
 them. Networks are chains of 16 equal layers. `narrow` and `wide` run on emulated nodes, all as fast, which take equally
 long for a sample of either: what differs is that the wide one has 64 times the parameters. Links are shared memory, or
 those of hosts with a rate limit (`jobs.experiments.hosts`). `full speed` is no emulation: real kernels, one thread a
-rank, as many ranks as there are cores. `2 rings of 4`: rings side by side (`--replicas`). The server's rank is one of
+rank, as many ranks as there are cores. `2 rings of 4`: rings side by side (`--rings`). The server's rank is one of
 the nodes.
 
 Speed-ups are of samples a second, after the first steps of a run, beside one node; each way runs once a round, every
@@ -38,23 +38,29 @@ from jobs.experiments.crossover import ask
 from jobs.experiments.hosts import Hosts, why_not
 from jobs.experiments.progress import quartiles
 from jobs.experiments.store import Page, places, plain, publish, read, renewed, write
-from ringtmp.ring.rivals import Exchange
-from ringtmp.run.units import parse_bytes
+from ringtmp.config.units import parse_bytes
+from ringtmp.simulate.data_parallel import Exchange
 
 LAYERS = 16
 SAMPLE = 2.4e-3  # seconds that an emulated node takes for F of a sample
 SKIP, LEAST, MOST = 3, 4, 30  # steps of a run: left out at its beginning, and timed after them
 SERVERS: dict[str, dict[str, Any]] = {
-    "server, bsp": {}, "server, ssp 3": {"consistency": "ssp", "staleness": 3}, "every rank serves": {"colocate": True},
+    "server, bsp": {},
+    "server, ssp 3": {"consistency": "ssp", "staleness": 3},
+    "every rank serves": {"colocate": True},
     "all-reduce": {"consistency": "allreduce"},
-}  # fmt: skip
+}
 SIDE = "rings side by side"
 WAYS = ("ring", SIDE, *SERVERS)
 FAR = {"ring": "ring", "server, bsp": "one server", "every rank serves": "colocated", "all-reduce": "all-reduce"}
 COLOURS = {
-    "ring": "#7a1f2b", SIDE: "#d1495b", "all-reduce": "#edae49", "every rank serves": "#00798c",
-    "server, bsp": "#30638e", "server, ssp 3": "#8fb8de",
-}  # fmt: skip
+    "ring": "#7a1f2b",
+    SIDE: "#d1495b",
+    "all-reduce": "#edae49",
+    "every rank serves": "#00798c",
+    "server, bsp": "#30638e",
+    "server, ssp 3": "#8fb8de",
+}
 
 
 @dataclass(frozen=True)
@@ -103,16 +109,22 @@ class Scene:
         """Settings of each way."""
         batch = self.batch(scaling, nodes)
         common: dict[str, Any] = {
-            "model": f"mlp:{self.width}-{self.width}x{LAYERS}", "batch_size": batch, "optimizer": "momentum",
+            "model": f"mlp:{self.width}-{self.width}x{LAYERS}",
+            "batch_size": batch,
+            "optimizer": "momentum",
             "data": f"synthetic:samples={batch + batch // 8 + 128},features={self.width},classes={self.width}",
-            "test_fraction": 0.05, "lr": 1e-3, "eval_every": 0, "checkpoint_every": 0, "chunk": self.chunk,
-        }  # fmt: skip
+            "test_fraction": 0.05,
+            "lr": 1e-3,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "message_size": self.chunk,
+        }
         if self.sample:
-            common["pace"] = f"{self.gflops:.6g}"
+            common["node_speed"] = f"{self.gflops:.6g}"
         found = {"ring": common | {"micro_batches": batch // self.rows}}
         for rings in (2, 4):
             if nodes % rings == 0 and nodes >= rings * rings:
-                more = {"replicas": rings, "micro_batches": batch // rings // self.rows}
+                more = {"rings": rings, "micro_batches": batch // rings // self.rows}
                 found[f"{rings} rings of {nodes // rings}"] = common | more
         if nodes > 1:
             found |= {name: common | server for name, server in SERVERS.items()}
@@ -120,24 +132,33 @@ class Scene:
 
     def simulated(self, setting: Setting, way: str, scaling: str, nodes: int) -> float | None:
         """Seconds of a step under the clock; None where it has no such way."""
-        batch, chunk = self.batch(scaling, nodes), parse_bytes(self.chunk, "chunk")
+        batch, chunk = self.batch(scaling, nodes), parse_bytes(self.chunk, "message_size")
         if way == "ring":
             return ring(setting, nodes, batch, batch // self.rows)[0]
         if way not in SERVERS:
             return None
         options, served = SERVERS[way], way.startswith("server")
         kind: Any = "server" if served else "colocate" if "colocate" in options else "allreduce"
-        exchange = Exchange(kind, bandwidth=setting.bandwidth, latency=setting.latency, overhead=setting.message,
-                            chunk=chunk, gather=chunk / 4, staleness=options.get("staleness", 0))  # fmt: skip
+        exchange = Exchange(
+            kind,
+            bandwidth=setting.bandwidth,
+            latency=setting.latency,
+            overhead=setting.message,
+            chunk=chunk,
+            gather=chunk / 4,
+            staleness=options.get("staleness", 0),
+        )
         return chained(data_parallel(setting, nodes - served, batch, exchange, 12))[0]
 
 
 SCENES = (
-    Scene("narrow", 32, None), Scene("narrow", 32, "100mbit", chunk="32KiB"),
-    Scene("wide", 256, None), Scene("wide", 256, "1000mbit", chunk="128KiB"),
+    Scene("narrow", 32, None),
+    Scene("narrow", 32, "100mbit", chunk="32KiB"),
+    Scene("wide", 256, None),
+    Scene("wide", 256, "1000mbit", chunk="128KiB"),
     Scene("wide", 256, "100mbit", chunk="32KiB"),
     Scene("full speed", 512, None, sample=0.0, strong=512, weak=64, rows=16),
-)  # fmt: skip
+)
 
 
 def launch(scene: Scene, nodes: int, asked: dict[str, Any], module: str = "jobs.bench.steady") -> Any:
@@ -178,11 +199,17 @@ def measure(scene: Scene, setting: Setting, scaling: str, nodes: int, rounds: in
     rows: list[dict[str, Any]] = []
     for way, each in seen.items():
         told = simulated[way]
-        rows.append({
-            "scaling": scaling, "nodes": nodes, "batch": batch, "way": way,
-            "samples_per_s": quartiles([result["samples_per_s"] for result in each]),
-            "idle": float(np.median([waited(result) for result in each])), "simulated": batch / told if told else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "scaling": scaling,
+                "nodes": nodes,
+                "batch": batch,
+                "way": way,
+                "samples_per_s": quartiles([result["samples_per_s"] for result in each]),
+                "idle": float(np.median([waited(result) for result in each])),
+                "simulated": batch / told if told else None,
+            }
+        )
     said = ", ".join(f"{row['way']} {row['samples_per_s'][0]:,.1f}" for row in rows)
     print(f"{scene.name}, {scaling}, {nodes} nodes: {said}", flush=True)
     return rows
@@ -193,19 +220,36 @@ def measured(scene: Scene, counts: Sequence[int], scalings: Sequence[str], round
     began, setting, rows = time.perf_counter(), setting_of(scene), []
     cores = os.cpu_count() or 1
     for scaling in scalings:
-        some = [row for nodes in counts if scene.sample or nodes <= cores
-                for row in measure(scene, setting, scaling, nodes, rounds, seconds)]  # fmt: skip
+        some = [
+            row
+            for nodes in counts
+            if scene.sample or nodes <= cores
+            for row in measure(scene, setting, scaling, nodes, rounds, seconds)
+        ]
         alone = some[0]["samples_per_s"][0]
         for row in some:
             row["speed_up"] = row["samples_per_s"][0] / alone
             row["simulated_speed_up"] = row["simulated"] / alone if row["simulated"] else None
         rows += some
     took = round(time.perf_counter() - began, 1)
-    return {"name": scene.name, "width": scene.width, "link": scene.link, "gflops": setting.gflops, "rows": rows,
-            "bandwidth": setting.bandwidth, "latency": setting.latency, "weak": scene.weak, "strong": scene.strong,
-            "provenance": provenance(seconds=took, rounds=rounds, seconds_of_a_run=seconds,
-                                     links=scene.link or "shared memory",
-                                     pace=f"{scene.gflops:g}" if scene.sample else "none")}  # fmt: skip
+    return {
+        "name": scene.name,
+        "width": scene.width,
+        "link": scene.link,
+        "gflops": setting.gflops,
+        "rows": rows,
+        "bandwidth": setting.bandwidth,
+        "latency": setting.latency,
+        "weak": scene.weak,
+        "strong": scene.strong,
+        "provenance": provenance(
+            seconds=took,
+            rounds=rounds,
+            seconds_of_a_run=seconds,
+            links=scene.link or "shared memory",
+            pace=f"{scene.gflops:g}" if scene.sample else "none",
+        ),
+    }
 
 
 def far(case: dict[str, Any], most: int) -> list[dict[str, Any]]:
@@ -216,8 +260,10 @@ def far(case: dict[str, Any], most: int) -> list[dict[str, Any]]:
         setting, batch = replace(known, layers=nodes), case["weak"] * nodes
         best, ratio = best_ring(setting, nodes, batch, ratio)
         step = {row.name: row.step_seconds for row in (best, *rivals(setting, nodes, batch))}
-        rows += [{"nodes": nodes, "way": way, "used": setting.ideal(nodes, batch) / step[name], "step": step[name]}
-                 for way, name in FAR.items()]  # fmt: skip
+        rows += [
+            {"nodes": nodes, "way": way, "used": setting.ideal(nodes, batch) / step[name], "step": step[name]}
+            for way, name in FAR.items()
+        ]
         nodes *= 2 if nodes < 64 else 4
     return rows
 
@@ -247,9 +293,15 @@ def points(case: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 def errors(cases: Sequence[dict[str, Any]], way: str) -> list[float]:
     """By how much the clock is wrong, at each point; it has no cores that share caches and memory."""
-    return [row["simulated"] / row["samples_per_s"][0] - 1 for case in cases for row in case["rows"]
-            if case["name"].partition(",")[0] != "full speed" and row["nodes"] > 1
-            and row["way"] == way and row["simulated"]]  # fmt: skip
+    return [
+        row["simulated"] / row["samples_per_s"][0] - 1
+        for case in cases
+        for row in case["rows"]
+        if case["name"].partition(",")[0] != "full speed"
+        and row["nodes"] > 1
+        and row["way"] == way
+        and row["simulated"]
+    ]
 
 
 def show(cases: Sequence[dict[str, Any]], console: Console) -> None:
@@ -279,8 +331,7 @@ def show(cases: Sequence[dict[str, Any]], console: Console) -> None:
         wrong = errors(cases, way)
         if wrong:
             within = sum(abs(each) <= 0.1 for each in wrong)
-            table.add_row(way, str(len(wrong)), f"{np.median(wrong):+.1%}", str(within),
-                          f"{max(wrong, key=abs):+.1%}")  # fmt: skip
+            table.add_row(way, str(len(wrong)), f"{np.median(wrong):+.1%}", str(within), f"{max(wrong, key=abs):+.1%}")
     console.print(table)
     table = Table(title="Weak scaling of the wide network, simulated: used of the nodes' speed", title_justify="left")
     for head in ("links", "nodes", *FAR):
@@ -303,8 +354,9 @@ def draw(table: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     cases = table["cases"]
-    figure, axes = plt.subplots(2, len(cases), figsize=(2.9 * len(cases) + 0.6, 6), layout="constrained",
-                                squeeze=False, sharey=True)  # fmt: skip
+    figure, axes = plt.subplots(
+        2, len(cases), figsize=(2.9 * len(cases) + 0.6, 6), layout="constrained", squeeze=False, sharey=True
+    )
     for column, case in zip(axes.T, cases, strict=True):
         for axis, scaling in zip(column, ("strong", "weak"), strict=True):
             counts = [nodes for each, nodes in points(case) if each == scaling]
@@ -312,14 +364,22 @@ def draw(table: dict[str, Any], path: Path) -> None:
                 rows = [found[way] for nodes in counts if way in (found := best(case["rows"], scaling, nodes))]
                 if not rows:
                     continue
-                axis.plot([1, *(row["nodes"] for row in rows)],
-                          [100, *(100 * row["speed_up"] / row["nodes"] for row in rows)], color=colour, marker="o",
-                          markersize=3.5, linewidth=1.4, label=way)  # fmt: skip
-                dashed = [(row["nodes"], 100 * row["simulated_speed_up"] / row["nodes"]) for row in rows
-                          if row["simulated_speed_up"]]  # fmt: skip
+                axis.plot(
+                    [1, *(row["nodes"] for row in rows)],
+                    [100, *(100 * row["speed_up"] / row["nodes"] for row in rows)],
+                    color=colour,
+                    marker="o",
+                    markersize=3.5,
+                    linewidth=1.4,
+                    label=way,
+                )
+                dashed = [
+                    (row["nodes"], 100 * row["simulated_speed_up"] / row["nodes"])
+                    for row in rows
+                    if row["simulated_speed_up"]
+                ]
                 if scaling == "weak":
-                    dashed += [(row["nodes"], 100 * row["used"]) for row in case.get("far") or []
-                               if row["way"] == way]  # fmt: skip
+                    dashed += [(row["nodes"], 100 * row["used"]) for row in case.get("far") or [] if row["way"] == way]
                 if dashed:
                     axis.plot(*zip(*dashed, strict=True), color=colour, linestyle="--", linewidth=0.9)
             axis.set_xscale("log", base=2)

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ringtmp.run.mpi import runs
+from ringtmp.comm.mpi import runs
 
 _TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "squeue")
 _CONF = """ClusterName=ringtmp
@@ -100,8 +100,13 @@ class Slurm:
         key = self.folder / "key" / "munge"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        files = {"key-file": key, "socket": self.folder / "munge.sock", "pid-file": self.folder / "key" / "munged.pid",
-                 "seed-file": self.folder / "key" / "seed", "log-file": self.folder / "key" / "log"}  # fmt: skip
+        files = {
+            "key-file": key,
+            "socket": self.folder / "munge.sock",
+            "pid-file": self.folder / "key" / "munged.pid",
+            "seed-file": self.folder / "key" / "seed",
+            "log-file": self.folder / "key" / "log",
+        }
         try:
             self._daemon("munged", "--force", *(f"--{name}={path}" for name, path in files.items()))
             self._daemon("slurmctld", "-c", "-f", str(self.conf))

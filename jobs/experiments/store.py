@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ringtmp.run.files import hdf5, whole
+from ringtmp.storage.files import hdf5, whole
 
 _HERE = Path(__file__).parent
 _TEXT = h5py.string_dtype()
@@ -73,8 +73,10 @@ _NONE = object()  # in a row that lacks a column
 def read(path: Path) -> dict[str, Any]:
     """What `write` has written. Raises `OSError`."""
     with h5py.File(path, "r", locking=False) as file:
-        return {key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
-                for key, item in file.items()}  # fmt: skip
+        return {
+            key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
+            for key, item in file.items()
+        }
 
 
 def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:

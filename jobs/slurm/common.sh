@@ -51,7 +51,7 @@ stop_ranks() {
 # supervise MODULE FLAGS...: on all ranks, again whenever one is lost. A job that has to stop queues itself again.
 supervise() {
   export SLURM_OVERLAP=1 # processes that stand by may be on the CPUs of those that work
-  run stop_supervisor "$PYTHON" -m ringtmp.supervise -n "$SLURM_NTASKS" --mpirun "${LAUNCH:-$MPIRUN}" -- \
+  run stop_supervisor "$PYTHON" -m ringtmp supervise -n "$SLURM_NTASKS" --mpirun "${LAUNCH:-$MPIRUN}" -- \
     "$RANK" "$PYTHON" -m "$1" --threads "$THREADS" --name "$NAME" "${@:2}"
   local status=$?
   if [ $status -eq 75 ]; then

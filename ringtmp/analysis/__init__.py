@@ -15,6 +15,15 @@ from ringtmp.analysis.perfetto import write_perfetto
 from ringtmp.analysis.reader import Run, open_run, peak_in_flight, staleness
 
 __all__ = [
-    "Run", "critical_path", "draw_gantt", "lead", "open_run", "peak_in_flight", "servers", "staleness", "transfers",
-    "waits", "write_perfetto",
-]  # fmt: skip
+    "Run",
+    "critical_path",
+    "draw_gantt",
+    "lead",
+    "open_run",
+    "peak_in_flight",
+    "servers",
+    "staleness",
+    "transfers",
+    "waits",
+    "write_perfetto",
+]

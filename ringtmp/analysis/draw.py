@@ -15,15 +15,30 @@ Shades = dict[tuple[str, int], RGB]  # by kind and chunk
 
 # Okabe-Ito: told apart by colour-blind readers and in print. B, which is I and W in one, lies between these two.
 COLOURS = {
-    "F": "#0072B2", "B": "#7A9A2E", "I": "#009E73", "W": "#E69F00", "U": "#CC79A7", "E": "#56B4E9", "send": "#000000",
-    "replicate": "#5B4B8A", "receive": "#777777", "wait": "#EEEEEE", "data": "#F0E442",
-    "checkpoint": "#D55E00", "trace": "#A0522D", "balance": "#B22222",
+    "F": "#0072B2",
+    "B": "#7A9A2E",
+    "I": "#009E73",
+    "W": "#E69F00",
+    "U": "#CC79A7",
+    "E": "#56B4E9",
+    "send": "#000000",
+    "replicate": "#5B4B8A",
+    "receive": "#777777",
+    "wait": "#EEEEEE",
+    "data": "#F0E442",
+    "checkpoint": "#D55E00",
+    "trace": "#A0522D",
+    "balance": "#B22222",
     "across": "#33302E",
-}  # fmt: skip
+}
 _NAMES = {
-    "F": "F forward", "B": "B input and weight gradient", "I": "I input gradient", "W": "W weight gradient",
-    "U": "U update", "E": "E evaluation",
-}  # fmt: skip
+    "F": "F forward",
+    "B": "B input and weight gradient",
+    "I": "I input gradient",
+    "W": "W weight gradient",
+    "U": "U update",
+    "E": "E evaluation",
+}
 _NUMBERED = "FBIW"  # these carry their micro-batch, and a shade for each chunk
 _HEIGHT = 0.8  # of a bar; rows are 1 apart
 _FONT, _SMALLEST = 6.0, 4.5  # points, of micro-batch numbers
@@ -77,7 +92,7 @@ def draw_gantt(
     points = ax.bbox.width / ax.figure.dpi * 72 / span  # a millisecond on paper
     shades = {
         (kind, chunk): _shade(colour, chunk, chunks) for kind, colour in COLOURS.items() for chunk in range(chunks)
-    }  # fmt: skip
+    }
     _add_bars(ax, bars, points, shades)
     if numbers and not (workers and bars.loc[bars["kind"] == "F", "micro_batch"].nunique() <= 1):
         _write_numbers(ax, bars, points, shades)
@@ -188,6 +203,12 @@ def _add_legend(ax: "Axes", chunks: int, name: str) -> None:
         labels.append(f"{name} 0 to {chunks - 1}")
     inches = ax.bbox.width / ax.figure.dpi
     ax.legend(
-        handles, labels, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)}, fontsize=8, frameon=False,
-        ncols=max(1, min(len(labels), int(inches / 1.3))), loc="lower center", bbox_to_anchor=(0.5, 1.0),
-    )  # fmt: skip
+        handles,
+        labels,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+        fontsize=8,
+        frameon=False,
+        ncols=max(1, min(len(labels), int(inches / 1.3))),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+    )

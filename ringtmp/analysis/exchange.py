@@ -80,11 +80,15 @@ def transfers(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
     for worker in workers:
         flight, pause = flights.get(worker, messages.iloc[:0]), pauses.get(worker, events.iloc[:0])
         seconds, either = _covered(flight), _covered(flight, pause)
-        rows.append({
-            "rank": worker, "seconds": seconds / 1e9,
-            "hidden": (either - _covered(pause)) / seconds if seconds else np.nan,
-            "pushed": int(sizes.get(("send", worker), 0)), "pulled": int(sizes.get(("receive", worker), 0)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "rank": worker,
+                "seconds": seconds / 1e9,
+                "hidden": (either - _covered(pause)) / seconds if seconds else np.nan,
+                "pushed": int(sizes.get(("send", worker), 0)),
+                "pulled": int(sizes.get(("receive", worker), 0)),
+            }
+        )
     return pd.DataFrame(rows).set_index("rank")
 
 

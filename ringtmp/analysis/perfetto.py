@@ -118,9 +118,15 @@ def _bars(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
         number = arguments.get("micro_batch")
         yield {
             # Perfetto picks a bar's colour by its name without the digits.
-            "ph": "X", "name": kind if number is None else f"{kind}{number}", "cat": part, "pid": rank,
-            "tid": _thread(rank, int(part != "compute")), "ts": start, "dur": lasts, "args": arguments,
-        }  # fmt: skip
+            "ph": "X",
+            "name": kind if number is None else f"{kind}{number}",
+            "cat": part,
+            "pid": rank,
+            "tid": _thread(rank, int(part != "compute")),
+            "ts": start,
+            "dur": lasts,
+            "args": arguments,
+        }
 
 
 def _flows(events: pd.DataFrame) -> Iterator[dict[str, Any]]:

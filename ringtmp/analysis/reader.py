@@ -13,13 +13,22 @@ import numpy as np
 import pandas as pd
 
 from ringtmp.errors import UserError
-from ringtmp.run.pulse import PARTS, pulse_of, read_beat
-from ringtmp.run.story import PHASES
+from ringtmp.resilience.incident import PHASES
+from ringtmp.trace.live_status import PARTS, live_status, read_status
 
 _PART = {
-    "F": "compute", "I": "compute", "W": "compute", "B": "compute", "U": "compute", "E": "compute", "send": "transfer",
-    "receive": "transfer", "replicate": "transfer", "wait": "wait", "checkpoint": "checkpoint",
-}  # fmt: skip
+    "F": "compute",
+    "I": "compute",
+    "W": "compute",
+    "B": "compute",
+    "U": "compute",
+    "E": "compute",
+    "send": "transfer",
+    "receive": "transfer",
+    "replicate": "transfer",
+    "wait": "wait",
+    "checkpoint": "checkpoint",
+}
 
 
 def part_of(kind: str) -> str:
@@ -123,7 +132,7 @@ class Run:
             checkpoint, other), their sum `wall`, and `time` (seconds since the epoch). Ranks that have not said
             anything yet are left out.
         """
-        beats = {int(path.stem[5:]): read_beat(pulse_of(path)) for path in self._files()}
+        beats = {int(path.stem[5:]): read_status(live_status(path)) for path in self._files()}
         rows = {rank: [beat.step, *beat.parts, beat.wall, beat.time] for rank, beat in beats.items() if beat}
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=["step", *PARTS, "wall", "time"])
         return frame.rename_axis("rank").sort_index()
@@ -136,8 +145,15 @@ class Run:
                 with suppress(UserError), _opened(path) as file:
                     if "recovery" in file.attrs:
                         told = _plain(file.attrs["recovery"])
-                        rows.append({"launch": int(folder.name), "what": told.get("what", ""), "step": told["step"],
-                                     "again": told["again"], **told["seconds"]})  # fmt: skip
+                        rows.append(
+                            {
+                                "launch": int(folder.name),
+                                "what": told.get("what", ""),
+                                "step": told["step"],
+                                "again": told["again"],
+                                **told["seconds"],
+                            }
+                        )
         return pd.DataFrame(rows, columns=["launch", "what", "step", "again", *PHASES])
 
     def communication(self) -> pd.DataFrame:
@@ -225,8 +241,9 @@ def peak_in_flight(events: pd.DataFrame) -> pd.Series:
     begun = events[events["kind"] == "F"].groupby(key)["start"].min()
     done = events[events["kind"].isin(["W", "B"])].groupby(key)["end"].max()
     done = done[done.index.isin(begun.index)]  # of a selection of steps, too
-    changes = pd.concat([begun.rename("time").reset_index().assign(change=1),
-                         done.rename("time").reset_index().assign(change=-1)])  # fmt: skip
+    changes = pd.concat(
+        [begun.rename("time").reset_index().assign(change=1), done.rename("time").reset_index().assign(change=-1)]
+    )
     changes = changes.sort_values(["rank", "time", "change"])  # what ends at a moment makes room for what begins
     held = changes.groupby("rank")["change"].cumsum()
     ranks = np.sort(events["rank"].unique())

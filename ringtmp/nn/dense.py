@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, draw_panels
+from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_panels
 
 # Gain of the activation, for start values that keep the activations' variance (He et al. 2015, Glorot & Bengio 2010).
 GAIN = {"linear": 1.0, "relu": math.sqrt(2), "gelu": math.sqrt(2), "silu": math.sqrt(2), "tanh": 5 / 3, "sigmoid": 1.0}
@@ -39,7 +39,7 @@ class Dense(Layer):
     panelled: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
-    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+    def out_shape(self) -> tuple[int, ...]:
         return (*self.shape[:-1], self.units)
 
     @property
@@ -48,32 +48,32 @@ class Dense(Layer):
         return math.prod(self.shape[:-1])
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.shape[-1], self.units), "bias": (self.units if self.bias else 0,)}
 
     @property
-    def needs_output(self) -> bool:  # noqa: D102
+    def needs_output(self) -> bool:
         return self.activation != "linear"
 
-    def flops(self, rows: int) -> int:  # noqa: D102
+    def flops(self, rows: int) -> int:
         return 6 * rows * self.inputs * self.units
 
-    def saved_numbers(self) -> int:  # noqa: D102
+    def saved_numbers(self) -> int:
         return self.outputs if self.activation in kernels.SLOPED else 0
 
-    def scratch_numbers(self, rows: int) -> int:  # noqa: D102
+    def scratch_numbers(self, rows: int) -> int:
         return kernels.DEPTH * (self.shape[-1] + self.units)  # the samples of one product of W, in panels
 
-    def derived_numbers(self) -> int:  # noqa: D102
+    def derived_numbers(self) -> int:
         return self.shape[-1] * self.units
 
-    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:
         deviation = self.scale * GAIN[self.activation] / math.sqrt(self.shape[-1])
         views = self.views(flat)
         draw_panels(views["weight"], self.shapes["weight"], deviation, rng)
         views["bias"][...] = 0
 
-    def attach(self, place: Place) -> None:  # noqa: D102
+    def attach(self, place: Place) -> None:
         code = kernels.ACTIVATIONS[self.activation]
         rows = len(place.x) * self.places
         slope = place.saved.reshape((rows, self.units)) if place.saved.size else place.saved.reshape(0, 0)
@@ -87,18 +87,18 @@ class Dense(Layer):
             code,
         )
 
-    def derive(self, p: Parameters) -> None:  # noqa: D102
+    def derive(self, p: Parameters) -> None:
         kernels.transpose_panels(p["weight"], self.shape[-1], self.units, p["derived"])
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, slope, code = place.inner
         kernels.dense_forward(x, p["weight"], p["bias"], y, slope, code)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         _, y, dy, dx, slope, code = place.inner
         kernels.dense_backward_input(y, slope, dy, p.get("derived", y[0]), dx, code)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         k, n = self.shape[-1], self.units
         for pieces in _chunks([(place.inner[0], place.inner[2]) for place in places]):
             total, at = sum(len(x) for x, _ in pieces), 0

@@ -9,7 +9,7 @@ import numpy as np
 
 import kernels
 from ringtmp.nn.dense import GAIN
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, draw_panels
+from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_panels
 
 
 @dataclass(frozen=True)
@@ -36,65 +36,71 @@ class Conv2D(Layer):
     panelled: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
-    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+    def out_shape(self) -> tuple[int, ...]:
         h, w, _ = self.shape
         reach = 2 * self.pad - self.size
         return (h + reach) // self.stride + 1, (w + reach) // self.stride + 1, self.filters
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         weight = (self.size, self.size, self.shape[2], self.filters)
         return {"weight": weight, "bias": (self.filters if self.bias else 0,)}
 
     @property
-    def needs_output(self) -> bool:  # noqa: D102
+    def needs_output(self) -> bool:
         return self.activation != "linear"
 
-    def flops(self, rows: int) -> int:  # noqa: D102
+    def flops(self, rows: int) -> int:
         return 6 * rows * self.outputs * self.size * self.size * self.shape[2]
 
-    def saved_numbers(self) -> int:  # noqa: D102
+    def saved_numbers(self) -> int:
         return self.outputs if self.activation in kernels.SLOPED else 0
 
-    def scratch_numbers(self, rows: int) -> int:  # noqa: D102
+    def scratch_numbers(self, rows: int) -> int:
         h, w, c = self.shape
         edge = self.size - 1
         return max((h + 2 * self.pad) * (w + 2 * self.pad) * c, (h + edge) * (w + edge) * self.filters)
 
-    def derived_numbers(self) -> int:  # noqa: D102
+    def derived_numbers(self) -> int:
         return math.prod(self.shapes["weight"])
 
-    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:
         shape, views = self.shapes["weight"], self.views(flat)
         draw_panels(views["weight"], shape, GAIN[self.activation] / math.sqrt(math.prod(shape[:3])), rng)
         views["bias"][...] = 0
 
-    def attach(self, place: Place) -> None:  # noqa: D102
+    def attach(self, place: Place) -> None:
         rows = len(place.x)
         slope = place.saved.reshape(-1, self.filters) if place.saved.size else place.saved.reshape(0, 0)
         dx = place.dx.reshape(rows, *self.shape) if place.dx.size else np.empty((0, *self.shape), place.x.dtype)
-        place.inner = (place.x.reshape(rows, *self.shape), place.y.reshape(rows, *self.out_shape),
-                       place.dy.reshape(rows, *self.out_shape), dx, slope)  # fmt: skip
+        place.inner = (
+            place.x.reshape(rows, *self.shape),
+            place.y.reshape(rows, *self.out_shape),
+            place.dy.reshape(rows, *self.out_shape),
+            dx,
+            slope,
+        )
 
-    def derive(self, p: Parameters) -> None:  # noqa: D102
+    def derive(self, p: Parameters) -> None:
         kernels.conv_turn(p["weight"], p["derived"], self.size, self.shape[2], self.filters)
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, slope = place.inner
         code = kernels.ACTIVATIONS[self.activation]
         kernels.conv_forward(x, p["weight"], p["bias"], y, slope, self.size, self.stride, self.pad, code, place.scratch)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         _, y, dy, dx, slope = place.inner
         code = kernels.ACTIVATIONS[self.activation]
         turned = p.get("derived", place.scratch)
         kernels.conv_backward_input(y, slope, dy, turned, dx, self.size, self.stride, self.pad, code, place.scratch)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         for place in places:
             x, _, dy, _, _ = place.inner
-            kernels.conv_backward_weight(x, dy, g["weight"], g["bias"], self.size, self.stride, self.pad, not first,
-                                         scratch)  # fmt: skip
+            kernels.conv_backward_weight(
+                x, dy, g["weight"], g["bias"], self.size, self.stride, self.pad, not first, scratch
+            )
             first = False
 
 
@@ -106,15 +112,19 @@ class _Pool(Layer):
     stride: int
 
     @property
-    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+    def out_shape(self) -> tuple[int, ...]:
         h, w, c = self.shape
         return (h - self.size) // self.stride + 1, (w - self.size) // self.stride + 1, c
 
-    def attach(self, place: Place) -> None:  # noqa: D102
+    def attach(self, place: Place) -> None:
         rows = len(place.x)
         dx = place.dx.reshape(rows, *self.shape) if place.dx.size else None
-        place.inner = (place.x.reshape(rows, *self.shape), place.y.reshape(rows, *self.out_shape),
-                       place.dy.reshape(rows, *self.out_shape), dx)  # fmt: skip
+        place.inner = (
+            place.x.reshape(rows, *self.shape),
+            place.y.reshape(rows, *self.out_shape),
+            place.dy.reshape(rows, *self.out_shape),
+            dx,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,14 +135,14 @@ class MaxPool2D(_Pool):
     family: ClassVar[str] = "images"
 
     @property
-    def needs_output(self) -> bool:  # noqa: D102
+    def needs_output(self) -> bool:
         return True
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _ = place.inner
         kernels.max_pool_forward(x, y, self.size, self.stride)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, dy, dx = place.inner
         if dx is not None:
             kernels.max_pool_backward_input(x, y, dy, dx, self.size, self.stride)
@@ -145,11 +155,11 @@ class AvgPool2D(_Pool):
     kind: ClassVar[str] = "avgpool2d"
     family: ClassVar[str] = "images"
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _ = place.inner
         kernels.average_pool_forward(x, y, self.size, self.stride)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         _, _, dy, dx = place.inner
         if dx is not None:
             kernels.average_pool_backward_input(dy, dx, self.size, self.stride)

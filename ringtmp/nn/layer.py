@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Parameters = dict[str, Any]  # views by name; of a layer made of layers, such dictionaries by name
 
 
-class Moment(NamedTuple):
+class StepContext(NamedTuple):
     """Which samples a micro-batch holds: what random choices are keyed by, so that no rank or cut changes them."""
 
     training: bool = False
@@ -177,11 +177,11 @@ class Layer:
     def derive(self, p: Parameters) -> None:
         """Fill in `p["derived"]`; after start values and after each update."""
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         """F: y from x."""
         raise NotImplementedError
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         """I: dx from dy; dy is overwritten with what W needs."""
         raise NotImplementedError
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import kernels
 from ringtmp.errors import UserError
-from ringtmp.nn.forms import tables_of
 from ringtmp.nn.layer import Layer
+from ringtmp.nn.layer_spec import layers_from_tables
+from ringtmp.nn.model_spec import tables_of
 from ringtmp.nn.sequences import Embedding
-from ringtmp.nn.tables import layers_from_tables
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def build_model(
         raise UserError(f"model: the embedding has {first.tokens} tokens but the data {outputs}; expected {outputs}")
     if model.takes_tokens != text:
         raise UserError(
-            "model: takes tokens; expected --data text:FILE" if model.takes_tokens else
-            "model: the data is text; expected a gpt: model, or one whose first layer is an embedding"
-        )  # fmt: skip
+            "model: takes tokens; expected --data text:FILE"
+            if model.takes_tokens
+            else "model: the data is text; expected a gpt: model, or one whose first layer is an embedding"
+        )
     return model

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place
+from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext
 
 
 @dataclass(frozen=True)
@@ -20,26 +20,31 @@ class _Norm(Layer):
         """Shapes of x and of the moments, as the kernels see them."""
         raise NotImplementedError
 
-    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:
         views = self.views(flat)
         views["gain"][:], views["bias"][:] = 1, 0
 
-    def attach(self, place: Place) -> None:  # noqa: D102
+    def attach(self, place: Place) -> None:
         shape, moments = self._parts(len(place.x))
         dx = place.dx.reshape(shape) if place.dx.size else None
-        place.inner = (place.x.reshape(shape), place.y.reshape(shape), place.dy.reshape(shape), dx,
-                       place.saved.reshape(moments))  # fmt: skip
+        place.inner = (
+            place.x.reshape(shape),
+            place.y.reshape(shape),
+            place.dy.reshape(shape),
+            dx,
+            place.saved.reshape(moments),
+        )
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, moments = place.inner
         self.kernels[0](x, p["gain"], p["bias"], y, moments)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, _, dy, dx, moments = place.inner
         if dx is not None:
             self.kernels[1](x, p["gain"], moments, dy, dx)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         for place in places:
             x, _, dy, _, moments = place.inner
             self.kernels[2](x, moments, dy, g["gain"], g["bias"], not first)
@@ -53,14 +58,16 @@ class LayerNorm(_Norm):
     kind: ClassVar[str] = "layernorm"
     family: ClassVar[str] = "sequences"
     kernels: ClassVar[tuple[Any, Any, Any]] = (
-        kernels.layer_norm_forward, kernels.layer_norm_backward_input, kernels.layer_norm_backward_weight
-    )  # fmt: skip
+        kernels.layer_norm_forward,
+        kernels.layer_norm_backward_input,
+        kernels.layer_norm_backward_weight,
+    )
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"gain": self.shape[-1:], "bias": self.shape[-1:]}
 
-    def saved_numbers(self) -> int:  # noqa: D102
+    def saved_numbers(self) -> int:
         return 2 * self.inputs // self.shape[-1]
 
     def _parts(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -77,15 +84,17 @@ class GroupNorm(_Norm):
     kind: ClassVar[str] = "groupnorm"
     family: ClassVar[str] = "images"
     kernels: ClassVar[tuple[Any, Any, Any]] = (
-        kernels.group_norm_forward, kernels.group_norm_backward_input, kernels.group_norm_backward_weight
-    )  # fmt: skip
+        kernels.group_norm_forward,
+        kernels.group_norm_backward_input,
+        kernels.group_norm_backward_weight,
+    )
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         parts = (self.groups, self.shape[2] // self.groups)
         return {"gain": parts, "bias": parts}
 
-    def saved_numbers(self) -> int:  # noqa: D102
+    def saved_numbers(self) -> int:
         return 2 * self.groups
 
     def _parts(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -15,16 +15,23 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 _Kernels = dict[str, Callable[..., None]]
 _IN_PLACE: _Kernels = {
-    "sgd": kernels.sgd, "momentum": kernels.momentum, "adam": kernels.adam, "adamw": kernels.adamw,
-}  # fmt: skip
+    "sgd": kernels.sgd,
+    "momentum": kernels.momentum,
+    "adam": kernels.adam,
+    "adamw": kernels.adamw,
+}
 _INTO: _Kernels = {
-    "sgd": kernels.sgd_into, "momentum": kernels.momentum_into,
-    "adam": kernels.adam_into, "adamw": kernels.adamw_into,
-}  # fmt: skip
+    "sgd": kernels.sgd_into,
+    "momentum": kernels.momentum_into,
+    "adam": kernels.adam_into,
+    "adamw": kernels.adamw_into,
+}
 _SERVED: _Kernels = {
-    "sgd": kernels.served_sgd, "momentum": kernels.served_momentum,
-    "adam": kernels.served_adam, "adamw": kernels.served_adamw,
-}  # fmt: skip
+    "sgd": kernels.served_sgd,
+    "momentum": kernels.served_momentum,
+    "adam": kernels.served_adam,
+    "adamw": kernels.served_adamw,
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,14 @@ class Optimizer:
             kernels.clip_value(g, self.clip_value)
 
     def update(
-        self, w: Array, g: Array, slots: dict[str, Array], lr: float, step: int,
+        self,
+        w: Array,
+        g: Array,
+        slots: dict[str, Array],
+        lr: float,
+        step: int,
         into: tuple[Array, dict[str, Array]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One step over flat arrays; `step` counts from 1.
 
         `into`, as (w, slots), gets the new numbers, bit for bit those of an update in place, and the old arrays stay as
@@ -66,9 +78,18 @@ class Optimizer:
             _INTO[self.name](w, g, *now, into[0], *new, *self._constants(lr, step))
 
     def serve(
-        self, w: Array, rows: Array, which: Array, scale: float, room: Array, slots: dict[str, Array], lr: float,
-        step: int, first: int, last: int,
-    ) -> None:  # fmt: skip
+        self,
+        w: Array,
+        rows: Array,
+        which: Array,
+        scale: float,
+        room: Array,
+        slots: dict[str, Array],
+        lr: float,
+        step: int,
+        first: int,
+        last: int,
+    ) -> None:
         """One step of numbers `first`...`last` - 1 by the sum of some rows' gradients, times `scale`.
 
         `rows` [workers, n] holds a gradient in each row, `which` the numbers of those that count, in the order in which

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, draw_normal
+from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_normal
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,28 @@ class Embedding(Layer):
     family: ClassVar[str] = "sequences"
 
     @property
-    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+    def out_shape(self) -> tuple[int, ...]:
         return (*self.shape, self.width)
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"token": (self.tokens, self.width), "position": (*self.shape, self.width)}
 
-    def draw(self, flat: Array, rng: np.random.Generator) -> None:  # noqa: D102
+    def draw(self, flat: Array, rng: np.random.Generator) -> None:
         draw_normal(flat, 0.02, rng)
 
-    def attach(self, place: Place) -> None:  # noqa: D102
+    def attach(self, place: Place) -> None:
         shape = (len(place.x), *self.out_shape)
         place.inner = (place.x, place.y.reshape(shape), place.dy.reshape(shape))
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         tokens, y, _ = place.inner
         kernels.embedding_forward(tokens, p["token"], p["position"], y)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         """Nothing: tokens have no gradient."""
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:  # noqa: D102
+    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         for place in places:
             tokens, _, dy = place.inner
             kernels.embedding_backward_weight(tokens, dy, g["token"], g["position"], not first)
@@ -65,37 +65,41 @@ class Attention(Layer):
     family: ClassVar[str] = "sequences"
 
     @property
-    def out_shape(self) -> tuple[int, ...]:  # noqa: D102
+    def out_shape(self) -> tuple[int, ...]:
         places, triple = self.shape
         return places, triple // 3
 
     @property
-    def needs_output(self) -> bool:  # noqa: D102
+    def needs_output(self) -> bool:
         return True
 
-    def flops(self, rows: int) -> int:  # noqa: D102
+    def flops(self, rows: int) -> int:
         places, width = self.out_shape
         return rows * width * places * (places + 1) * 7  # 2 products forward, 5 back, each on half a square
 
-    def saved_numbers(self) -> int:  # noqa: D102
+    def saved_numbers(self) -> int:
         return self.heads * self.shape[0]
 
-    def scratch_numbers(self, rows: int) -> int:  # noqa: D102
+    def scratch_numbers(self, rows: int) -> int:
         places, width = self.out_shape
         return 2 * places * (width // self.heads + kernels.ATTENTION_BLOCK)
 
-    def attach(self, place: Place) -> None:  # noqa: D102
+    def attach(self, place: Place) -> None:
         rows = len(place.x)
         dx = place.dx.reshape(rows, *self.shape) if place.dx.size else None
-        place.inner = (place.x.reshape(rows, *self.shape), place.y.reshape(rows, *self.out_shape),
-                       place.dy.reshape(rows, *self.out_shape), dx,
-                       place.saved.reshape(rows, self.heads, self.shape[0]))  # fmt: skip
+        place.inner = (
+            place.x.reshape(rows, *self.shape),
+            place.y.reshape(rows, *self.out_shape),
+            place.dy.reshape(rows, *self.out_shape),
+            dx,
+            place.saved.reshape(rows, self.heads, self.shape[0]),
+        )
 
-    def forward(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, logsum = place.inner
         kernels.attention_forward(x, y, logsum, self.heads, place.scratch)
 
-    def backward_input(self, p: Parameters, place: Place, moment: Moment) -> None:  # noqa: D102
+    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, dy, dx, logsum = place.inner
         if dx is not None:
             kernels.attention_backward_input(x, y, logsum, dy, dx, self.heads, place.scratch)

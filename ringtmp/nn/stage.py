@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 import kernels
-from ringtmp.nn.layer import Array, Layer, Moment, Parameters, Place, aligned, pieces
+from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, aligned, pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.threads import Pool
@@ -36,7 +36,7 @@ class LayerState:
 
 
 class Side(Protocol):
-    """Memory for one version of a stage's parameters and slots (`ringtmp.run.node.Copy`)."""
+    """Memory for one version of a stage's parameters and slots (`ringtmp.resilience.node_memory.Copy`)."""
 
     def begin(self) -> None:
         """It is being written: what it holds counts no more."""
@@ -99,9 +99,18 @@ class Stage:
     """
 
     def __init__(
-        self, model: Model, first: int, last: int, dtype: np.dtype, optimizer: Optimizer, rows: int, slots: int,
-        threads: int = 1, recompute: bool | Sequence[bool] = False, kept: "dict[int, LayerState] | None" = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        first: int,
+        last: int,
+        dtype: np.dtype,
+        optimizer: Optimizer,
+        rows: int,
+        slots: int,
+        threads: int = 1,
+        recompute: bool | Sequence[bool] = False,
+        kept: "dict[int, LayerState] | None" = None,
+    ) -> None:
         self.model, self.first, self.last = model, first, last
         self.dtype = np.dtype(dtype)
         self.optimizer = optimizer
@@ -247,9 +256,14 @@ class Stage:
         places = []
         for n, state in enumerate(self.states):
             layer, kept = state.layer, state.layer.saved_numbers()
-            place = Place(cut(room["y"][n], layer.inputs), cut(room["y"][n + 1], layer.outputs),
-                          cut(room["dy"][n + 1], layer.outputs), cut(room["dy"][n], layer.inputs),
-                          room["saved"][n][start * kept : stop * kept], scratch)  # fmt: skip
+            place = Place(
+                cut(room["y"][n], layer.inputs),
+                cut(room["y"][n + 1], layer.outputs),
+                cut(room["dy"][n + 1], layer.outputs),
+                cut(room["dy"][n], layer.inputs),
+                room["saved"][n][start * kept : stop * kept],
+                scratch,
+            )
             layer.attach(place)
             places.append(place)
         return tuple(places)
@@ -257,9 +271,12 @@ class Stage:
     def stash(self, room: int) -> None:
         """Copy the weights, and what follows from them, into a room of their own, made when first used."""
         while len(self._stashes) <= room:
-            self._stashes.append([
-                (aligned(state.flat.size, self.dtype), aligned(state.derived.size, self.dtype)) for state in self.states
-            ])  # fmt: skip
+            self._stashes.append(
+                [
+                    (aligned(state.flat.size, self.dtype), aligned(state.derived.size, self.dtype))
+                    for state in self.states
+                ]
+            )
         for state, (flat, derived) in zip(self.states, self._stashes[room], strict=True):
             flat[...] = state.flat
             derived[...] = state.derived
@@ -274,9 +291,12 @@ class Stage:
         return [flat for flat, _ in self._stashes[room]]
 
     def forward(
-        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None,  # noqa: B008 - immutable
-        only: slice = slice(None),  # noqa: B008 - immutable
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        moment: StepContext = StepContext(),
+        weights: list[Parameters] | None = None,
+        only: slice = slice(None),
+    ) -> None:
         """F of the layers of the stage (or `only` some), with its own weights unless others are given."""
         used, states = (weights or self._own)[only], self.states[only]
 
@@ -302,9 +322,12 @@ class Stage:
         return kernels.mean_squared_error(y, labels, scale), float("nan")
 
     def backward_input(
-        self, work: Work, moment: Moment = Moment(), weights: list[Parameters] | None = None,  # noqa: B008 - immutable
-        only: slice = slice(None),  # noqa: B008 - immutable
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        moment: StepContext = StepContext(),
+        weights: list[Parameters] | None = None,
+        only: slice = slice(None),
+    ) -> None:
         """I of the layers (or `only` some), last to first, with the weights of their F, after what was not kept."""
         for n in self._again:
             self.forward(work, moment, weights, slice(n, n + 1))
@@ -456,18 +479,25 @@ class _Buffers:
         made_by = [False, *again]
         needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
         return cls(
-            groups, [layers[0].inputs] + [layer.outputs for layer in layers],
-            [layer.saved_numbers() for layer in layers], again,
+            groups,
+            [layers[0].inputs] + [layer.outputs for layer in layers],
+            [layer.saved_numbers() for layer in layers],
+            again,
             [inner and made for inner, made in zip(within, made_by, strict=True)],
             [inner and any(again) for inner in within],
             last == len(model.layers) and not needed and not any(again),
-        )  # fmt: skip
+        )
 
 
 def slot_bytes(
-    model: Model, first: int, last: int, rows: int, dtype: np.dtype, recompute: bool | Sequence[bool] = False,
+    model: Model,
+    first: int,
+    last: int,
+    rows: int,
+    dtype: np.dtype,
+    recompute: bool | Sequence[bool] = False,
     whole: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """Bytes of each further slot of a stage, without making it; `whole`: of the first one, what all share included."""
     plan, item = _Buffers.of(model, first, last, flags_of(recompute, last - first)), np.dtype(dtype).itemsize
     is_first, total = first == 0, 0

@@ -1,1 +1,1 @@
-"""The ring: partition, plans and their checker, the engine, and the trainer that puts them together."""
+"""The ring: the engine, what passes between neighbours, and the trainer that puts them together."""

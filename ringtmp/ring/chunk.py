@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.nn.layer import Array, Moment
+from ringtmp.comm.point_to_point import ReceiveQueue
+from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.ring.links import LabelBox
-from ringtmp.run.links import Inbox
+from ringtmp.ring.messages import LabelQueue
 from ringtmp.run.timetable import Cursor, Phase, Timetable
 
 if TYPE_CHECKING:
@@ -134,9 +134,9 @@ class Chunk:
         self.free = list(reversed(range(stage.slots)))
         self.home = [0] * stage.slots  # slot of a place, by place modulo the slots
         self.pending: list[list[Request]] = [[] for _ in range(stage.slots)]
-        self.activations: Inbox | None = None
-        self.gradients: Inbox | None = None
-        self.labels: LabelBox | None = None
+        self.activations: ReceiveQueue | None = None
+        self.gradients: ReceiveQueue | None = None
+        self.labels: LabelQueue | None = None
         self.norm_known: Callable[[], bool] = lambda: True
         self.made: Callable[[Sequence[int]], None] = lambda places: None  # told of layers whose gradient is complete
         self.summed: Callable[[], bool] = lambda: True  # whether the sums across rings are
@@ -160,7 +160,7 @@ class Chunk:
         if place >= self.acquired:
             return False
         if self.durable < self.updates and f.phase.training and f.number == self.steps - 1:
-            return False  # nobody can update before this forward (`ringtmp.ring.replica`)
+            return False  # nobody can update before this forward (`ringtmp.ring.replicas`)
         arrived = place - self.origin
         if self.activations is not None and self.activations.arrived <= arrived:
             return False
@@ -234,14 +234,14 @@ class Chunk:
 
     # ---- the arithmetic of actions -------------------------------------------------------------------------------
 
-    def forward(self, moment: Moment) -> Work:
+    def forward(self, moment: StepContext) -> Work:
         """F of the next micro-batch, whose input is in place."""
         place = self.place
         work = self.stage.work(self.slot(place), self.f.rows)
         self.stage.forward(work, moment, self.versions.take(place, self.f.phase))
         return work
 
-    def backward_input(self, moment: Moment) -> tuple[Work, int]:
+    def backward_input(self, moment: StepContext) -> tuple[Work, int]:
         """I of the oldest micro-batch without one, with the weights of its F; and its slot."""
         place = self.i.place
         slot = self.slot(place)

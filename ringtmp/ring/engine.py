@@ -13,22 +13,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from kernels.rule import NONE, F, I, U, W
+from ringtmp.comm.point_to_point import ControlChannel, ReceiveQueue
+from ringtmp.comm.waiting import Backoff
+from ringtmp.emulate.nodes import Pace
 from ringtmp.errors import RunFailure
-from ringtmp.nn.layer import Array, Moment
+from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.ring.across import Across, Sisters
+from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.ring.chunk import Chunk, Versions
-from ringtmp.ring.links import TAG_BACK, TAG_LABELS, LabelBox, Outbox, tag_of
-from ringtmp.ring.neighbours import Neighbours
-from ringtmp.ring.replica import Replicas
-from ringtmp.ring.rule import Policy
+from ringtmp.ring.data_parallel import CrossRingSums, RingLeaders
+from ringtmp.ring.liveness import Liveness
+from ringtmp.ring.messages import TAG_BACK, TAG_LABELS, LabelQueue, SendRequests, tag_of
+from ringtmp.ring.replicas import Replicas
 from ringtmp.ring.tokens import BEAT, Home, Tokens
-from ringtmp.run.links import ControlLink, Inbox, Patience
-from ringtmp.run.pace import Pace
-from ringtmp.run.probe import Probe
 from ringtmp.run.timetable import Phase, Timetable
-from ringtmp.run.trace import Recorder, clock
+from ringtmp.schedule.local_rule import NONE, F, I, U, W
+from ringtmp.schedule.policies import Policy
+from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
@@ -80,62 +81,96 @@ class Engine:
         One for each stage on an emulated node, else empty.
     seed, synchronous, delay, stall_timeout, heartbeat :
         As in `RunConfig`.
-    probe : Probe or None
+    probe : FaultProbe or None
         Where this rank says what it is about to do.
     rings, leads :
         As in `Tokens`.
     """
 
     def __init__(
-        self, comm: "Intracomm", stages: Sequence[Stage], table: Timetable, policy: Policy, hooks: Hooks,
-        recorder: Recorder, *, start: int = 0, w_group: int = 1, seed: int = 0, crowded: bool = False,
-        synchronous: bool = False, delay: float = 0.0, stall_timeout: float = 600.0, lag: int | None = 0,
-        stashed: bool = False, paces: Sequence[Pace] = (), stop_request: Callable[[], int] = lambda: 0,
-        heartbeat: float = 60.0, probe: Probe | None = None, rings: int = 1, leads: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        comm: "Intracomm",
+        stages: Sequence[Stage],
+        table: Timetable,
+        policy: Policy,
+        hooks: Hooks,
+        recorder: Recorder,
+        *,
+        start: int = 0,
+        w_group: int = 1,
+        seed: int = 0,
+        crowded: bool = False,
+        synchronous: bool = False,
+        delay: float = 0.0,
+        stall_timeout: float = 600.0,
+        lag: int | None = 0,
+        stashed: bool = False,
+        paces: Sequence[Pace] = (),
+        stop_request: Callable[[], int] = lambda: 0,
+        heartbeat: float = 60.0,
+        probe: FaultProbe | None = None,
+        rings: int = 1,
+        leads: bool = True,
+    ) -> None:
         self.table, self.policy, self.hooks, self.recorder = table, policy, hooks, recorder
         self.rank, self.size = comm.rank, comm.size
         self.left, self.right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
-        self.patience = Patience(crowded)
+        self.patience = Backoff(crowded)
         self.stall = stall_timeout * 1e9
         self.delay, self.random = delay, random.Random(comm.rank)
         self.w_group, self.seed, self.paces = w_group, seed, paces
         self.loss_scale = 1.0 / (table.batch_size * stages[0].model.scored)
         self.loss_sum = self.correct = 0.0
         self.chunks = [
-            Chunk(stage, c * comm.size + comm.rank, table, start, Versions(stage, lag, start, stashed),
-                  partial(policy.window, c))
+            Chunk(
+                stage,
+                c * comm.size + comm.rank,
+                table,
+                start,
+                Versions(stage, lag, start, stashed),
+                partial(policy.window, c),
+            )
             for c, stage in enumerate(stages)
-        ]  # fmt: skip
+        ]
         last_stage = comm.size * len(stages) - 1
         self.control = self.back = self.neighbours = None
         if self.size > 1:
-            self.control = ControlLink(comm, self.left, self.right)
-            self.back = ControlLink(comm, self.right, self.left, TAG_BACK)
-            self.neighbours = Neighbours(self.left, self.right, self.control, self.back, heartbeat)
+            self.control = ControlChannel(comm, self.left, self.right)
+            self.back = ControlChannel(comm, self.right, self.left, TAG_BACK)
+            self.neighbours = Liveness(self.left, self.right, self.control, self.back, heartbeat)
         self.replicas: Replicas | None = None  # set once there is something to copy
-        self.across: Across | None = None  # and with several rings
-        self.sisters: Sisters | None = None  # on their first ranks
+        self.across: CrossRingSums | None = None  # and with several rings
+        self.sisters: RingLeaders | None = None  # on their first ranks
         self.probe = probe
         self.tokens = Tokens(
-            self.rank, self.size, self.control, self.chunks, table, hooks, recorder, start, stop_request,
-            rings, leads, lambda message: self.heed_beat(self.left, message),
-        )  # fmt: skip
+            self.rank,
+            self.size,
+            self.control,
+            self.chunks,
+            table,
+            hooks,
+            recorder,
+            start,
+            stop_request,
+            rings,
+            leads,
+            lambda message: self.heed_beat(self.left, message),
+        )
         self.bounded = stages[0].optimizer.clip_norm is not None
         if self.bounded:
             for chunk in self.chunks:
                 chunk.norm_known = lambda: self.tokens.norm is not None
-        self.outboxes: list[Outbox] = []
-        self.right_out: list[Outbox | None] = []
-        self.left_out: list[Outbox | None] = []
+        self.outboxes: list[SendRequests] = []
+        self.right_out: list[SendRequests | None] = []
+        self.left_out: list[SendRequests | None] = []
         for chunk in self.chunks:
             self._connect(comm, chunk, synchronous)
-        self.labels_out: Outbox | None = None
+        self.labels_out: SendRequests | None = None
         if last_stage and self.rank == 0:
             self.labels_out = self._outbox(comm, self.left, TAG_LABELS, synchronous)
         if last_stage and self.rank == self.size - 1:
             # As many as rank 0 can ever have under way, so that no label waits for a slot here.
-            self.chunks[-1].labels = LabelBox(comm, self.right, stages[-1].buffers(0)[2], policy.room(0))
+            self.chunks[-1].labels = LabelQueue(comm, self.right, stages[-1].buffers(0)[2], policy.room(0))
         for pace in paces:
             pace.stepped(start)
         self.step_began = clock()
@@ -147,14 +182,14 @@ class Engine:
         self.left_out.append(None)
         self.right_out.append(None)
         if not chunk.first:
-            chunk.activations = Inbox(comm, self.left, tag_of("activations", s), [b[0] for b in buffers])
+            chunk.activations = ReceiveQueue(comm, self.left, tag_of("activations", s), [b[0] for b in buffers])
             self.left_out[-1] = self._outbox(comm, self.left, tag_of("gradients", s), synchronous)
         if not chunk.last:
-            chunk.gradients = Inbox(comm, self.right, tag_of("gradients", s + 1), [b[1] for b in buffers])
+            chunk.gradients = ReceiveQueue(comm, self.right, tag_of("gradients", s + 1), [b[1] for b in buffers])
             self.right_out[-1] = self._outbox(comm, self.right, tag_of("activations", s + 1), synchronous)
 
-    def _outbox(self, comm: "Intracomm", dest: int, tag: int, synchronous: bool) -> Outbox:
-        self.outboxes.append(Outbox(comm, dest, tag, synchronous, self._while_blocked))
+    def _outbox(self, comm: "Intracomm", dest: int, tag: int, synchronous: bool) -> SendRequests:
+        self.outboxes.append(SendRequests(comm, dest, tag, synchronous, self._while_blocked))
         return self.outboxes[-1]
 
     @property
@@ -206,7 +241,7 @@ class Engine:
             self.neighbours.heard[silent] = now  # told once
             self.hooks.hung(silent)
 
-    def _tell(self, probe: Probe, what: int) -> None:
+    def _tell(self, probe: FaultProbe, what: int) -> None:
         """Say what comes next, where somebody listens."""
         evaluates = what % 8 == F and self.chunks[what // 8].evaluating()
         probe.at("E" if evaluates else "FIWUB"[what % 8], self.updates)
@@ -420,8 +455,14 @@ class Engine:
             self._last_piece(chunk, at, works, first)
         end = clock()
         for n in range(count):
-            self._record("W", begin + (end - begin) * n // count, begin + (end - begin) * (n + 1) // count, chunk,
-                         number + n, step=step)  # fmt: skip
+            self._record(
+                "W",
+                begin + (end - begin) * n // count,
+                begin + (end - begin) * (n + 1) // count,
+                chunk,
+                number + n,
+                step=step,
+            )
 
     def _update(self, chunk: Chunk) -> None:
         step, begin = chunk.updates, clock()
@@ -449,8 +490,8 @@ class Engine:
     def _index(self, chunk: Chunk) -> int:
         return chunk.number // self.size
 
-    def _moment(self, phase: Phase, number: int) -> Moment:
-        return Moment(phase.training, self.seed, phase.step, phase.first_sample(number))
+    def _moment(self, phase: Phase, number: int) -> StepContext:
+        return StepContext(phase.training, self.seed, phase.step, phase.first_sample(number))
 
     def _last(self, c: int, begin: int, kind: int, rows: int, number: int) -> None:
         """On an emulated node: let an action last as long as it would there."""
@@ -469,14 +510,24 @@ class Engine:
         return clock()
 
     def _record(
-        self, kind: str, start: int, end: int, chunk: Chunk, number: int = -1, *, step: int | None = None,
-        peer: int = -1, version: int = -1,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        start: int,
+        end: int,
+        chunk: Chunk,
+        number: int = -1,
+        *,
+        step: int | None = None,
+        peer: int = -1,
+        version: int = -1,
+    ) -> None:
         self.recorder.record(
             kind, start, end, self.updates if step is None else step, number, peer, 0, chunk.number, version
         )
 
-    def _send(self, outbox: Outbox, chunk: Chunk, slot: int, buffer: Array, begin: int, step: int, number: int) -> None:
+    def _send(
+        self, outbox: SendRequests, chunk: Chunk, slot: int, buffer: Array, begin: int, step: int, number: int
+    ) -> None:
         wait = len(self.chunks) == 1 or (self.policy.patient and not chunk.evaluating())
         chunk.pending[slot].append(outbox.send((slot, len(buffer)), buffer, wait))
         self.recorder.record("send", begin, clock(), step, number, outbox.dest, buffer.nbytes, chunk.number)

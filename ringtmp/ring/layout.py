@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ringtmp.comm.clock_sync import measure_link
+from ringtmp.comm.mpi import from_rank_0, raise_on_all
+from ringtmp.config.units import parse_bytes, show_bytes, show_seconds
+from ringtmp.emulate.node_speed import costs_on, costs_paced, own_costs
+from ringtmp.emulate.nodes import Pace, parse_courses, parse_pace
 from ringtmp.errors import UserError
 from ringtmp.nn.stage import slot_bytes
-from ringtmp.ring.check import check
-from ringtmp.ring.footprint import Needs
-from ringtmp.ring.partition import Part, check_enough, deal, deal_round, parse_split
-from ringtmp.ring.plan import SCHEDULES, Plan, build, forward_only
-from ringtmp.ring.planner import RULE, Problem, explore, recommend
-from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
-from ringtmp.run.clocks import measure_link
+from ringtmp.ring.memory_model import Needs
 from ringtmp.run.job import Job
-from ringtmp.run.mpi import agreed, from_rank_0
-from ringtmp.run.pace import Pace, parse_courses, parse_pace
-from ringtmp.run.speed import costs_on, costs_paced, own_costs
-from ringtmp.run.units import parse_bytes, show_bytes, show_seconds
+from ringtmp.schedule.check import check
+from ringtmp.schedule.partition import Part, check_enough, deal, deal_round, parse_split
+from ringtmp.schedule.plan import SCHEDULES, Plan, build, forward_only
+from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
+from ringtmp.simulate.planner import RULE, Problem, explore, recommend
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -87,8 +87,16 @@ class Layout:
             return FollowPlan(self.plan, rank, any(map(any, self.again)))
         if self.schedule == "pipedream":
             return Stream(self.ranks, rank)
-        return LocalRule(self.ranks, rank, self.job.config.micro_batches, chunks=self.chunks, w_group=self.w_group,
-                         most=self.most, lag=self.lag or 0, ahead=self.job.config.ahead or 0.0)  # fmt: skip
+        return LocalRule(
+            self.ranks,
+            rank,
+            self.job.config.micro_batches,
+            chunks=self.chunks,
+            w_group=self.w_group,
+            most=self.most,
+            lag=self.lag or 0,
+            ahead=self.job.config.ahead or 0.0,
+        )
 
     def paces(self, rank: int) -> list[Pace]:
         """The emulated node that a rank is; empty where it is none."""
@@ -143,7 +151,7 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     elif config.activation_memory:
         _check_memory(layout)
     layout = _with_recomputation(layout, comm.rank)
-    with agreed(comm):
+    with raise_on_all(comm):
         layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.again, comm.rank)
     return layout
 
@@ -182,7 +190,7 @@ def cut_anew(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
 def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
     """Layers of each stage, by the job's `split`; `slots` must fit into each one's memory. Collective over `comm`."""
     job, needs, chunks = layout.job, layout.needs, layout.chunks
-    model, how, stages = job.model, job.config.split, comm.size * chunks
+    model, how, stages = job.model, job.config.layer_split, comm.size * chunks
     if how not in ("even", "flops", "measured"):
         return parse_split(how, len(model.layers), stages)
     check_enough(len(model.layers), stages)
@@ -194,10 +202,12 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
         return deal([Part.of(costs)] * stages).counts
     if not counts:  # by what is it more than there is: an even deal shows it
         ends = tuple(itertools.accumulate(deal([Part.of(costs)] * stages).counts))
-        with agreed(comm):
+        with raise_on_all(comm):
             needs.check(replace(layout, ends=ends).layers(comm.rank), slots, ((True,),) * chunks, comm.rank)
-        raise UserError(f"memory_limit: no cut of the {len(model.layers)} layers over {stages} stages fits; "
-                        f"{needs.advice(slots[0])}")  # fmt: skip
+        raise UserError(
+            f"memory_limit: no cut of the {len(model.layers)} layers over {stages} stages fits; "
+            f"{needs.advice(slots[0])}"
+        )
     return counts
 
 
@@ -208,12 +218,26 @@ def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Proble
     costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
     memory = parse_bytes(config.activation_memory, "activation_memory") if config.activation_memory else 0
     settled: list[int] = []
-    if config.split not in ("even", "flops", "measured"):
-        chunks = config.chunks or max(1, len(config.split.split(",")) // ranks)
-        settled = parse_split(config.split, len(job.model.layers), ranks * chunks)
-    return Problem(job.model, config.batch_size, job.dtype, job.optimizer(), ranks, costs, latency, bandwidth,
-                   speeds, config.jitter, config.seed, activations=memory, in_flight=config.in_flight or 0,
-                   whole=bool(speeds), split=tuple(settled))  # fmt: skip
+    if config.layer_split not in ("even", "flops", "measured"):
+        chunks = config.chunks or max(1, len(config.layer_split.split(",")) // ranks)
+        settled = parse_split(config.layer_split, len(job.model.layers), ranks * chunks)
+    return Problem(
+        job.model,
+        config.batch_size,
+        job.dtype,
+        job.optimizer(),
+        ranks,
+        costs,
+        latency,
+        bandwidth,
+        speeds,
+        config.jitter,
+        config.seed,
+        activations=memory,
+        in_flight=config.in_flight or 0,
+        whole=bool(speeds),
+        split=tuple(settled),
+    )
 
 
 def resolve_auto(comm: "Intracomm", job: Job) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any, Protocol
 
+from ringtmp.comm.point_to_point import CONTROL_FIELDS, ControlChannel
 from ringtmp.errors import RunFailure
-from ringtmp.ring.balance import Order
-from ringtmp.run.links import CONTROL_FIELDS, ControlLink
+from ringtmp.ring.load_balance import Order
 from ringtmp.run.timetable import Phase, Timetable
-from ringtmp.run.trace import Recorder, clock
+from ringtmp.trace.recorder import Recorder, clock
 
 TOKEN, TEST, STOP, SQUARES, NORM, BEAT, HELD, SET, CUT = range(9)  # first number of a control message
 
@@ -54,7 +54,7 @@ class Tokens:
     Parameters
     ----------
     rank, size : int
-    link : ControlLink or None
+    link : ControlChannel or None
         To the right neighbour and from the left one; None on one rank.
     chunks : list of Chunk
         Of this rank.
@@ -74,10 +74,20 @@ class Tokens:
     """
 
     def __init__(
-        self, rank: int, size: int, link: ControlLink | None, chunks: list[Any], table: Timetable, home: Home,
-        recorder: Recorder, start: int, stop_request: Callable[[], int], rings: int = 1, leads: bool = True,
+        self,
+        rank: int,
+        size: int,
+        link: ControlChannel | None,
+        chunks: list[Any],
+        table: Timetable,
+        home: Home,
+        recorder: Recorder,
+        start: int,
+        stop_request: Callable[[], int],
+        rings: int = 1,
+        leads: bool = True,
         beat: Callable[[tuple[float, ...]], None] = lambda message: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.beat = beat
         self.rank, self.size, self.link, self.chunks, self.table = rank, size, link, chunks, table
         self.home, self.recorder, self.stop_request = home, recorder, stop_request
@@ -233,8 +243,19 @@ class Tokens:
         written_here, cost_here = self.home.written()
         written = written_here if self.first else min(written, written_here)
         busy = self.home.busy()
-        token = (TOKEN, step, loss, correct, waited + wait_here, gone + gone_here, written,
-                 signal or self.stop_signal, max(cost, cost_here), busies + busy, max(most, busy))  # fmt: skip
+        token = (
+            TOKEN,
+            step,
+            loss,
+            correct,
+            waited + wait_here,
+            gone + gone_here,
+            written,
+            signal or self.stop_signal,
+            max(cost, cost_here),
+            busies + busy,
+            max(most, busy),
+        )
         if not self.first:
             self.tokens += 1
         if self.link is None:

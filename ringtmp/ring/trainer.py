@@ -6,29 +6,30 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.checkpoint.writer import Held
+from ringtmp.comm import ulfm
+from ringtmp.comm.mpi import runs, warn
+from ringtmp.config.schema import RunConfig
+from ringtmp.emulate.node_speed import own_costs
+from ringtmp.emulate.nodes import Pace, lateness
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
-from ringtmp.ring.across import Across, Sisters
-from ringtmp.ring.balance import Order, owners
+from ringtmp.resilience.node_memory import Copy, NodeMemory
+from ringtmp.resilience.recovery import Recalled, fetch, room_for, shape_of
+from ringtmp.ring.data_parallel import CrossRingSums, RingLeaders
 from ringtmp.ring.engine import Engine
 from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
-from ringtmp.ring.recut import Recut
-from ringtmp.ring.replica import Replicas
+from ringtmp.ring.load_balance import Order, owners
+from ringtmp.ring.rebalance import Rebalancer
+from ringtmp.ring.replicas import Replicas
 from ringtmp.ring.tokens import TEST, TOKEN
-from ringtmp.run import checkpoint, ulfm
-from ringtmp.run.config import RunConfig
 from ringtmp.run.job import Feeder, Job
 from ringtmp.run.launch import Launch
-from ringtmp.run.launches import train_with
-from ringtmp.run.mpi import runs, warn
-from ringtmp.run.node import Copy, NodeMemory
-from ringtmp.run.pace import Pace, lateness
-from ringtmp.run.recover import Recalled, fetch, room_for, shape_of
+from ringtmp.run.modes import train_with
 from ringtmp.run.result import Result
-from ringtmp.run.speed import own_costs
 from ringtmp.run.timetable import Phase
-from ringtmp.run.writer import Held
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
@@ -76,35 +77,36 @@ class RingLaunch(Launch):
     recalls = heals = rings = True
 
     @staticmethod
-    def check(config: RunConfig, ranks: int) -> None:  # noqa: D102
+    def check(config: RunConfig, ranks: int) -> None:
         if config.micro_batches > config.batch_size:
             raise UserError(
                 f"batch_size {config.batch_size} is smaller than micro_batches {config.micro_batches}: "
                 "each micro-batch needs at least one sample"
             )
-        if ranks % config.replicas:
-            raise UserError(f"replicas: {config.replicas} rings side by side do not divide the {ranks} ranks evenly")
-        if config.micro_batches > config.batch_size // config.replicas:
+        if ranks % config.rings:
+            raise UserError(f"rings: {config.rings} rings side by side do not divide the {ranks} ranks evenly")
+        if config.micro_batches > config.batch_size // config.rings:
             raise UserError(
-                f"micro_batches: {config.micro_batches} exceeds the {config.batch_size // config.replicas} samples of "
-                f"each of {config.replicas} rings"
+                f"micro_batches: {config.micro_batches} exceeds the {config.batch_size // config.rings} samples of "
+                f"each of {config.rings} rings"
             )
 
     @staticmethod
-    def members(comm: "Intracomm", job: Job) -> list[int]:  # noqa: D102
+    def members(comm: "Intracomm", job: Job) -> list[int]:
         return members(comm, job) if job.config.allow_idle_ranks else list(range(comm.size))
 
-    def build(self) -> None:  # noqa: D102
-        if self.job.info.n_test < self.config.replicas:
-            raise UserError(f"replicas: each of {self.config.replicas} rings needs a test sample, the data has "
-                            f"{self.job.info.n_test}")  # fmt: skip
+    def build(self) -> None:
+        if self.job.info.n_test < self.config.rings:
+            raise UserError(
+                f"rings: each of {self.config.rings} rings needs a test sample, the data has {self.job.info.n_test}"
+            )
         chosen = resolve_auto(self.comm, self.job)
         self.config, self.table = self.job.config, self.job.timetable()
         self.layout = make_layout(self.comm, self.job)
         self.policy = self.layout.policy(self.rank)
         self.stages = self._stages()
         self.membership = 0  # how often the layers have been dealt anew
-        self.recut: Recut | None = None
+        self.recut: Rebalancer | None = None
         self.late: list[Pace] = []  # of stages that are no more
         self.notes = [chosen] if chosen else []
         if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
@@ -112,24 +114,34 @@ class RingLaunch(Launch):
                 f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"
             )
 
-    def families(self) -> set[str]:  # noqa: D102
-        return {"keep"} if self.config.replicate else set()
+    def families(self) -> set[str]:
+        return {"keep"} if self.config.state_copies else set()
 
     def _stages(self, kept: dict[int, LayerState] | None = None) -> list[Stage]:
         return [
-            Stage(self.model, first, last, self.job.dtype, self.job.optimizer(), self.table.rows, self.policy.room(c),
-                  self.config.threads, self.layout.again[c], kept)
+            Stage(
+                self.model,
+                first,
+                last,
+                self.job.dtype,
+                self.job.optimizer(),
+                self.table.rows,
+                self.policy.room(c),
+                self.config.threads,
+                self.layout.again[c],
+                kept,
+            )
             for c, (first, last) in enumerate(self.layout.layers(self.rank))
-        ]  # fmt: skip
+        ]
 
-    def load(self) -> None:  # noqa: D102
+    def load(self) -> None:
         self.missing: set[int] = set()  # ranks that have ended without MPI's telling so yet
         self.stashed = self._start_values()
         for stage in self.stages:
             stage.commit(self.job.start)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
         if self.config.balance == "auto" and self.size > 1:
-            self.recut = Recut(self, own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches))
+            self.recut = Rebalancer(self, own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches))
         self._ready()
 
     def _ready(self) -> None:
@@ -142,10 +154,10 @@ class RingLaunch(Launch):
                 stage.cut(paced or stage.weight_seconds())
 
     @property
-    def generation(self) -> int:  # noqa: D102
+    def generation(self) -> int:
         return super().generation + self.membership
 
-    def connect(self) -> None:  # noqa: D102
+    def connect(self) -> None:
         self.connect_from(self.job.start)
 
     def connect_from(self, start: int) -> None:
@@ -154,25 +166,49 @@ class RingLaunch(Launch):
         if self.recut:
             self.recut.meter.restart(self._computed())
         self.engine = Engine(
-            self.net, self.stages, self.table, self.policy, self, self.recorder, start=start,
-            w_group=self.layout.w_group, seed=config.seed, crowded=self.crowded(),
-            synchronous=config.sends == "synchronous", delay=config.delay, stall_timeout=config.stall_timeout,
-            lag=self.layout.lag, stashed=self.stashed, paces=self.paces, stop_request=self.stop_request,
-            heartbeat=config.heartbeat, probe=self.probe, rings=config.replicas, leads=self.job.ring == 0,
-        )  # fmt: skip
+            self.net,
+            self.stages,
+            self.table,
+            self.policy,
+            self,
+            self.recorder,
+            start=start,
+            w_group=self.layout.w_group,
+            seed=config.seed,
+            crowded=self.crowded(),
+            synchronous=config.sends == "synchronous",
+            delay=config.delay,
+            stall_timeout=config.stall_timeout,
+            lag=self.layout.lag,
+            stashed=self.stashed,
+            paces=self.paces,
+            stop_request=self.stop_request,
+            heartbeat=config.heartbeat_timeout,
+            probe=self.probe,
+            rings=config.rings,
+            leads=self.job.ring == 0,
+        )
         if self.job.across:
-            self.engine.across = Across(self.job.across, self.engine.chunks, self.recorder)
+            self.engine.across = CrossRingSums(self.job.across, self.engine.chunks, self.recorder)
             if self.rank == 0:
-                self.engine.sisters = Sisters(self.job.across, self._of_all_rings, self._stop)
+                self.engine.sisters = RingLeaders(self.job.across, self._of_all_rings, self._stop)
         self.sets.meanwhile = lambda: self.engine.look()
         if self.memory:
             self.engine.replicas = Replicas(
-                self.net, self.engine.back, self.sides, self.engine.chunks, self.memory, self.nodes,
-                min(config.replicate, self.size - 1), start, self.recorder,
-                self.forget_older, self.probe,
-            )  # fmt: skip
+                self.net,
+                self.engine.back,
+                self.sides,
+                self.engine.chunks,
+                self.memory,
+                self.nodes,
+                min(config.state_copies, self.size - 1),
+                start,
+                self.recorder,
+                self.forget_older,
+                self.probe,
+            )
 
-    def drive(self) -> None:  # noqa: D102
+    def drive(self) -> None:
         self.engine.run()
         while order := self.engine.tokens.cut:
             assert self.recut
@@ -207,10 +243,18 @@ class RingLaunch(Launch):
     def house(self, memory: NodeMemory) -> None:
         """Keep this rank's stages in the node's memory, in two versions."""
         shapes = [
-            shape_of(self.model, first, last, self.job.optimizer().slots, self.job.dtype.str,
-                     generation=self.generation, stage=c * self.size + self.rank, owner=self.rank)
+            shape_of(
+                self.model,
+                first,
+                last,
+                self.job.optimizer().slots,
+                self.job.dtype.str,
+                generation=self.generation,
+                stage=c * self.size + self.rank,
+                owner=self.rank,
+            )
             for c, (first, last) in enumerate(self.layout.layers(self.rank))
-        ]  # fmt: skip
+        ]
         self.sides: list[tuple[Copy, Copy]] = room_for(self.comm, memory, shapes)
         for stage, sides in zip(self.stages, self.sides, strict=True):
             stage.house(sides)
@@ -367,7 +411,7 @@ class RingLaunch(Launch):
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             if ulfm.available() and there:  # then it is told as a loss, like any other
-                warn(f"finds that rank {rank} ({pid}) gives no sign of life (--heartbeat), and has killed it")
+                warn(f"finds that rank {rank} ({pid}) gives no sign of life (--heartbeat-timeout), and has killed it")
                 return
             if ulfm.available() and rank not in self.missing:  # the other neighbour may have killed it just now
                 self.missing.add(rank)
@@ -375,8 +419,8 @@ class RingLaunch(Launch):
             if ulfm.available():
                 self._end_all(f"rank {rank} on {host} (process {pid}) has ended, which MPI was not told")
         raise RunFailure(
-            f"rank {rank} on {host} (process {pid}) has given no sign of life for {self.config.heartbeat:g} s "
-            f"(--heartbeat): taken for hung; {done}"
+            f"rank {rank} on {host} (process {pid}) has given no sign of life for {self.config.heartbeat_timeout:g} s "
+            f"(--heartbeat-timeout): taken for hung; {done}"
         )
 
     def _end_all(self, why: str) -> None:
@@ -399,33 +443,37 @@ class RingLaunch(Launch):
                 held.append((state.index, state.flat, state.slots | ({_BEFORE: before[n]} if before else {})))
         return held
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return f"batch {self.config.batch_size} in {self.config.micro_batches}; {self.layout.describe()}"
 
-    def facts(self) -> dict[str, Any]:  # noqa: D102
+    def facts(self) -> dict[str, Any]:
         layout = self.layout
         return {
-            "chunks": layout.chunks, "layers": layout.layers(self.rank), "mode": layout.mode,
+            "chunks": layout.chunks,
+            "layers": layout.layers(self.rank),
+            "mode": layout.mode,
             "schedule": layout.schedule if layout.mode == "strict" or layout.lag else "",
-        }  # fmt: skip
+        }
 
     def _expected(self) -> int:
         """Bytes that this rank was to take at its peak."""
         layout = self.layout
         return layout.needs.rank(layout.layers(self.rank), layout.rooms(self.rank), layout.again).total
 
-    def row(self) -> dict[str, Any]:  # noqa: D102
+    def row(self) -> dict[str, Any]:
         layers = self.layout.layers(self.rank)
         return {
-            "layers": layers, "shown": " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in layers),
-            "parameters": sum(state.flat.size for state in self.states()), "expected": self._expected(),
+            "layers": layers,
+            "shown": " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in layers),
+            "parameters": sum(state.flat.size for state in self.states()),
+            "expected": self._expected(),
             "late": lateness(self.late + self.paces),
-        }  # fmt: skip
+        }
 
     @property
-    def step(self) -> int:  # noqa: D102
+    def step(self) -> int:
         return self.engine.updates
 
     @property
-    def stop_signal(self) -> int:  # noqa: D102
+    def stop_signal(self) -> int:
         return self.engine.tokens.stop_signal

@@ -1,1 +1,1 @@
-"""What every trainer needs: configuration, data, MPI set-up, traces, checkpoints, progress."""
+"""One run from configuration to result: job, launch, progress, end."""

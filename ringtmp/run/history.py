@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ringtmp.run.files import write_durably
+from ringtmp.storage.files import write_durably
 
 COLUMNS = ("kind", "step", "epoch", "loss", "score", "lr", "idle", "samples_per_s", "seconds")
 

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.comm.mpi import from_rank_0, raise_on_all
+from ringtmp.config.schema import RunConfig, make_config, read_toml
+from ringtmp.data.dataset import DataInfo, DataSet, epoch_order, open_data
 from ringtmp.errors import RunFailure, UserError
-from ringtmp.nn.forms import gpt_options
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model, build_model
+from ringtmp.nn.model_spec import gpt_options
 from ringtmp.nn.optimizers import Optimizer, learning_rate
-from ringtmp.nn.wide import cut
-from ringtmp.run import checkpoint
-from ringtmp.run.config import RunConfig, make_config, read_toml
-from ringtmp.run.data import DataInfo, DataSet, epoch_order, open_data
-from ringtmp.run.folder import RunFolder, lock, make_run_folder, open_run_folder, store_config
+from ringtmp.nn.sliced import cut
+from ringtmp.resilience.incident import supervised
+from ringtmp.resilience.recovery import Recalled, recall
 from ringtmp.run.history import tested
-from ringtmp.run.mpi import agreed, from_rank_0
-from ringtmp.run.recover import Recalled, recall
-from ringtmp.run.story import supervised
 from ringtmp.run.timetable import Timetable
-from ringtmp.run.trace import environment
+from ringtmp.storage.run_folder import RunFolder, lock, make_run_folder, open_run_folder, store_config
+from ringtmp.trace.recorder import environment
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -37,10 +37,14 @@ _LOCK = 120.0  # seconds that a job which goes on after a failure waits for what
 
 # Settings that a later value of another one puts out of force.
 _INSTEAD = {
-    "steps": ("epochs",), "epochs": ("steps",), "mtbf": ("checkpoint_every",), "checkpoint_every": ("mtbf",),
-    "servers": ("colocate",), "colocate": ("servers",),
-    "consistency": ("staleness", "backup", "servers", "colocate", "filter", "local_steps"),
-}  # fmt: skip
+    "steps": ("epochs",),
+    "epochs": ("steps",),
+    "mtbf": ("checkpoint_every",),
+    "checkpoint_every": ("mtbf",),
+    "servers": ("colocate",),
+    "colocate": ("servers",),
+    "consistency": ("staleness", "backup", "servers", "colocate", "compression", "local_steps"),
+}
 
 
 @dataclass
@@ -86,13 +90,21 @@ class Job:
         """Phases of the run."""
         every = self.config.eval_every
         every = self.steps_per_epoch if every is None else every
-        return Timetable(self.total, self.config.batch_size, self.config.micro_batches, self.info.n_test, every,
-                         self.start if self.again else -1, self.ring, self.config.replicas)  # fmt: skip
+        return Timetable(
+            self.total,
+            self.config.batch_size,
+            self.config.micro_batches,
+            self.info.n_test,
+            every,
+            self.start if self.again else -1,
+            self.ring,
+            self.config.rings,
+        )
 
     @property
     def pace(self) -> str:
-        """`--pace` of this ring's ranks; empty: none."""
-        courses = (self.config.pace or "").split(",")
+        """`--node-speed` of this ring's ranks; empty: none."""
+        courses = (self.config.node_speed or "").split(",")
         if self.members and len(courses) == self.everyone.size:
             courses = [courses[rank] for rank in self.members]
         return ",".join(courses)
@@ -130,9 +142,13 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(
-    comm: "Intracomm", from_file: dict[str, Any], flags: dict[str, Any], arrays: tuple[Array, ...] | None,
-    check: Callable[[RunConfig, int], None] = lambda config, ranks: None, recalls: bool = False,
-) -> Job:  # fmt: skip
+    comm: "Intracomm",
+    from_file: dict[str, Any],
+    flags: dict[str, Any],
+    arrays: tuple[Array, ...] | None,
+    check: Callable[[RunConfig, int], None] = lambda config, ranks: None,
+    recalls: bool = False,
+) -> Job:
     """Check everything that can be checked before a run folder is touched. Collective over `comm`.
 
     Parameters
@@ -180,16 +196,24 @@ def prepare(
             raise UserError(
                 f"batch_size: {config.batch_size} exceeds the {data.info.n_train} training samples of {config.data}"
             )
-        return {"config": config.model_dump(), "info": data.info.to_json(), "resume": resume, "marker": marker,
-                "notes": notes, "given": tuple(merge(stored, values)), "done": done}  # fmt: skip
+        return {
+            "config": config.model_dump(),
+            "info": data.info.to_json(),
+            "resume": resume,
+            "marker": marker,
+            "notes": notes,
+            "given": tuple(merge(stored, values)),
+            "done": done,
+        }
 
     common = from_rank_0(comm, on_rank_0)
     config = RunConfig.model_construct(**common["config"])
     info = DataInfo.from_json(common["info"])
     model = _model(config, info)
     resume = RunFolder(Path(common["resume"])) if common["resume"] else None
-    job = Job(config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"],
-              given=common["given"])  # fmt: skip
+    job = Job(
+        config, info, model, data, resume=resume, marker=common["marker"], notes=common["notes"], given=common["given"]
+    )
     if job.marker:
         job.start, job.recalled = job.marker["step"], job.marker.get("recalled")
         _check_model(job)
@@ -217,16 +241,23 @@ def rehearse(from_file: dict[str, Any], flags: dict[str, Any], reads: bool) -> N
 
 def _model(config: RunConfig, info: DataInfo) -> Model:
     def build(spec: str | list[dict[str, Any]]) -> Model:
-        return build_model(spec, config.loss, info.sample_shape, info.target, info.outputs, info.labels,
-                           bool(info.alphabet))  # fmt: skip
+        return build_model(
+            spec, config.loss, info.sample_shape, info.target, info.outputs, info.labels, bool(info.alphabet)
+        )
 
     model = build(config.model)
-    return build(cut(model.layers, config.columns)) if config.columns > 1 else model
+    return build(cut(model.layers, config.slices)) if config.slices > 1 else model
 
 
 def _data(config: RunConfig, arrays: tuple[Array, ...] | None, like: DataInfo | None) -> DataSet:
-    return open_data(arrays or config.data, dtype=np.dtype(config.dtype), normalise=config.normalise,
-                     test_fraction=config.test_fraction, context=_context(config.model), like=like)  # fmt: skip
+    return open_data(
+        arrays or config.data,
+        dtype=np.dtype(config.dtype),
+        normalise=config.normalise,
+        test_fraction=config.test_fraction,
+        context=_context(config.model),
+        like=like,
+    )
 
 
 def _context(model: str | list[dict[str, Any]]) -> int:
@@ -366,7 +397,7 @@ def open_folder(comm: "Intracomm", job: Job, out: bool) -> None:
             raise UserError(f"out: cannot write to {folder.path}: {error.strerror}") from None
 
     try:
-        with agreed(comm):
+        with raise_on_all(comm):
             if not folder.path.is_dir():
                 raise UserError(f"out: {folder.path} is not visible on every host; it must be on a shared file system")
         job.launch = from_rank_0(comm, begin)

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
+from ringtmp.checkpoint.manager import CheckpointManager
+from ringtmp.checkpoint.writer import Held, records_of
+from ringtmp.comm import ulfm
+from ringtmp.comm.clock_sync import compare_clocks
+from ringtmp.comm.mpi import raise_on_all, sleeping_barrier
+from ringtmp.comm.point_to_point import TAG_CLOCK
+from ringtmp.config.schema import RunConfig
 from ringtmp.nn.layer import Array
-from ringtmp.run import ulfm
-from ringtmp.run.clocks import compare_clocks
-from ringtmp.run.config import RunConfig
+from ringtmp.resilience.fault_probe import FaultProbe, probe_from_environment
+from ringtmp.resilience.incident import RecoveryReport, supervised
+from ringtmp.resilience.node_memory import GENERATION, NodeMemory, node_name
 from ringtmp.run.job import Job, open_folder
-from ringtmp.run.links import TAG_CLOCK
-from ringtmp.run.mpi import agreed, meet
-from ringtmp.run.node import GENERATION, NodeMemory, node_name
-from ringtmp.run.probe import Probe, probe_of
 from ringtmp.run.progress import Reporter, summary
 from ringtmp.run.result import Layers, Result
-from ringtmp.run.sets import Sets
-from ringtmp.run.story import Story, supervised
-from ringtmp.run.trace import Recorder, clock, environment, peak_memory
-from ringtmp.run.writer import Held, records_of
+from ringtmp.trace.recorder import Recorder, clock, environment, peak_memory
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
@@ -50,13 +50,20 @@ class Launch(ABC):
         Whether there is a run folder, and whether rank 0 prints.
     stop_request : callable
         Number of the signal that asks for a stop, or 0.
-    story : Story
+    story : RecoveryReport
     """
 
     def __init__(
-        self, parent: "Intracomm", comm: "Intracomm", net: "Intracomm", job: Job, write: bool, show: bool,
-        stop_request: Callable[[], int], story: "Story",
-    ) -> None:  # fmt: skip
+        self,
+        parent: "Intracomm",
+        comm: "Intracomm",
+        net: "Intracomm",
+        job: Job,
+        write: bool,
+        show: bool,
+        stop_request: Callable[[], int],
+        story: "RecoveryReport",
+    ) -> None:
         self.story = story
         self.parent, self.comm, self.net, self.job, self.stop_request = parent, comm, net, job, stop_request
         self.rank, self.size = comm.rank, comm.size
@@ -64,13 +71,13 @@ class Launch(ABC):
         self.table = job.timetable()
         self.places: list[tuple[str, int]] = []  # host and process number of each rank
         self.nodes: list[str] = []
-        self.probe: Probe | None = None
+        self.probe: FaultProbe | None = None
         self.memory: NodeMemory | None = None  # where there are copies
         self.write, self.show = write, show and self.rank == 0
         self.writers: Sequence[int] = range(self.size)  # ranks that write a part of each set
         self.reporter: Reporter | None = None
         self.recorder: Recorder
-        self.sets: Sets
+        self.sets: CheckpointManager
 
     # ---- a trainer's own ----------------------------------------------------------------------------------------
 
@@ -152,7 +159,7 @@ class Launch(ABC):
 
     def run(self) -> Result:
         """The whole launch."""
-        with agreed(self.job.everyone) if self.job.everyone else nullcontext():
+        with raise_on_all(self.job.everyone) if self.job.everyone else nullcontext():
             self.build()
             # Its lock comes first: another job would discard what is read.
             open_folder(self.comm, self.job, self.write)
@@ -165,11 +172,11 @@ class Launch(ABC):
         self._say_first()
         log = self.reporter.say if self.reporter else None
         kernels.compile_all(self.job.dtype, self.model.families | self.families(), log=log)
-        if self.config.pace:
+        if self.config.node_speed:
             kernels.compile_all(np.float64, {"clock"})
         self.story.mark("split")
-        self.probe = probe_of()
-        if self.config.replicate and self.job.folder:
+        self.probe = probe_from_environment()
+        if self.config.state_copies and self.job.folder:
             self.memory = NodeMemory(self.job.folder.identity(), node_name())
             self.house(self.memory)
         if self.probe:
@@ -177,10 +184,10 @@ class Launch(ABC):
         self.load()
         self.story.mark("restore")
         self.recorder = self._recorder()
-        self.sets = Sets(self.job, self.rank, self.writers, self.table.total, self.recorder)
+        self.sets = CheckpointManager(self.job, self.rank, self.writers, self.table.total, self.recorder)
         self.sets.probe = self.probe
         self.connect()
-        meet(self.comm)
+        sleeping_barrier(self.comm)
         clocks = compare_clocks(self.net, TAG_CLOCK)
         self.recorder.flush({"clock_first": clocks})  # a run that is killed leaves a trace that can be aligned
         self.comm.Barrier()
@@ -235,11 +242,16 @@ class Launch(ABC):
             return None
         job = self.job
         return Reporter(
-            total=job.total, start=job.start, per_epoch=job.steps_per_epoch, batch_size=job.config.batch_size,
-            test_samples=job.info.n_test, scored=self.model.scored, classes=job.info.target == "classes",
+            total=job.total,
+            start=job.start,
+            per_epoch=job.steps_per_epoch,
+            batch_size=job.config.batch_size,
+            test_samples=job.info.n_test,
+            scored=self.model.scored,
+            classes=job.info.target == "classes",
             show=self.show,
             history=job.folder.history if job.folder else None,
-        )  # fmt: skip
+        )
 
     def _say_first(self) -> None:
         if not self.reporter:
@@ -261,20 +273,28 @@ class Launch(ABC):
 
     def beside(self) -> str:
         """What else there is beside these ranks."""
-        return f" in each of {self.job.config.replicas} rings" if self.job.across else ""
+        return f" in each of {self.job.config.rings} rings" if self.job.across else ""
 
     def _recorder(self) -> Recorder:
         job = self.job
         path = job.folder.trace(job.launch, self.rank) if job.folder and self.config.trace else None
-        return Recorder(path, {
-            "rank": self.rank, "ranks": self.size, "start_step": job.start, **self.facts(),
-            "config": job.config.stored(), "environment": environment(), "simd": kernels.simd(),
-        })  # fmt: skip
+        return Recorder(
+            path,
+            {
+                "rank": self.rank,
+                "ranks": self.size,
+                "start_step": job.start,
+                **self.facts(),
+                "config": job.config.stored(),
+                "environment": environment(),
+                "simd": kernels.simd(),
+            },
+        )
 
     def crowded(self) -> bool:
         """Whether ranks outnumber the cores of this host."""
         here = [host for host, _ in self.places].count(self.places[self.rank][0])
-        return here * (self.job.config.replicas if self.rings else 1) > len(os.sched_getaffinity(0))
+        return here * (self.job.config.rings if self.rings else 1) > len(os.sched_getaffinity(0))
 
     # ---- steps --------------------------------------------------------------------------------------------------
 
@@ -294,8 +314,13 @@ class Launch(ABC):
         self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
         layers = Layers(self.model, {index: flat for index, flat, _ in held})
         digests = {name: _digest(layers[name]) for name in layers}  # one at a time in its own shape
-        mine = {"rank": self.rank, **self.row(), "parts": self.recorder.parts(), "memory": peak_memory(),
-                "digests": digests}  # fmt: skip
+        mine = {
+            "rank": self.rank,
+            **self.row(),
+            "parts": self.recorder.parts(),
+            "memory": peak_memory(),
+            "digests": digests,
+        }
         ranks = self.comm.allgather(mine)
         every = dict(sorted(pair for row in ranks for pair in row.pop("digests").items()))
         sha256 = hashlib.sha256("".join(every.values()).encode()).hexdigest()
@@ -310,9 +335,15 @@ class Launch(ABC):
         return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, leavers, self.parent)
 
     def _tell(
-        self, ranks: list[dict[str, Any]], state: str, stop: int, step: int, sha256: str, saved: bool,
+        self,
+        ranks: list[dict[str, Any]],
+        state: str,
+        stop: int,
+        step: int,
+        sha256: str,
+        saved: bool,
         leavers: list[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         reporter, job = self.reporter, self.job
         assert reporter
         reporter.close()
@@ -336,7 +367,7 @@ class Launch(ABC):
         late = max(row["late"] for row in ranks)
         if late > 0.02:
             reporter.say(
-                f"warning: actions took up to {late:.0%} longer than --pace says: this machine is too slow for it"
+                f"warning: actions took up to {late:.0%} longer than --node-speed says: this machine is too slow for it"
             )
         reporter.say(f"weights sha256 {sha256}")
         if state == "stopped" and saved and job.folder:

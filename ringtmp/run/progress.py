@@ -71,9 +71,18 @@ class Reporter:
     EVERY = 10.0  # seconds between plain lines where tests are further apart
 
     def __init__(
-        self, *, total: int, start: int, per_epoch: int, batch_size: int, test_samples: int, classes: bool, show: bool,
-        scored: int = 1, history: Path | None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        total: int,
+        start: int,
+        per_epoch: int,
+        batch_size: int,
+        test_samples: int,
+        classes: bool,
+        show: bool,
+        scored: int = 1,
+        history: Path | None,
+    ) -> None:
         self.total, self.start, self.per_epoch, self.batch_size = total, start, per_epoch, batch_size
         self.test_samples, self.classes, self.scored = test_samples, classes, scored
         self.rows: list[dict[str, Any]] = []
@@ -87,9 +96,13 @@ class Reporter:
         if columns:
             console = Console(force_terminal=True, width=columns)
             self._bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"), BarColumn(min(40, max(5, columns - 90))),
-                _Facts(Column(no_wrap=True)), TimeRemainingColumn(), console=console, auto_refresh=False,
-            )  # fmt: skip
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(min(40, max(5, columns - 90))),
+                _Facts(Column(no_wrap=True)),
+                TimeRemainingColumn(),
+                console=console,
+                auto_refresh=False,
+            )
             self._task = self._bar.add_task("training", total=total, completed=start)
             self._bar.start()
 
@@ -126,9 +139,16 @@ class Reporter:
 
     def _add(self, kind: str, step: int, loss: float, score: float, lr: float) -> None:
         row: dict[str, Any] = {
-            "kind": kind, "step": step, "epoch": step / self.per_epoch, "loss": loss, "score": score, "lr": lr,
-            "idle": self.idle, "samples_per_s": 0.0, "seconds": time.perf_counter() - self.began,
-        }  # fmt: skip
+            "kind": kind,
+            "step": step,
+            "epoch": step / self.per_epoch,
+            "loss": loss,
+            "score": score,
+            "lr": lr,
+            "idle": self.idle,
+            "samples_per_s": 0.0,
+            "seconds": time.perf_counter() - self.began,
+        }
         self.rows.append(row)
         row["samples_per_s"] = self._rate()
         if self._history:

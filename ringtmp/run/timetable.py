@@ -62,9 +62,16 @@ class Timetable:
     """
 
     def __init__(
-        self, total: int, batch_size: int, micro_batches: int, test_samples: int, every: int, again: int = -1,
-        ring: int = 0, rings: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        total: int,
+        batch_size: int,
+        micro_batches: int,
+        test_samples: int,
+        every: int,
+        again: int = -1,
+        ring: int = 0,
+        rings: int = 1,
+    ) -> None:
         self.again = again
         self.total, self.batch_size = total, batch_size
         self.every = every or total

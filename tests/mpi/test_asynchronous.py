@@ -8,20 +8,29 @@ from mpi4py import MPI
 
 import ringtmp
 from ringtmp.analysis import open_run
+from ringtmp.comm.mpi import from_rank_0
+from ringtmp.data.dataset import epoch_order
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.run.data import epoch_order
-from ringtmp.run.mpi import from_rank_0
 
 pytestmark = pytest.mark.mpi
 
 WIDTHS, BATCH, M, STEPS, LR = [6, 7, 5, 8, 6, 9, 5, 7, 3], 12, 4, 6, 0.3
 SETTINGS = {
-    "model": "mlp:" + "-".join(map(str, WIDTHS)) + ",activation=tanh", "batch_size": BATCH, "micro_batches": M,
-    "steps": STEPS, "eval_every": 0, "optimizer": "sgd", "lr": LR, "lr_schedule": "constant", "normalise": "none",
-    "dtype": "float64", "progress": False, "seed": 3,
-}  # fmt: skip
+    "model": "mlp:" + "-".join(map(str, WIDTHS)) + ",activation=tanh",
+    "batch_size": BATCH,
+    "micro_batches": M,
+    "steps": STEPS,
+    "eval_every": 0,
+    "optimizer": "sgd",
+    "lr": LR,
+    "lr_schedule": "constant",
+    "normalise": "none",
+    "dtype": "float64",
+    "progress": False,
+    "seed": 3,
+}
 
 
 def arrays():
@@ -133,7 +142,13 @@ def test_resume(comm, shared_path):
     more = ringtmp.train(comm=comm, resume=str(shared_path / "half"), steps=STEPS, progress=False)
     assert (more.step, more.sha256) == (STEPS, whole.sha256)
     sync = ringtmp.train(
-        comm=comm, resume=str(shared_path / "whole"), out=str(shared_path), name="sync", mode="ready", schedule="1f1b",
-        steps=STEPS + 3, progress=False,
-    )  # fmt: skip
+        comm=comm,
+        resume=str(shared_path / "whole"),
+        out=str(shared_path),
+        name="sync",
+        mode="ready",
+        schedule="1f1b",
+        steps=STEPS + 3,
+        progress=False,
+    )
     assert sync.step == STEPS + 3

@@ -9,17 +9,24 @@ from conftest import chessboard
 from mpi4py import MPI
 
 import ringtmp
-from ringtmp.ring import balance
-from ringtmp.ring.balance import Governor, Order, hand_over, meet_round, owners
-from ringtmp.ring.recut import Recut
+from ringtmp.resilience.node_memory import NodeMemory
+from ringtmp.ring import load_balance as balance
+from ringtmp.ring.load_balance import Order, RebalancePolicy, hand_over, meet_round, owners
+from ringtmp.ring.rebalance import Rebalancer
 from ringtmp.ring.trainer import RingLaunch
-from ringtmp.run.node import NodeMemory
 
 WAYS = [
-    {}, {"chunks": 2}, {"schedule": "1f1b"}, {"schedule": "zb-h2", "optimizer": "momentum"}, {"clip_norm": 0.1},
-    {"recompute": True, "threads": 2}, {"micro_batches": 1, "dtype": "float64"}, {"replicate": 1},
-    {"activation_memory": "1MiB", "optimizer": "sgd"}, {"schedule": "interleaved-zb", "eval_every": 3},
-]  # fmt: skip
+    {},
+    {"chunks": 2},
+    {"schedule": "1f1b"},
+    {"schedule": "zb-h2", "optimizer": "momentum"},
+    {"clip_norm": 0.1},
+    {"recompute": True, "threads": 2},
+    {"micro_batches": 1, "dtype": "float64"},
+    {"state_copies": 1},
+    {"activation_memory": "1MiB", "optimizer": "sgd"},
+    {"schedule": "interleaved-zb", "eval_every": 3},
+]
 
 
 def cuts(rng, layers, stages):
@@ -47,7 +54,7 @@ def test_hand_over(comm, chunks):
         hand_over(comm, before, after, held, lambda layer: [np.empty(layer + 1), np.empty(2, int)])
         assert sorted(held) == [n for n, s in enumerate(owners(after)) if s % comm.size == comm.rank]
         for n, (first, second) in held.items():
-            assert (first == n).all() and (second == -n).all()  # noqa: PT018
+            assert (first == n).all() and (second == -n).all()
         meet_round(comm)
         before = after
 
@@ -56,8 +63,11 @@ def test_hand_over(comm, chunks):
 def ordered(monkeypatch, comm):
     """Have the ring stop after some steps for random cuts, and now and then go back."""
     rng = random.Random(11)
-    monkeypatch.setattr(Governor, "stepped", lambda self, step, mean, most: Order(2e6, 1e6, 0.1, step % 9 == 6)
-                        if step % 3 == 0 else None)  # fmt: skip
+    monkeypatch.setattr(
+        RebalancePolicy,
+        "stepped",
+        lambda self, step, mean, most: Order(2e6, 1e6, 0.1, step % 9 == 6) if step % 3 == 0 else None,
+    )
     made = []
 
     def new_cut(self, order):
@@ -69,7 +79,7 @@ def ordered(monkeypatch, comm):
         made.append(cuts(rng, len(launch.model.layers), len(launch.layout.ends)))
         return made[-1], 0.0
 
-    monkeypatch.setattr(Recut, "_new_cut", new_cut)
+    monkeypatch.setattr(Rebalancer, "_new_cut", new_cut)
     return made
 
 
@@ -77,9 +87,16 @@ def ordered(monkeypatch, comm):
 @pytest.mark.parametrize("way", chessboard(range(len(WAYS))))
 def test_same_bits(comm, shared_path, ordered, way):
     layers = 2 * comm.size + 3
-    settings = {"model": f"mlp:64-20x{layers}-10", "steps": 20, "batch_size": 12, "micro_batches": 3,
-                "eval_every": 7, "progress": False, "lr_schedule": "constant"} | WAYS[way[0]]  # fmt: skip
-    more = {"out": str(shared_path), "checkpoint_every": 5} if comm.size < 8 or "replicate" in settings else {}
+    settings = {
+        "model": f"mlp:64-20x{layers}-10",
+        "steps": 20,
+        "batch_size": 12,
+        "micro_batches": 3,
+        "eval_every": 7,
+        "progress": False,
+        "lr_schedule": "constant",
+    } | WAYS[way[0]]
+    more = {"out": str(shared_path), "checkpoint_every": 5} if comm.size < 8 or "state_copies" in settings else {}
     plain = {key: value for key, value in settings.items() if key not in ("schedule", "chunks")}
     result = ringtmp.train(comm=comm, **settings, **more, balance="auto")
     alone = ringtmp.train(comm=MPI.COMM_SELF, **plain)
@@ -105,14 +122,27 @@ def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves
     Also where the ring has stopped and no layer has moved.
     """
     if not moves:
-        monkeypatch.setattr(Recut, "_new_cut", lambda self, order: (self.launch.layout.ends, 0.0))
+        monkeypatch.setattr(Rebalancer, "_new_cut", lambda self, order: (self.launch.layout.ends, 0.0))
     monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
     monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
     monkeypatch.setattr(RingLaunch, "_release", lambda self: None)
-    settings = {"model": f"mlp:64-20x{comm.size + 4}-10", "batch_size": 12, "micro_batches": 3, "progress": False,
-                "lr_schedule": "constant", "eval_every": 0}  # fmt: skip
-    result = ringtmp.train(comm=comm, **settings, steps=8, replicate=1, balance="auto", out=str(shared_path / "runs"),
-                           checkpoint_every=0)  # fmt: skip
+    settings = {
+        "model": f"mlp:64-20x{comm.size + 4}-10",
+        "batch_size": 12,
+        "micro_batches": 3,
+        "progress": False,
+        "lr_schedule": "constant",
+        "eval_every": 0,
+    }
+    result = ringtmp.train(
+        comm=comm,
+        **settings,
+        steps=8,
+        state_copies=1,
+        balance="auto",
+        out=str(shared_path / "runs"),
+        checkpoint_every=0,
+    )
     monkeypatch.undo()
     monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
     monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
@@ -133,7 +163,7 @@ def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves
     assert again.sha256 == alone.sha256
 
 
-class Told(balance.Meter):
+class Told(balance.LoadMeter):
     """A meter that shows what the pace says, whatever else the machine does."""
 
     def __init__(self, recut):
@@ -150,20 +180,26 @@ class Told(balance.Meter):
 def test_a_slow_node_gets_less(comm, monkeypatch):
     """Emulated nodes, the last four times as slow: it keeps what the best cut gives it, and no bit differs."""
     monkeypatch.setattr(balance, "LEAST", 0.0)
-    whole = Recut.__init__
+    whole = Rebalancer.__init__
 
     def told(self, launch, times):
         whole(self, launch, times)
         self.meter = Told(self)
 
-    monkeypatch.setattr(Recut, "__init__", told)
+    monkeypatch.setattr(Rebalancer, "__init__", told)
     count = 4 * comm.size
     speeds = ",".join(["0.02"] * (comm.size - 1) + ["0.005"])
-    settings = {"model": f"mlp:64-16x{count}-10", "steps": 24, "batch_size": 8, "micro_batches": 2, "progress": False,
-                "eval_every": 0}  # fmt: skip
-    result = ringtmp.train(comm=comm, **settings, pace=speeds, balance="auto")
+    settings = {
+        "model": f"mlp:64-16x{count}-10",
+        "steps": 24,
+        "batch_size": 8,
+        "micro_batches": 2,
+        "progress": False,
+        "eval_every": 0,
+    }
+    result = ringtmp.train(comm=comm, **settings, node_speed=speeds, balance="auto")
     held = [sum(last - first for first, last in rank["layers"]) for rank in comm.bcast(result.ranks)]
-    best = ringtmp.train(comm=comm, **settings | {"steps": 1}, pace=speeds, split="measured")
+    best = ringtmp.train(comm=comm, **settings | {"steps": 1}, node_speed=speeds, layer_split="measured")
     assert held == [sum(last - first for first, last in rank["layers"]) for rank in comm.bcast(best.ranks)]
     if comm.size > 1:
         assert held[-1] < min(held[:-1])

@@ -1,4 +1,4 @@
-"""Sets written beside the training: whole, committed, and bit for bit what a run of so many steps ends with."""
+"""CheckpointManager written beside the training: whole, committed, and bit for bit what a run of so many steps ends with."""
 
 import threading
 import time
@@ -8,16 +8,23 @@ from mpi4py import MPI
 
 import ps
 import ringtmp
-from ps.keeper import Keeper
-from ringtmp.run import checkpoint, sets
-from ringtmp.run.mpi import meet
+from ps.checkpointing import CheckpointCollector
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.checkpoint import manager as sets
+from ringtmp.comm.mpi import sleeping_barrier
 
 pytestmark = pytest.mark.mpi
 
 SMALL = {
-    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh", "data": "synthetic:samples=300,features=11,classes=3,seed=4",
-    "batch_size": 16, "micro_batches": 4, "eval_every": 7, "lr": 0.01, "lr_schedule": "constant", "progress": False,
-}  # fmt: skip
+    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh",
+    "data": "synthetic:samples=300,features=11,classes=3,seed=4",
+    "batch_size": 16,
+    "micro_batches": 4,
+    "eval_every": 7,
+    "lr": 0.01,
+    "lr_schedule": "constant",
+    "progress": False,
+}
 
 
 @pytest.fixture
@@ -36,18 +43,18 @@ def slow(monkeypatch):
 
 def go_on(comm, folder, step, steps):
     """Resume from the set of `step`, all newer ones being gone. Collective."""
-    meet(comm)
+    sleeping_barrier(comm)
     if comm.rank == 0:
         for newer in checkpoint.steps(folder):
             if newer > step:
                 checkpoint.discard(folder, newer)
-    meet(comm)
+    sleeping_barrier(comm)
     return ringtmp.train(comm=comm, resume=str(folder.parent), steps=steps, progress=False)
 
 
 @pytest.mark.parametrize("extra", [{}, {"schedule": "2bw"}, {"chunks": 2}], ids=str)
 def test_sets_beside_the_training(comm, shared_path, slow, extra):
-    """Sets of every 5th step, each of which waits for the one before it; a run goes on from the last one to the bit."""
+    """CheckpointManager of every 5th step, each of which waits for the one before it; a run goes on from the last one to the bit."""
     if extra.get("chunks", 1) * comm.size > 8:
         extra = {}
     settings = SMALL | extra | {"steps": 23}
@@ -76,7 +83,7 @@ def test_sets_by_the_clock(comm, shared_path, slow, train):
     assert begun[-1] == 60
     assert 11 <= begun[0] <= 20 or comm.size > 3  # ten steps, and two or so until the order is everywhere
     assert len(begun) > 2
-    meet(comm)
+    sleeping_barrier(comm)
     folder = shared_path / "run" / "checkpoints"
     kept = checkpoint.committed(folder)
     assert kept == checkpoint.steps(folder) == begun[-2:]
@@ -90,7 +97,7 @@ def test_sets_by_the_clock(comm, shared_path, slow, train):
 @pytest.mark.parametrize("train", [ringtmp.train, ps.train], ids=["ring", "ps"])
 def test_a_late_order(comm, shared_path, slow, train, monkeypatch, capfd):
     """The last rank hears of the first order too late: that set is given up, whole ones follow, and nothing else."""
-    ordered, asked, late = sets.Sets.ordered, Keeper.ordered, []
+    ordered, asked, late = sets.CheckpointManager.ordered, CheckpointCollector.ordered, []
 
     def hears(self, step, made):
         if not late and self.rank == comm.size - 1:
@@ -104,12 +111,12 @@ def test_a_late_order(comm, shared_path, slow, train, monkeypatch, capfd):
             self.made = dict.fromkeys(self.made, step)
         asked(self, step)
 
-    monkeypatch.setattr(sets.Sets, "ordered", hears)
-    monkeypatch.setattr(Keeper, "ordered", server_hears)
+    monkeypatch.setattr(sets.CheckpointManager, "ordered", hears)
+    monkeypatch.setattr(CheckpointCollector, "ordered", server_hears)
     layout = {"colocate": True} if train is ps.train else {}
     settings = SMALL | layout | {"steps": 60, "mtbf": 0.5, "delay": 0.0005}
     result = train(comm=comm, **settings, out=str(shared_path), name="run")
-    meet(comm)
+    sleeping_barrier(comm)
     folder = shared_path / "run" / "checkpoints"
     assert (result.step, result.saved) == (60, True)
     if late and slow:  # of 8 servers the last one may be no layer's home, and writes nothing
@@ -122,11 +129,11 @@ def test_a_late_order(comm, shared_path, slow, train, monkeypatch, capfd):
 def test_nothing_stale_is_taken(comm, shared_path):
     """Parts that a killed launch has left are gone before the next one begins."""
     first = ringtmp.train(comm=comm, **SMALL, steps=6, out=str(shared_path), name="run")
-    meet(comm)
+    sleeping_barrier(comm)
     folder = shared_path / "run" / "checkpoints"
     if comm.rank == 0:
         checkpoint.write_part(folder, 8, 7, [])
-    meet(comm)
+    sleeping_barrier(comm)
     more = ringtmp.train(comm=comm, resume=first.folder, steps=9, progress=False)
     assert more.saved
     assert checkpoint.steps(folder) == [6, 9]
@@ -140,5 +147,6 @@ def test_other_exceptions_end_the_run(shared_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_part", broken)
     with pytest.raises(ZeroDivisionError, match="on purpose"):
-        ringtmp.train(comm=MPI.COMM_SELF, **SMALL, steps=50, checkpoint_every=5,
-                      out=str(shared_path / str(MPI.COMM_WORLD.rank)))  # fmt: skip
+        ringtmp.train(
+            comm=MPI.COMM_SELF, **SMALL, steps=50, checkpoint_every=5, out=str(shared_path / str(MPI.COMM_WORLD.rank))
+        )

@@ -7,9 +7,9 @@ from conftest import chessboard
 from mpi4py import MPI
 
 import ringtmp
-from ringtmp.ring import footprint
+from ringtmp.ring import memory_model as footprint
 from ringtmp.ring.trainer import RingLaunch
-from ringtmp.run.limits import Limit
+from ringtmp.run.memory_limits import Limit
 
 
 @pytest.fixture
@@ -35,8 +35,15 @@ def layouts(monkeypatch):
 
 
 def settings_of(comm, **more):
-    return {"model": f"mlp:64-96x{3 * comm.size}-10", "batch_size": 96, "micro_batches": 6, "steps": 3,
-            "checkpoint_every": 0, "eval_every": 0, "progress": False} | more  # fmt: skip
+    return {
+        "model": f"mlp:64-96x{3 * comm.size}-10",
+        "batch_size": 96,
+        "micro_batches": 6,
+        "steps": 3,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "progress": False,
+    } | more
 
 
 @pytest.mark.mpi
@@ -88,7 +95,7 @@ def test_layers_go_where_there_is_room(comm, bare, layouts, monkeypatch):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("more", [{}, {"schedule": "gpipe"}, {"split": "measured"}])
+@pytest.mark.parametrize("more", [{}, {"schedule": "gpipe"}, {"layer_split": "measured"}])
 def test_what_cannot_fit_is_refused(comm, bare, shared_path, more):
     with pytest.raises(ringtmp.UserError) as caught:
         ringtmp.train(comm=comm, **settings_of(comm), memory_limit="4000", out=str(shared_path / "runs"), **more)
@@ -109,4 +116,4 @@ def test_a_split_that_is_given_and_does_not_fit(comm, bare):
     plain = ringtmp.train(comm=comm, **settings)
     cap = max(comm.bcast(plain.ranks and [rank["expected"] for rank in plain.ranks]))
     with pytest.raises(ringtmp.UserError, match=r"memory_limit: rank 0 would take .* of .* \(the test\)"):
-        ringtmp.train(comm=comm, **settings, memory_limit=str(cap), split=",".join(map(str, counts)))
+        ringtmp.train(comm=comm, **settings, memory_limit=str(cap), layer_split=",".join(map(str, counts)))

@@ -8,14 +8,21 @@ import pytest
 from conftest import chessboard
 
 import ringtmp
-from ringtmp.run.node import Copy, NodeMemory
+from ringtmp.resilience.node_memory import Copy, NodeMemory
 
 pytestmark = pytest.mark.mpi
 
 SETTINGS = {
-    "model": "mlp:64-24x8-10", "batch_size": 16, "micro_batches": 4, "optimizer": "adamw", "steps": 6, "eval_every": 4,
-    "progress": False, "checkpoint_every": 0, "lr_schedule": "constant",
-}  # fmt: skip
+    "model": "mlp:64-24x8-10",
+    "batch_size": 16,
+    "micro_batches": 4,
+    "optimizer": "adamw",
+    "steps": 6,
+    "eval_every": 4,
+    "progress": False,
+    "checkpoint_every": 0,
+    "lr_schedule": "constant",
+}
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def copies(path: Path, step: int) -> dict[tuple[str, int, int], Copy]:
 def test_copies_lie_on_the_ranks_to_the_right(comm, shared_path, nodes, names, depth, more):
     named = nodes(*names)
     plain = ringtmp.train(comm=comm, **SETTINGS | more)
-    result = ringtmp.train(comm=comm, out=str(shared_path), name="run", replicate=depth, **SETTINGS | more)
+    result = ringtmp.train(comm=comm, out=str(shared_path), name="run", state_copies=depth, **SETTINGS | more)
     assert result.sha256 == plain.sha256
     comm.Barrier()
     found = copies(shared_path, 6)
@@ -85,7 +92,7 @@ def test_going_on_from_memory_alone(comm, shared_path, nodes, chunks):
         chunks = 1
     settings = SETTINGS | {"steps": 12, "eval_every": 5, "chunks": chunks}
     whole = ringtmp.train(comm=comm, **settings)
-    ringtmp.train(comm=comm, out=str(shared_path), name="run", replicate=1, **settings | {"steps": 7})
+    ringtmp.train(comm=comm, out=str(shared_path), name="run", state_copies=1, **settings | {"steps": 7})
     comm.Barrier()
     run = shared_path / "run"
     if comm.rank == 0:
@@ -95,8 +102,8 @@ def test_going_on_from_memory_alone(comm, shared_path, nodes, chunks):
                 if stage % comm.size == holder:
                     copy.path.unlink()
     comm.Barrier()
-    split = {"split": ",".join(map(str, [10 - comm.size] + [1] * (comm.size - 1)))} if chunks == 1 else {}
-    again = ringtmp.train(comm=comm, resume=str(run), replicate=1, **{"steps": 12, "progress": False} | split)
+    split = {"layer_split": ",".join(map(str, [10 - comm.size] + [1] * (comm.size - 1)))} if chunks == 1 else {}
+    again = ringtmp.train(comm=comm, resume=str(run), state_copies=1, **{"steps": 12, "progress": False} | split)
     assert again.sha256 == whole.sha256
     assert again.step == 12
     if comm.rank == 0:
@@ -111,7 +118,7 @@ def test_a_layer_that_is_lost_everywhere(comm, shared_path, nodes):
     nodes("a", "b", "c", "d", "e", "f", "g", "h")
     settings = SETTINGS | {"steps": 9, "checkpoint_every": 4}
     whole = ringtmp.train(comm=comm, **settings)
-    ringtmp.train(comm=comm, out=str(shared_path), name="run", replicate=1, **settings | {"steps": 7})
+    ringtmp.train(comm=comm, out=str(shared_path), name="run", state_copies=1, **settings | {"steps": 7})
     comm.Barrier()
     run = shared_path / "run"
     if comm.rank == 0:
@@ -123,7 +130,7 @@ def test_a_layer_that_is_lost_everywhere(comm, shared_path, nodes):
             if 0 in copy.shape.layers:
                 copy.path.unlink()
     comm.Barrier()
-    again = ringtmp.train(comm=comm, resume=str(run), steps=9, progress=False, replicate=1)
+    again = ringtmp.train(comm=comm, resume=str(run), steps=9, progress=False, state_copies=1)
     assert again.sha256 == whole.sha256
     if comm.rank == 0:
         assert again.rows[0]["step"] == 5
@@ -133,7 +140,7 @@ def test_a_layer_that_is_lost_everywhere(comm, shared_path, nodes):
 def test_the_trace_shows_where_copies_go(comm, shared_path, nodes):
     """Only to the right neighbour, and every byte of them is there."""
     nodes("a", "b", "c", "d", "e", "f", "g", "h")
-    ringtmp.train(comm=comm, out=str(shared_path), name="run", replicate=2, **SETTINGS)
+    ringtmp.train(comm=comm, out=str(shared_path), name="run", state_copies=2, **SETTINGS)
     comm.Barrier()
     if comm.rank == 0:
         from ringtmp.analysis import open_run
@@ -153,5 +160,5 @@ def test_refused(comm):
     from ringtmp.errors import UserError
 
     for schedule in ("pipedream", "2bw"):
-        with pytest.raises(UserError, match="replicate"):
-            ringtmp.train(comm=comm, replicate=1, **SETTINGS | {"schedule": schedule})
+        with pytest.raises(UserError, match="state_copies"):
+            ringtmp.train(comm=comm, state_copies=1, **SETTINGS | {"schedule": schedule})

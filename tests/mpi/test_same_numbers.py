@@ -13,10 +13,16 @@ pytestmark = pytest.mark.mpi
 
 # 8 layers: enough for 8 ranks. Odd widths, so that no product is a multiple of a vector.
 SMALL = {
-    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh", "data": "synthetic:samples=300,features=11,classes=3,seed=4",
-    "batch_size": 16, "steps": 20, "eval_every": 7, "optimizer": "adamw", "lr": 0.01, "lr_schedule": "constant",
+    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh",
+    "data": "synthetic:samples=300,features=11,classes=3,seed=4",
+    "batch_size": 16,
+    "steps": 20,
+    "eval_every": 7,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "lr_schedule": "constant",
     "progress": False,
-}  # fmt: skip
+}
 WAYS = [
     {"mode": "ready"},
     {"mode": "strict", "schedule": "naive"},
@@ -75,7 +81,7 @@ def test_uneven_splits(comm):
     rest, settings = comm.size - 1, SMALL | {"steps": 8, "micro_batches": 7}
     counts = ([8 - rest] + [1] * rest, [1] * rest + [8 - rest])
     for split in ("measured", *(",".join(map(str, each)) for each in counts)):
-        result = ringtmp.train(comm=comm, **settings, split=split)
+        result = ringtmp.train(comm=comm, **settings, layer_split=split)
         assert result.sha256 == alone(**settings).sha256
 
 
@@ -88,9 +94,14 @@ def test_groups_of_weight_gradients(comm, w_group):
 
 
 CNN = {
-    "model": "cnn:9x8-5c3-p2-6c2-a2-11-7-3", "data": "synthetic:samples=120,features=72,classes=3,seed=4",
-    "batch_size": 12, "steps": 6, "eval_every": 5, "lr": 0.01, "progress": False,
-}  # fmt: skip
+    "model": "cnn:9x8-5c3-p2-6c2-a2-11-7-3",
+    "data": "synthetic:samples=120,features=72,classes=3,seed=4",
+    "batch_size": 12,
+    "steps": 6,
+    "eval_every": 5,
+    "lr": 0.01,
+    "progress": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -115,9 +126,15 @@ def test_language_model(comm, way, extra, shared_path):
         text.write_text("the ring goes round and round, the ring goes round; " * 40)
     comm.Barrier()
     settings = {
-        "model": "gpt:layers=6,width=8,heads=2,context=9,dropout=0.1", "data": f"text:{text}", "batch_size": 10,
-        "steps": 6, "eval_every": 4, "lr": 0.01, "progress": False, **extra,
-    }  # fmt: skip
+        "model": "gpt:layers=6,width=8,heads=2,context=9,dropout=0.1",
+        "data": f"text:{text}",
+        "batch_size": 10,
+        "steps": 6,
+        "eval_every": 4,
+        "lr": 0.01,
+        "progress": False,
+        **extra,
+    }
     result = ringtmp.train(comm=comm, **settings, **way, micro_batches=4)
     one = ringtmp.train(comm=MPI.COMM_SELF, **settings, micro_batches=1)
     assert result.sha256 == one.sha256
@@ -143,11 +160,11 @@ def test_recomputation_and_threads(comm, way, how):
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 def test_layers_in_pieces(comm, model, pieces, request):
     """So many pieces of the largest layers give the same bits on any number of ranks, wherever the chain is cut."""
-    settings = SMALL | {"model": "mlp:11-9x7-3", "columns": pieces}
+    settings = SMALL | {"model": "mlp:11-9x7-3", "slices": pieces}
     if model == "gpt":
         text = f"text:{request.config.rootpath / 'README.md'}"
         settings |= {"model": "gpt:layers=3,width=12,heads=4,context=6,dropout=0.2", "data": text, "steps": 4}
-    split = {} if comm.size > 3 else {"split": "even"}
+    split = {} if comm.size > 3 else {"layer_split": "even"}
     result = ringtmp.train(comm=comm, **settings, **split, micro_batches=4)
     assert result.sha256 == alone(**settings, micro_batches=1).sha256
     assert any("columns" in name or "share" in name for names in comm.allgather(list(result.layers)) for name in names)

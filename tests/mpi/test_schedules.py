@@ -7,15 +7,21 @@ from conftest import chessboard
 from mpi4py import MPI
 
 import ringtmp
-from ringtmp.ring.plan import SCHEDULES
+from ringtmp.schedule.plan import SCHEDULES
 
 pytestmark = pytest.mark.mpi
 
 # 24 layers: enough for 8 ranks with 3 chunks each. Odd widths and a batch of 17: the last micro-batches are short.
 DEEP = {
-    "model": "mlp:11-9-7x11-5x11-3,activation=tanh", "data": "synthetic:samples=90,features=11,classes=3,seed=4",
-    "batch_size": 17, "steps": 4, "eval_every": 3, "lr": 0.01, "lr_schedule": "constant", "progress": False,
-}  # fmt: skip
+    "model": "mlp:11-9-7x11-5x11-3,activation=tanh",
+    "data": "synthetic:samples=90,features=11,classes=3,seed=4",
+    "batch_size": 17,
+    "steps": 4,
+    "eval_every": 3,
+    "lr": 0.01,
+    "lr_schedule": "constant",
+    "progress": False,
+}
 MICRO_BATCHES = (1, 3, 8, 16)
 WAYS = [{"mode": "ready", "chunks": v} for v in (1, 2, 3)]
 WAYS += [
@@ -77,5 +83,5 @@ def test_with_recomputation_threads_and_norm(comm, way, how):
 def test_paced(comm):
     """Emulated nodes of unequal speed whose actions vary: another timing, the same numbers."""
     speeds = ",".join(str(0.02 * (1 + r % 3)) for r in range(comm.size))
-    result = ringtmp.train(comm=comm, **DEEP, micro_batches=8, pace=speeds, jitter=0.3)
+    result = ringtmp.train(comm=comm, **DEEP, micro_batches=8, node_speed=speeds, jitter=0.3)
     assert result.sha256 == alone().sha256

@@ -19,28 +19,41 @@ from raw_trace import shares
 import ps
 import ringtmp
 from ringtmp.analysis import lead, open_run, servers, transfers, waits
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.comm.mpi import sleeping_barrier
+from ringtmp.comm.point_to_point import ControlChannel
+from ringtmp.data.dataset import epoch_order
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.run import checkpoint
-from ringtmp.run.data import epoch_order
-from ringtmp.run.folder import RunFolder
-from ringtmp.run.links import ControlLink
-from ringtmp.run.mpi import meet
+from ringtmp.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.mpi
 
 N = MPI.COMM_WORLD.size
 # 8 layers: enough for a ring of 8 ranks. Odd widths, so that no product is a multiple of a vector.
 SMALL = {
-    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh", "data": "synthetic:samples=300,features=11,classes=3,seed=4",
-    "batch_size": 16, "steps": 20, "eval_every": 7, "optimizer": "adamw", "lr": 0.01, "lr_schedule": "constant",
-    "dtype": "float64", "progress": False,
-}  # fmt: skip
+    "model": "mlp:11-13-9-17x2-8x2-7-3,activation=tanh",
+    "data": "synthetic:samples=300,features=11,classes=3,seed=4",
+    "batch_size": 16,
+    "steps": 20,
+    "eval_every": 7,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "lr_schedule": "constant",
+    "dtype": "float64",
+    "progress": False,
+}
 MOMENTUM = SMALL | {
-    "optimizer": "momentum", "steps": 7, "eval_every": 5, "weight_decay": 0.01, "clip_value": 0.02,
-    "lr_schedule": "cosine", "warmup_steps": 3, "chunk": "400",
-}  # fmt: skip
+    "optimizer": "momentum",
+    "steps": 7,
+    "eval_every": 5,
+    "weight_decay": 0.01,
+    "clip_value": 0.02,
+    "lr_schedule": "cosine",
+    "warmup_steps": 3,
+    "message_size": "400",
+}
 ITEM = 8
 SERVING = {"colocate": True} if N == 1 else {}  # a server and at least one worker
 SEVERAL = {"colocate": True} if N <= 2 else {}  # at least two workers, where there are two ranks
@@ -88,7 +101,7 @@ class Traced:
 
     def __init__(self, comm, path, **settings):
         self.result = ps.train(comm=comm, **settings, out=str(path), name="run")
-        meet(comm)
+        sleeping_barrier(comm)
         if comm.rank:
             return
         self.run = open_run(path / "run")
@@ -115,7 +128,7 @@ class Traced:
         """From each rank to each other: bytes of gradients and weights, or messages of control, all of one size."""
         sends, matrix = self.of("send"), np.zeros((N, N), np.int64)
         sends = sends[(sends["stage"] < 0) == control]
-        assert not control or (sends["bytes"] == ControlLink.BYTES).all()
+        assert not control or (sends["bytes"] == ControlChannel.BYTES).all()
         np.add.at(matrix, (sends["rank"].to_numpy(), sends["peer"].to_numpy()), 1 if control else sends["bytes"])
         return matrix
 
@@ -133,7 +146,7 @@ class Traced:
 def together(comm):
     """Who has nothing to look at sleeps until the others have done so."""
     yield
-    meet(comm)
+    sleeping_barrier(comm)
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +154,8 @@ def base(tmp_path_factory):
     """BSP with all there is: pieces, tests and checkpoints between steps; what follows looks at it from all sides."""
     comm = MPI.COMM_WORLD.Dup()
     path = comm.bcast(tmp_path_factory.mktemp("base") if comm.rank == 0 else None)
-    yield Traced(comm, path, **SMALL, **SERVING, pieces=2, checkpoint_every=4)
-    meet(comm)
+    yield Traced(comm, path, **SMALL, **SERVING, worker_micro_batches=2, checkpoint_every=4)
+    sleeping_barrier(comm)
     comm.Free()
 
 
@@ -163,7 +176,7 @@ def test_training_means_something(comm):
 
 
 WAYS = [{}, {"consistency": "ssp", "staleness": 0}]  # on any number of ranks
-WAYS += [way for (way,) in chessboard([{"chunk": "200"}, {"pieces": 1, "delay": 0.0005}])]
+WAYS += [way for (way,) in chessboard([{"message_size": "200"}, {"worker_micro_batches": 1, "delay": 0.0005}])]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=by_ids)
@@ -187,24 +200,36 @@ def test_layouts_give_the_same_bits(comm, workers):
     for ranks, layout in ((workers + 1, {}), (workers + 2, {"servers": 2}), (workers, {"colocate": True})):
         some = comm.Split(0 if comm.rank < ranks <= N else MPI.UNDEFINED)
         if some:
-            result = ps.train(comm=some, **settings, **layout, chunk="160")
+            result = ps.train(comm=some, **settings, **layout, message_size="160")
             assert_same_numbers(result, **settings)
             digests.add(result.sha256)
             some.Free()
-        meet(comm)
+        sleeping_barrier(comm)
     assert len(digests) <= 1
     if workers == 1 and comm.rank == 0:
         assert digests == {alone(**settings).sha256}
 
 
 CNN = {
-    "model": "cnn:9x8-5c3-p2-6c2-a2-11-7-3", "data": "synthetic:samples=120,features=72,classes=3,seed=4",
-    "batch_size": 12, "steps": 6, "eval_every": 5, "lr": 0.01, "dtype": "float64", "progress": False, "chunk": "250",
-}  # fmt: skip
+    "model": "cnn:9x8-5c3-p2-6c2-a2-11-7-3",
+    "data": "synthetic:samples=120,features=72,classes=3,seed=4",
+    "batch_size": 12,
+    "steps": 6,
+    "eval_every": 5,
+    "lr": 0.01,
+    "dtype": "float64",
+    "progress": False,
+    "message_size": "250",
+}
 GPT = {
-    "model": "gpt:layers=2,width=8,heads=2,context=9,dropout=0.1", "batch_size": 10, "steps": 5, "eval_every": 4,
-    "lr": 0.01, "dtype": "float64", "progress": False,
-}  # fmt: skip
+    "model": "gpt:layers=2,width=8,heads=2,context=9,dropout=0.1",
+    "batch_size": 10,
+    "steps": 5,
+    "eval_every": 4,
+    "lr": 0.01,
+    "dtype": "float64",
+    "progress": False,
+}
 REGRESSION = SMALL | {"model": "mlp:6-9x2-2", "data": "synthetic:samples=200,features=6,outputs=2,seed=1", "steps": 8}
 
 
@@ -217,7 +242,7 @@ def test_models(comm, shared_path, settings, way):
         settings = settings | {"data": f"text:{shared_path / 'text'}"}
         if comm.rank == 0:
             (shared_path / "text").write_text("the ring goes round and round, the ring goes round; " * 40)
-        meet(comm)
+        sleeping_barrier(comm)
     assert_same_numbers(ps.train(comm=comm, **settings, **way), **settings)
 
 
@@ -235,10 +260,20 @@ def test_who_cannot_train():
 
 WIDTHS, BATCH, LR = [6, 7, 5, 8, 3], 13, 0.3
 HAND = {
-    "model": "mlp:" + "-".join(map(str, WIDTHS)) + ",activation=tanh", "batch_size": BATCH, "steps": 8, "eval_every": 0,
-    "optimizer": "sgd", "lr": LR, "lr_schedule": "constant", "normalise": "none", "dtype": "float64",
-    "progress": False, "seed": 3, "chunk": "300", "delay": 0.001,
-}  # fmt: skip
+    "model": "mlp:" + "-".join(map(str, WIDTHS)) + ",activation=tanh",
+    "batch_size": BATCH,
+    "steps": 8,
+    "eval_every": 0,
+    "optimizer": "sgd",
+    "lr": LR,
+    "lr_schedule": "constant",
+    "normalise": "none",
+    "dtype": "float64",
+    "progress": False,
+    "seed": 3,
+    "message_size": "300",
+    "delay": 0.001,
+}
 KINDS = ["tanh"] * (len(WIDTHS) - 2) + ["linear"]
 
 
@@ -395,8 +430,8 @@ def test_bytes_of_bsp(base, comm):
         assert (control[1:, 0] >= 2 * 20 + 3 + 1).all()
         assert (control[1:, 0] <= 2 * 20 + 3 + 1 + 1 + seconds).all()
         assert (control[0, 1:] == 1).all()  # the end
-    np.testing.assert_array_equal(base.run.communication().to_numpy(), data + ControlLink.BYTES * control)
-    assert (base.config["filter"], base.config["local_steps"]) == ("none", 1)
+    np.testing.assert_array_equal(base.run.communication().to_numpy(), data + ControlChannel.BYTES * control)
+    assert (base.config["compression"], base.config["local_steps"]) == ("none", 1)
 
 
 LAYOUTS = [{}, {"servers": 2}, {"servers": N - 1}, {"colocate": True}]
@@ -436,7 +471,7 @@ def test_allreduce(comm, shared_path, divisible):
     settings = MOMENTUM
     if divisible:  # every layer is a message, and has 2 N outputs
         settings |= {"model": f"mlp:11-{2 * N}x3-{2 * N}", "data": f"synthetic:samples=300,features=11,classes={2 * N}"}
-        settings |= {"chunk": "1MB"}
+        settings |= {"message_size": "1MB"}
     traced = Traced(comm, shared_path, **settings, **ALLREDUCE)
     assert_same_numbers(traced.result, **settings)
     if not divisible and N <= 3:
@@ -464,21 +499,23 @@ def test_allreduce(comm, shared_path, divisible):
         assert moved["pushed"].sum() == moved["pulled"].sum() == data.sum()
 
 
-FILTERS = [{"filter": "float16"}, {"filter": "topk", "topk": 0.1}]
+FILTERS = [{"compression": "float16"}, {"compression": "topk", "topk": 0.1}]
 
 
 @pytest.mark.parametrize("way", [way for (way,) in chessboard(FILTERS)], ids=by_ids)
 def test_filters(comm, shared_path, way):
     """Fewer bytes, as many as they say; the loss falls all the same."""
     traced = Traced(
-        comm, shared_path, **SMALL | {"steps": 20, "eval_every": 0, "lr": 0.03}, chunk="1000", **SERVING, **way
+        comm, shared_path, **SMALL | {"steps": 20, "eval_every": 0, "lr": 0.03}, message_size="1000", **SERVING, **way
     )
     if comm.rank:
         return
     halves = [lambda size: 2 * size + 4] * 2
     tenth = [lambda size: max(1, round(0.1 * size)) * (ITEM + 4)]
-    np.testing.assert_array_equal(traced.sent(), traced.modelled(20, *halves if way["filter"] == "float16" else tenth))
-    assert traced.config["filter"] == way["filter"]
+    np.testing.assert_array_equal(
+        traced.sent(), traced.modelled(20, *halves if way["compression"] == "float16" else tenth)
+    )
+    assert traced.config["compression"] == way["compression"]
     losses = [row["loss"] for row in traced.result.rows if row["kind"] == "train"]
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
 
@@ -509,7 +546,7 @@ def slow():
     """A pace with which the last rank takes so long for a step, and the others next to nothing."""
     rows = -(-16 // (N if N <= 2 else N - 1))
     flops = sum(layer.flops(rows) for layer in build_model(SMALL["model"], "auto", 11, "classes", 3).layers)
-    return {"pace": ",".join(["2"] * (N - 1) + [f"{flops / STEP / 1e9:.9f}"])}
+    return {"node_speed": ",".join(["2"] * (N - 1) + [f"{flops / STEP / 1e9:.9f}"])}
 
 
 UNEVEN = SMALL | {"steps": 12, "eval_every": 0} | SEVERAL
@@ -644,7 +681,7 @@ def test_sets_of_bsp(comm, base, shared_path):
         assert base.run.status["sha256"] == base.result.sha256
         shutil.copytree(base.run.path, shared_path / "run")
         checkpoint.discard(shared_path / "run" / "checkpoints", 20)
-    meet(comm)
+    sleeping_barrier(comm)
     more = ps.train(comm=comm, resume=str(shared_path / "run"), progress=False)
     assert (more.step, more.sha256) == (20, base.result.sha256)
     if comm.rank == 0:
@@ -654,10 +691,13 @@ def test_sets_of_bsp(comm, base, shared_path):
 def test_resume_in_every_layout(comm, shared_path):
     """From ring to server, two servers, every rank, all-reduce and back: twenty steps, with whole sets on the way."""
     legs = [
-        (ringtmp.train, 3, {}), (ps.train, 7, {"servers": 1}), (ps.train, 11, {"servers": 2}),
-        (ps.train, 15, {"servers": 1, "colocate": True}), (ps.train, 18, {"colocate": False} | ALLREDUCE),
+        (ringtmp.train, 3, {}),
+        (ps.train, 7, {"servers": 1}),
+        (ps.train, 11, {"servers": 2}),
+        (ps.train, 15, {"servers": 1, "colocate": True}),
+        (ps.train, 18, {"colocate": False} | ALLREDUCE),
         (ringtmp.train, 20, {}),
-    ]  # fmt: skip
+    ]
     if N <= 3:  # nobody would be left to work
         legs = [leg for leg in legs if leg[2].get("servers", 0) < N or "colocate" in leg[2]]
     else:
@@ -665,10 +705,10 @@ def test_resume_in_every_layout(comm, shared_path):
     ringtmp.train(comm=comm, **SMALL | {"steps": 3}, out=str(shared_path), name="run")
     folder = shared_path / "run"
     for trainer, steps, layout in legs[1:]:
-        meet(comm)
+        sleeping_barrier(comm)
         result = trainer(comm=comm, resume=str(folder), steps=steps, checkpoint_every=2, progress=False, **layout)
         assert (result.step, result.saved) == (steps, True)
-        meet(comm)
+        sleeping_barrier(comm)
         last = steps - 1 if steps % 2 else steps - 2
         assert checkpoint.steps(folder / "checkpoints") == [last, steps]
         if comm.rank == 0:
@@ -695,7 +735,7 @@ def test_sets_without_barriers(comm, shared_path, first, then):
         assert checkpoint.steps(folder / "checkpoints") == [8, 10]
         for step in (8, 10):
             checkpoint.verify(folder / "checkpoints", checkpoint.read_marker(folder / "checkpoints", step))
-    meet(comm)
+    sleeping_barrier(comm)
     more = ps.train(comm=comm, resume=str(folder), steps=12, progress=False, **SEVERAL, **then)
     assert more.step == 12
     if comm.rank == 0:

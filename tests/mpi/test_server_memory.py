@@ -11,17 +11,28 @@ from mpi4py import MPI
 import ps
 import ringtmp
 from ps.mirror import holder_of
-from ringtmp.run.mpi import meet
-from ringtmp.run.node import Copy, NodeMemory
+from ringtmp.comm.mpi import sleeping_barrier
+from ringtmp.resilience.node_memory import Copy, NodeMemory
 
 pytestmark = pytest.mark.mpi
 
 N = MPI.COMM_WORLD.size
 SETTINGS = {
-    "model": "mlp:64-24x8-10", "batch_size": 16, "optimizer": "adamw", "steps": 6, "eval_every": 4, "chunk": "3000",
-    "progress": False, "checkpoint_every": 0, "lr_schedule": "constant",
-}  # fmt: skip
-CNN = SETTINGS | {"model": "cnn:8x8-4c3-p2-16-10", "optimizer": "sgd", "chunk": "1MiB"}  # a layer without parameters
+    "model": "mlp:64-24x8-10",
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "steps": 6,
+    "eval_every": 4,
+    "message_size": "3000",
+    "progress": False,
+    "checkpoint_every": 0,
+    "lr_schedule": "constant",
+}
+CNN = SETTINGS | {
+    "model": "cnn:8x8-4c3-p2-16-10",
+    "optimizer": "sgd",
+    "message_size": "1MiB",
+}  # a layer without parameters
 SERVING = {"colocate": True} if N == 1 else {}  # a server and at least one worker
 TWO = {"servers": 2} if N > 2 else {"colocate": True}
 NODES = "abcdefgh"[:N]
@@ -34,7 +45,7 @@ def memory(comm, shared_path, monkeypatch) -> Path:
     monkeypatch.setenv("RINGTMP_NODES", ",".join(NODES))
     monkeypatch.setattr(NodeMemory, "remove", lambda self: None)
     yield shared_path / "memory"
-    meet(comm)
+    sleeping_barrier(comm)
 
 
 def copies(memory: Path, step: int) -> dict[tuple[str, int, int], Copy]:
@@ -66,7 +77,7 @@ def test_versions_of_every_range(comm, memory, shared_path, monkeypatch, names, 
     named = [names[rank % len(names)] for rank in range(N)]
     monkeypatch.setenv("RINGTMP_NODES", ",".join(named))
     plain = ps.train(comm=comm, **settings, **layout)
-    result = ps.train(comm=comm, **settings, **layout, out=str(shared_path), name="run", replicate=1)
+    result = ps.train(comm=comm, **settings, **layout, out=str(shared_path), name="run", state_copies=1)
     assert result.sha256 == plain.sha256
     weights = result.weights()
     if comm.rank:
@@ -102,7 +113,7 @@ def test_versions_of_every_range(comm, memory, shared_path, monkeypatch, names, 
 def test_without_barriers(comm, memory, shared_path, way, layout):
     """Every gradient up to the step is in a version, and all of it in the last one; with local steps every third."""
     settings = SETTINGS | {"steps": 12, "delay": 0.0005}
-    result = ps.train(comm=comm, **settings, **layout, **way, out=str(shared_path), name="run", replicate=1)
+    result = ps.train(comm=comm, **settings, **layout, **way, out=str(shared_path), name="run", state_copies=1)
     weights = result.weights()
     if comm.rank:
         return
@@ -118,15 +129,17 @@ def test_without_barriers(comm, memory, shared_path, way, layout):
 def test_going_on_from_mirrors_alone(comm, memory, shared_path, layout):
     """Without any checkpoint, with ranges that are cut differently, and all that servers themselves held gone."""
     whole = ps.train(comm=comm, **SETTINGS | {"steps": 11}, **layout)
-    ps.train(comm=comm, **SETTINGS | {"steps": 7}, **layout, out=str(shared_path), name="run", replicate=1)
-    meet(comm)
+    ps.train(comm=comm, **SETTINGS | {"steps": 7}, **layout, out=str(shared_path), name="run", state_copies=1)
+    sleeping_barrier(comm)
     if comm.rank == 0:
         shutil.rmtree(shared_path / "run" / "checkpoints")
         for (_, server, holder), copy in copies(memory, 7).items():
             if server == holder and N > 1:
                 copy.path.unlink()
-    meet(comm)
-    again = ps.train(comm=comm, resume=str(shared_path / "run"), steps=11, progress=False, chunk="1000", replicate=1)
+    sleeping_barrier(comm)
+    again = ps.train(
+        comm=comm, resume=str(shared_path / "run"), steps=11, progress=False, message_size="1000", state_copies=1
+    )
     assert (again.step, again.sha256) == (11, whole.sha256)
     if comm.rank == 0:
         assert [row["step"] for row in again.rows if row["kind"] == "train"] == [8, 9, 10, 11]
@@ -137,19 +150,26 @@ def test_going_on_from_mirrors_alone(comm, memory, shared_path, layout):
 def test_from_servers_to_the_ring_and_back(comm, memory, shared_path):
     """What the one remembers the other goes on from, an all-reduce too."""
     settings = SETTINGS | {"dtype": "float64", "micro_batches": 4}
-    legs = [(ps.train, 3, TWO | {"replicate": 1}), (ringtmp.train, 6, {"replicate": 1}),
-            (ps.train, 9, SERVING | {"replicate": 1} if N == 1 else {"servers": 1, "colocate": False, "replicate": 1}),
-            (ps.train, 12, {"consistency": "allreduce", "replicate": 0})]  # fmt: skip
+    legs = [
+        (ps.train, 3, TWO | {"state_copies": 1}),
+        (ringtmp.train, 6, {"state_copies": 1}),
+        (
+            ps.train,
+            9,
+            SERVING | {"state_copies": 1} if N == 1 else {"servers": 1, "colocate": False, "state_copies": 1},
+        ),
+        (ps.train, 12, {"consistency": "allreduce", "state_copies": 0}),
+    ]
     alone = ringtmp.train(comm=MPI.COMM_SELF, **settings | {"steps": 12})
     for leg, (trainer, steps, more) in enumerate(legs):
         where = {"resume": str(shared_path / "run")} if leg else {"out": str(shared_path), "name": "run"}
         values = {"progress": False} if leg else settings
         result = trainer(comm=comm, **values | {"steps": steps} | more | where)
         assert result.step == steps
-        meet(comm)
+        sleeping_barrier(comm)
         if comm.rank == 0:
             shutil.rmtree(shared_path / "run" / "checkpoints")
-        meet(comm)
+        sleeping_barrier(comm)
     weights = result.weights()
     if comm.rank == 0:
         for layer, arrays in alone.layers.items():
@@ -161,16 +181,16 @@ def test_a_part_that_is_lost_everywhere(comm, memory, shared_path):
     """Then the checkpoint counts."""
     settings = SETTINGS | {"steps": 9, "checkpoint_every": 4}
     whole = ps.train(comm=comm, **settings, **TWO)
-    ps.train(comm=comm, **settings | {"steps": 7}, **TWO, out=str(shared_path), name="run", replicate=1)
-    meet(comm)
+    ps.train(comm=comm, **settings | {"steps": 7}, **TWO, out=str(shared_path), name="run", state_copies=1)
+    sleeping_barrier(comm)
     if comm.rank == 0:
         shutil.rmtree(shared_path / "run" / "checkpoints" / "step-00000007")
         for step in (6, 7):
             for (_, server, _), copy in copies(memory, step).items():
                 if server == 0:
                     copy.array(0)[0] += 1  # not as its checksum says
-    meet(comm)
-    again = ps.train(comm=comm, resume=str(shared_path / "run"), steps=9, progress=False, replicate=1)
+    sleeping_barrier(comm)
+    again = ps.train(comm=comm, resume=str(shared_path / "run"), steps=9, progress=False, state_copies=1)
     assert again.sha256 == whole.sha256
     if comm.rank == 0:
         assert again.rows[0]["step"] == 5
@@ -178,9 +198,9 @@ def test_a_part_that_is_lost_everywhere(comm, memory, shared_path):
 
 def test_refused(comm):
     for more, words in [
-        ({"consistency": "allreduce"}, "replicate: with consistency allreduce every rank holds everything"),
-        ({"colocate": True, "replicate": 2}, "replicate: .* expected off or 1, got 2"),
-        ({"colocate": True, "backup": 1}, "replicate: with backup workers" if N > 1 else "replicate|backup"),
+        ({"consistency": "allreduce"}, "state_copies: with consistency allreduce every rank holds everything"),
+        ({"colocate": True, "state_copies": 2}, "state_copies: .* expected off or 1, got 2"),
+        ({"colocate": True, "backup": 1}, "state_copies: with backup workers" if N > 1 else "state_copies|backup"),
     ]:
         with pytest.raises(ringtmp.UserError, match=words):
-            ps.train(comm=comm, **SETTINGS | {"replicate": 1} | more)
+            ps.train(comm=comm, **SETTINGS | {"state_copies": 1} | more)

@@ -8,14 +8,20 @@ from raw_trace import shares
 
 import ringtmp
 from ringtmp.analysis import open_run
-from ringtmp.run.links import ControlLink
+from ringtmp.comm.point_to_point import ControlChannel
 
 pytestmark = pytest.mark.mpi
 
 SETTINGS = {
-    "model": "mlp:64-24x7-10", "data": "digits", "batch_size": 32, "micro_batches": 5, "steps": 12, "eval_every": 6,
-    "checkpoint_every": 5, "progress": False,
-}  # fmt: skip
+    "model": "mlp:64-24x7-10",
+    "data": "digits",
+    "batch_size": 32,
+    "micro_batches": 5,
+    "steps": 12,
+    "eval_every": 6,
+    "checkpoint_every": 5,
+    "progress": False,
+}
 
 
 _traced: list[ringtmp.Result] = []
@@ -40,7 +46,7 @@ def test_neighbours_only(comm, run):
         for _, row in run.ranks().iterrows():  # rank 0 to the last but one send activations; rank 0 sends labels
             rank, last = row["rank"], row["rank"] == n - 1
             sent = 0 if last else 4 * 24 * samples
-            sent += ControlLink.BYTES * (
+            sent += ControlChannel.BYTES * (
                 12 + 2 * last
             )  # a token a step; the last rank sends the results of tests as well
             if n == 2:  # the right neighbour is the left one too

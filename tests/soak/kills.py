@@ -26,8 +26,22 @@ from jobs.experiments.store import places, write
 RESULT, _ = places("soak")
 PER_RUN, EVERY = 20, 8  # kills of a run, and steps from one to the next
 STEPS = PER_RUN * EVERY + 40  # evaluations and checkpoints, into which some fall, come every 7 and 9 steps
-FLAGS = ["--model", "mlp:64-48x6-10", "--steps", str(STEPS), "--eval-every", "7", "--checkpoint-every", "9",
-         "--batch-size", "32", "--micro-batches", "4", "--name", "run"]  # fmt: skip
+FLAGS = [
+    "--model",
+    "mlp:64-48x6-10",
+    "--steps",
+    str(STEPS),
+    "--eval-every",
+    "7",
+    "--checkpoint-every",
+    "9",
+    "--batch-size",
+    "32",
+    "--micro-batches",
+    "4",
+    "--name",
+    "run",
+]
 
 
 def undisturbed() -> str:
@@ -83,19 +97,30 @@ def main() -> int:
             for apart in (True, False):
                 for which in parts(cases(ranks, apart, 100 * seed + ranks, options.most)):
                     struck, wrong = soak(ranks, apart, seed, which, sha256)
-                    rows.append({
-                        "ranks": ranks, "nodes": ranks if apart else 1, "seed": seed, "kills": len(struck),
-                        "wrong": wrong, "each": [[one.rank, one.phase, one.step, round(one.seconds, 3)]
-                                                 for one in struck],
-                    })  # fmt: skip
+                    rows.append(
+                        {
+                            "ranks": ranks,
+                            "nodes": ranks if apart else 1,
+                            "seed": seed,
+                            "kills": len(struck),
+                            "wrong": wrong,
+                            "each": [[one.rank, one.phase, one.step, round(one.seconds, 3)] for one in struck],
+                        }
+                    )
     every = [seconds for row in rows for *_, seconds in row["each"] if seconds]
     quartiles = [float(value) for value in np.percentile(every, [25, 50, 75, 100])] if every else []
     total, wrong = sum(row["kills"] for row in rows), [row for row in rows if row["wrong"]]
     summary = {
-        "kills": total, "runs": len(rows), "failed": len(wrong), "made_again_at_most": 1, "seconds_quartiles": quartiles
-    }  # fmt: skip
-    print(f"{total} kills in {len(rows)} runs, {time.time() - began:.0f} s: {len(wrong)} runs failed; until the first "
-          f"step after a kill (quartiles, most) {', '.join(f'{value:.2f}' for value in quartiles)} s")  # fmt: skip
+        "kills": total,
+        "runs": len(rows),
+        "failed": len(wrong),
+        "made_again_at_most": 1,
+        "seconds_quartiles": quartiles,
+    }
+    print(
+        f"{total} kills in {len(rows)} runs, {time.time() - began:.0f} s: {len(wrong)} runs failed; until the first "
+        f"step after a kill (quartiles, most) {', '.join(f'{value:.2f}' for value in quartiles)} s"
+    )
     for row in wrong:
         print(f"  {row['ranks']} ranks on {row['nodes']} nodes, seed {row['seed']}: {row['wrong']}")
     if options.most is None:

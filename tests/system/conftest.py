@@ -24,9 +24,13 @@ def launch(tmp_path) -> Launch:
 
     def run(ranks: int, *arguments: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command(ranks, *arguments), cwd=tmp_path, capture_output=True, text=True, timeout=timeout,
+            command(ranks, *arguments),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
             env=os.environ | env,
-        )  # fmt: skip
+        )
 
     return run
 

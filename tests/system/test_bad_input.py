@@ -49,13 +49,13 @@ CASES = {
     "existing run": (["--name", "taken"], ["taken", "not overwritten"]),
     "bad name": (["--name", "a/b"], ["name"]),
     "no such run": (["--resume", "nowhere"], ["nowhere", "run folder"]),
-    "bad split": (["--split", "a,b"], ["split", "a,b"]),
-    "split does not fit": (["--split", "9"], ["split"]),
+    "bad split": (["--layer-split", "a,b"], ["layer_split", "a,b"]),
+    "split does not fit": (["--layer-split", "9"], ["layer_split"]),
     "chunks on a schedule that takes none": (["--schedule", "zb-h1", "--chunks", "2"], ["chunks", "zb-h1", "2"]),
     "more stages than layers": (["--chunks", "9"], ["chunks: 9", "model has 4"]),
-    "pace is no speed": (["--pace", "fast"], ["pace", "GFLOP/s", "fast"]),
-    "pace for other ranks": (["--pace", "1,1,1,1,1"], ["pace", "5 ranks"]),
-    "jitter without pace": (["--jitter", "0.3"], ["jitter", "--pace"]),
+    "pace is no speed": (["--node-speed", "fast"], ["node_speed", "GFLOP/s", "fast"]),
+    "pace for other ranks": (["--node-speed", "1,1,1,1,1"], ["node_speed", "5 ranks"]),
+    "jitter without pace": (["--jitter", "0.3"], ["jitter", "--node-speed"]),
     "asynchronous in ready mode": (["--schedule", "pipedream", "--mode", "ready"], ["mode", "pipedream"]),
     "2bw in strict mode": (["--schedule", "2bw", "--mode", "strict"], ["mode", "2bw"]),
     "activation memory is no size": (["--activation-memory", "lots"], ["activation_memory", "512MiB", "lots"]),
@@ -65,15 +65,15 @@ CASES = {
         ["activation_memory", "gpipe", "10kB"],
     ),
     "idle ranks without their speeds": (["--allow-idle-ranks", "on"], ["allow_idle_ranks", "measured", "flops"]),
-    "a pace that changes at no step": (["--pace", "2@soon:1"], ["pace", "2@50:1", "2@soon:1"]),
+    "a pace that changes at no step": (["--node-speed", "2@soon:1"], ["node_speed", "2@50:1", "2@soon:1"]),
     "memory is no size": (["--memory-limit", "lots"], ["memory_limit", "512MiB", "lots"]),
     "too little memory": (["--memory-limit", "1MiB"], ["memory_limit", "alone takes", "--memory-limit"]),
-    "no columns": (["--columns", "0"], ["columns", "greater than or equal to 1"]),
+    "no columns": (["--slices", "0"], ["slices", "greater than or equal to 1"]),
     "balance of an unknown kind": (["--balance", "maybe"], ["balance", "off", "auto", "maybe"]),
     "layers with many versions in balance": (["--balance", "auto", "--schedule", "2bw"], ["balance", "2bw", "off"]),
     "recompute of an unknown kind": (["--recompute", "perhaps"], ["recompute", "perhaps"]),
-    "rings that do not divide the ranks": (["--replicas", "7"], ["replicas: 7", "ranks"]),
-    "rings and replicas": (["--replicas", "2", "--replicate", "1"], ["replicate", "rings"]),
+    "rings that do not divide the ranks": (["--rings", "7"], ["rings: 7", "ranks"]),
+    "rings and replicas": (["--rings", "2", "--state-copies", "1"], ["state_copies", "rings"]),
     "nothing in flight": (["--in-flight", "0"], ["in_flight", "greater than or equal to 1"]),
 }
 
@@ -112,7 +112,7 @@ def contents(path):
 # first line to its exit status, for a third of a start.
 FORKS = """
 import json, os, runpy, signal, sys
-import ringtmp.ring.trainer, ringtmp.run.cli, ringtmp.run.data
+import ringtmp.ring.trainer, ringtmp.config.command_line, ringtmp.data.dataset
 assert "mpi4py.MPI" not in sys.modules
 while line := sys.stdin.readline():
     folder, sys.argv[1:] = json.loads(line)
@@ -134,8 +134,11 @@ while line := sys.stdin.readline():
 def fork():
     """What `python -m ringtmp.train FLAGS` ends with, without a launcher, in a process forked off a warm one."""
     server = subprocess.Popen(
-        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
     def run(folder, *flags: str) -> subprocess.CompletedProcess:
         print(json.dumps([str(folder), flags]), file=server.stdin, flush=True)
@@ -149,8 +152,12 @@ def fork():
 def launched(ranks):
     """The same under the launcher, on so many ranks."""
     return lambda folder, *flags: subprocess.run(
-        command(ranks, "-m", "ringtmp.train", *flags), cwd=folder, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        command(ranks, "-m", "ringtmp.train", *flags),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def refused(folder, run, flags, words):
@@ -215,9 +222,13 @@ def test_folder_without_write_permission(tmp_path):
         if parent.stat().st_uid == os.geteuid() and str(parent) not in ("/", "/tmp"):
             parent.chmod(0o755)
     done = subprocess.run(
-        [*user, *command(2, "-m", "ringtmp.train", *MODEL, "--out", "locked/runs")], cwd=tmp_path, timeout=60,
-        capture_output=True, text=True, env=os.environ | {"HOME": str(cache), "NUMBA_CACHE_DIR": str(cache)},
-    )  # fmt: skip
+        [*user, *command(2, "-m", "ringtmp.train", *MODEL, "--out", "locked/runs")],
+        cwd=tmp_path,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(cache), "NUMBA_CACHE_DIR": str(cache)},
+    )
     out_of_reach = "Permission denied" in done.stderr and "python" in done.stderr  # as MPICH says it
     if out_of_reach or "could not access" in " ".join(done.stderr.split()):  # as Open MPI says it
         pytest.skip("the interpreter itself is out of an ordinary user's reach here (it lies under /root)")

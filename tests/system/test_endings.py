@@ -16,9 +16,13 @@ SLOW = ("-m", "ringtmp.train", "--model", "mlp:64-32x7-10", "--epochs", "100000"
 def started(tmp_path, ranks: int) -> subprocess.Popen:
     """A long run that has begun to train."""
     job = subprocess.Popen(
-        command(ranks, *SLOW), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command(ranks, *SLOW),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     history = tmp_path / "runs" / "run" / "history.csv"
     deadline = time.monotonic() + 90
     while not (history.exists() and "test" in history.read_text()):
@@ -71,10 +75,16 @@ def test_signal_to_a_single_process(tmp_path):
 def test_signal_to_one_rank(tmp_path):
     """A rank in the middle is told to stop: its token tells rank 0, and rank 0 tells the ring."""
     job = started(tmp_path, 3)
-    ranks = [int(line.split()[0]) for line in subprocess.run(
-        ["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
-        if "ringtmp.train" in line and "mpirun" not in line and "hydra" not in line
-        and os.path.realpath(f"/proc/{line.split()[0]}/cwd") == str(tmp_path)]  # fmt: skip
+    ranks = [
+        int(line.split()[0])
+        for line in subprocess.run(
+            ["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        if "ringtmp.train" in line
+        and "mpirun" not in line
+        and "hydra" not in line
+        and os.path.realpath(f"/proc/{line.split()[0]}/cwd") == str(tmp_path)
+    ]
     assert len(ranks) >= 3
     os.kill(sorted(ranks)[-2], signal.SIGTERM)
     job.communicate(timeout=30)
@@ -83,7 +93,7 @@ def test_signal_to_one_rank(tmp_path):
 
 BROKEN = """
 import sys, time
-from ringtmp.run.mpi import run_main
+from ringtmp.comm.mpi import run_main
 from ringtmp.train import main
 from ringtmp.nn.stage import Stage
 whole = Stage.{method}
@@ -148,8 +158,9 @@ def test_wrong_launcher(tmp_path, variable):
     env[variable] = "4"
     if variable == "PMI_SIZE":
         env["PMI_RANK"] = "0"
-    done = subprocess.run(command(1, "-m", "ringtmp.train")[3:], cwd=tmp_path, env=env, capture_output=True, text=True,
-                          timeout=60)  # fmt: skip
+    done = subprocess.run(
+        command(1, "-m", "ringtmp.train")[3:], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2, done.stderr
     assert variable in done.stderr
     assert "MPICH" in done.stderr or "Open MPI" in done.stderr

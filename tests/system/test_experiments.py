@@ -27,8 +27,14 @@ QUICK = ["optimum", *(pytest.param(name, marks=pytest.mark.soak) for name in LON
 
 
 def experiment(*words, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", "jobs.experiments", *map(str, words)], cwd=cwd, capture_output=True,
-                          text=True, timeout=280, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.experiments", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,29 @@ import pytest
 
 # MPICH over libfabric's TCP within this host; other MPIs heed none of it, and have to end as well.
 TCP = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
-COMMON = ("--steps", "2", "--eval-every", "0", "--trace", "off", "--pace", "1,0.2")
-ALL_REDUCE = ("--model", "mlp:64-256x17-10", "--batch-size", "32", "--consistency", "allreduce", "--chunk", "16KiB")
-CHUNKS = ("--model", "mlp:64-256x7-10", "--batch-size", "128", "--micro-batches", "128", "--chunks", "2",
-          "--heartbeat", "30")  # fmt: skip
+COMMON = ("--steps", "2", "--eval-every", "0", "--trace", "off", "--node-speed", "1,0.2")
+ALL_REDUCE = (
+    "--model",
+    "mlp:64-256x17-10",
+    "--batch-size",
+    "32",
+    "--consistency",
+    "allreduce",
+    "--message-size",
+    "16KiB",
+)
+CHUNKS = (
+    "--model",
+    "mlp:64-256x7-10",
+    "--batch-size",
+    "128",
+    "--micro-batches",
+    "128",
+    "--chunks",
+    "2",
+    "--heartbeat-timeout",
+    "30",
+)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,14 @@ except ringtmp.UserError as error:
 if MPI.COMM_WORLD.rank == 0:
     print("RANKS", json.dumps([[rank["memory"], rank["expected"]] for rank in result.ranks]), flush=True)
 """
-SETTINGS = {"model": "mlp:64-1536x9-10", "batch_size": 32, "micro_batches": 4, "steps": 3, "eval_every": 0,
-            "out": "runs"}  # fmt: skip
+SETTINGS = {
+    "model": "mlp:64-1536x9-10",
+    "batch_size": 32,
+    "micro_batches": 4,
+    "steps": 3,
+    "eval_every": 0,
+    "out": "runs",
+}
 
 
 def run(launch, ranks, cap=0, **more):
@@ -31,7 +37,7 @@ def run(launch, ranks, cap=0, **more):
 
 @pytest.mark.parametrize(
     ("ranks", "more"), [(1, {}), (2, {"recompute": True}), (2, {"checkpoint_every": 0, "optimizer": "momentum"})]
-)  # fmt: skip
+)
 def test_expected_and_taken(launch, ranks, more):
     """Within 5 %, on the safe side or not."""
     done = run(launch, ranks, **more)

@@ -12,7 +12,7 @@ import pytest
 from conftest import command
 
 from ringtmp.analysis import open_run
-from ringtmp.run.mpi import runs
+from ringtmp.comm.mpi import runs
 
 pytestmark = pytest.mark.alone
 
@@ -81,7 +81,7 @@ import sys
 from mpi4py import MPI
 from ps.train import main
 from ringtmp.nn.stage import Stage
-from ringtmp.run.mpi import run_main
+from ringtmp.comm.mpi import run_main
 whole = Stage.backward_weight
 def broken(self, *arguments, **named):
     broken.calls += 1
@@ -122,7 +122,7 @@ class Job:
         words = command(ranks, "-m", "ps.train", "--name", "run", "--checkpoint-every", "10", *flags)
         self.job = subprocess.Popen(
             words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )  # fmt: skip
+        )
         history, deadline = tmp_path / "runs" / "run" / "history.csv", time.monotonic() + 60
         while not list((tmp_path / "runs").glob("run/checkpoints/*/COMMIT.json")) or "test" not in history.read_text():
             assert self.job.poll() is None, self.job.communicate()[0]

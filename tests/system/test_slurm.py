@@ -37,8 +37,13 @@ def submit(slurm, tmp_path):
     """`sbatch OPTIONS jobs/slurm/NAME.sbatch FLAGS` in an empty folder, with variables; the job's number."""
 
     def run(name: str, flags: list[str], *options: str, **env: str) -> str:
-        ours = {"RINGTMP_HOME": str(ROOT), "PYTHON": sys.executable, "MPIRUN": MPIRUN,
-                "NUMBA_CACHE_DIR": str(_jit.CACHE.parent), "RINGTMP_NODE_MEMORY": str(tmp_path / "memory")}  # fmt: skip
+        ours = {
+            "RINGTMP_HOME": str(ROOT),
+            "PYTHON": sys.executable,
+            "MPIRUN": MPIRUN,
+            "NUMBA_CACHE_DIR": str(_jit.CACHE.parent),
+            "RINGTMP_NODE_MEMORY": str(tmp_path / "memory"),
+        }
         return slurm.submit(str(SCRIPTS / f"{name}.sbatch"), flags, ours | env, *options, cwd=tmp_path)
 
     return run
@@ -63,7 +68,7 @@ def test_a_job_survives_a_kill_a_lost_node_and_the_end_of_its_time(slurm, submit
     Its time is up: it queues itself. The weights are those of one rank to which nothing has happened.
     """
     flags = [*NET, "--steps", "150", "--micro-batches", "4"]
-    job = submit("supervise", [*flags, "--pace", "0.05"], *FOUR)
+    job = submit("supervise", [*flags, "--node-speed", "0.05"], *FOUR)
     log = tmp_path / f"ringtmp-{job}.log"
     until(lambda: steps(tmp_path) > 10, log)
     places = sorted(tmp_path.glob("runs/*/traces/*/processes.json"))[-1].read_text()
@@ -92,7 +97,7 @@ def test_a_job_survives_a_kill_a_lost_node_and_the_end_of_its_time(slurm, submit
 
 
 def test_a_job_out_of_time_ends_with_a_checkpoint(slurm, submit, tmp_path):
-    job = submit("train", [*NET, "--steps", "1000", "--pace", "0.01", "--name", "long"], *FOUR)
+    job = submit("train", [*NET, "--steps", "1000", "--node-speed", "0.01", "--name", "long"], *FOUR)
     log = tmp_path / f"ringtmp-{job}.log"
     until(lambda: steps(tmp_path) > 2, log)
     slurm.run("scancel", "--batch", "--signal=TERM", job)

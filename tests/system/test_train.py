@@ -70,9 +70,12 @@ def test_layers_from_toml(train, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "model", "metric"),
-    [("breast-cancer", "mlp:30-20-20-2", "accuracy"), ("diabetes", "mlp:10-20-20-1", "R2"),
-     ("synthetic:samples=500,features=12,classes=4", "mlp:12-20-20-4", "accuracy")],
-)  # fmt: skip
+    [
+        ("breast-cancer", "mlp:30-20-20-2", "accuracy"),
+        ("diabetes", "mlp:10-20-20-1", "R2"),
+        ("synthetic:samples=500,features=12,classes=4", "mlp:12-20-20-4", "accuracy"),
+    ],
+)
 def test_other_data(train, data, model, metric):
     done = train(3, "--data", data, "--model", model, "--epochs", "20", "--micro-batches", "4", "--lr", "0.01")
     assert done.returncode == 0, done.stderr

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ringtmp.ring.balance import LEAST, WARM, WINDOW, WORTH, Governor, Meter, owners
-from ringtmp.ring.partition import Part, deal
+from ringtmp.ring.load_balance import LEAST, WARM, WINDOW, WORTH, LoadMeter, RebalancePolicy, owners
+from ringtmp.schedule.partition import Part, deal
 
 MS = 1e6
 
@@ -17,7 +17,7 @@ class Ring:
         self.rng = np.random.default_rng(seed)
         self.ranks = len(speeds(0))
         self.ends = np.cumsum(deal([Part.of(costs)] * self.ranks).counts)
-        self.meters, self.governor = [Meter() for _ in range(self.ranks)], Governor()
+        self.meters, self.governor = [LoadMeter() for _ in range(self.ranks)], RebalancePolicy()
         self.now, self.busy = 0.0, np.zeros(self.ranks)
         self.cuts, self.orders, self.before = [tuple(self.ends)], [], []
         for meter in self.meters:
@@ -140,7 +140,7 @@ def test_whole_layers_that_no_cut_can_even_out():
 
 def test_what_does_not_help_is_undone():
     """Layers that take longer elsewhere, which no rank can know before."""
-    governor = Governor()
+    governor = RebalancePolicy()
     governor.known = 1.0
     step = now = 0
     order = None
@@ -161,14 +161,14 @@ def test_what_does_not_help_is_undone():
 
 def test_a_window_lasts_long_enough_to_tell():
     """Steps of a millisecond: `LEAST` seconds, not `WINDOW` steps."""
-    governor = Governor()
+    governor = RebalancePolicy()
     steps = [step for step in range(1, 1000) if governor.stepped(step, 1.0, 2.0, step / 1000)]
     assert steps
     assert steps[0] >= LEAST * 1000
 
 
 def test_a_meter_forgets_what_was_before_a_cut():
-    meter = Meter()
+    meter = LoadMeter()
     meter.restart(1000)
     assert meter.busy == 0
     for n in range(1, WARM + 4):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import ringtmp
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.checkpoint.format import LayerRecord
 from ringtmp.errors import UserError
-from ringtmp.run import checkpoint
-from ringtmp.run.checkpoint import LayerRecord
 
 
 def records(rank, step):
@@ -99,8 +99,13 @@ def test_failed_write_leaves_nothing(tmp_path):
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
-SMALL = {"model": "mlp:6-5-3", "data": "synthetic:samples=60,features=6,classes=3", "batch_size": 8, "micro_batches": 2,
-         "lr_schedule": "constant"}  # fmt: skip
+SMALL = {
+    "model": "mlp:6-5-3",
+    "data": "synthetic:samples=60,features=6,classes=3",
+    "batch_size": 8,
+    "micro_batches": 2,
+    "lr_schedule": "constant",
+}
 
 
 @pytest.fixture(scope="module")

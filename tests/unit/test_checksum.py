@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import checksum
+from ringtmp.storage.checksum import checksum
 
 COUNTS = st.integers(0, 5000) | st.sampled_from([0, 1, 2, 1023, 1024, 1025, 2048, 3073])
 
@@ -81,7 +81,7 @@ def test_pairs_that_cancel():
 
 def test_the_same_everywhere():
     """Odd weights and no two alike, which the promises rest on; the same with any NumPy."""
-    weights = sys.modules["kernels.checksum"]._WEIGHTS
+    weights = sys.modules["ringtmp.storage.checksum"]._WEIGHTS
     assert len(set(weights.tolist())) == len(weights)
     assert (weights % 2 == 1).all()
     assert weights.max() < 2**32
@@ -108,7 +108,7 @@ def test_several_arrays_in_order(dtype):
 def test_no_kernel_is_compiled_later():
     """Any start, and words that may be written or not."""
     kernels.compile_all(np.float32, ["keep"])
-    compiled = sys.modules["kernels.checksum"]._checksum
+    compiled = sys.modules["ringtmp.storage.checksum"]._checksum
     before = len(compiled.signatures)
     words = some(100, 0)
     frozen = np.frombuffer(words.tobytes(), np.uint32)

@@ -4,11 +4,11 @@ import tomllib
 
 import pytest
 
+from ringtmp.config.command_line import parse, parser
+from ringtmp.config.schema import RunConfig, make_config
 from ringtmp.errors import UserError
-from ringtmp.run.cli import parse, parser
-from ringtmp.run.config import RunConfig, make_config
-from ringtmp.run.folder import RunFolder, make_run_folder
 from ringtmp.run.job import merge
+from ringtmp.storage.run_folder import RunFolder, make_run_folder
 
 KEYS = list(RunConfig.model_fields)
 
@@ -45,8 +45,8 @@ def test_text_becomes_numbers():
         ({"epochs": 2, "steps": 3}, "epochs and steps: expected one of them"),
         ({"seed": -1}, "seed: expected greater than or equal to 0"),
         ({"model": 3}, "model: expected"),
-        ({"jitter": 0.1}, "jitter: only emulated nodes have it; give --pace as well"),
-        ({"jitter": 1.0, "pace": "2"}, "jitter: expected less than 1, got 1.0"),
+        ({"jitter": 0.1}, "jitter: only emulated nodes have it; give --node-speed as well"),
+        ({"jitter": 1.0, "node_speed": "2"}, "jitter: expected less than 1, got 1.0"),
         ({"schedule": "pipedream", "mode": "ready"}, "mode: schedule pipedream has an order of its own"),
         ({"schedule": "2bw", "mode": "strict"}, "mode: schedule 2bw follows no plan"),
         ({"schedule": "pipedream", "clip_norm": 1.0}, "clip_norm: waits for all ranks in each step"),
@@ -83,13 +83,19 @@ def test_stored_config_reads_back(tmp_path, values):
 @pytest.mark.parametrize(
     "values",
     [
-        {"jitter": 0.1, "pace": "2"}, {"pace": "2"}, {"schedule": "pipedream"}, {"chunks": 3},
-        {"schedule": "pipedream", "mode": "strict"}, {"schedule": "2bw", "clip_norm": 1.0},
-        {"schedule": "pipedream", "clip_value": 1.0, "chunks": 1}, {"schedule": "2bw", "mode": "ready", "chunks": 1},
+        {"jitter": 0.1, "node_speed": "2"},
+        {"node_speed": "2"},
+        {"schedule": "pipedream"},
+        {"chunks": 3},
+        {"schedule": "pipedream", "mode": "strict"},
+        {"schedule": "2bw", "clip_norm": 1.0},
+        {"schedule": "pipedream", "clip_value": 1.0, "chunks": 1},
+        {"schedule": "2bw", "mode": "ready", "chunks": 1},
         {"schedule": "1f1b", "clip_norm": 1.0},
-        {"schedule": "auto", "mode": "strict", "chunks": 2}, {"schedule": "interleaved", "mode": "ready", "chunks": 2},
+        {"schedule": "auto", "mode": "strict", "chunks": 2},
+        {"schedule": "interleaved", "mode": "ready", "chunks": 2},
     ],
-)  # fmt: skip
+)
 def test_what_goes_together(values):
     assert make_config(values).stored().items() >= values.items()
 

@@ -5,8 +5,8 @@ import pytest
 
 from ringtmp.analysis import critical_path
 from ringtmp.errors import UserError
-from ringtmp.ring.plan import build
-from ringtmp.ring.simulate import Scene, simulate
+from ringtmp.schedule.plan import build
+from ringtmp.simulate.pipeline import Scene, simulate
 
 COLUMNS = ["rank", "kind", "start", "end", "step", "micro_batch", "stage"]
 
@@ -18,13 +18,22 @@ def table(*rows):
 def test_by_hand():
     """Two ranks: the second one waits for a message, then the first one for the gradient."""
     events = table(
-        (0, "F", 0, 10, 0, 0, 0), (0, "wait", 10, 50, 0, -1, -1), (1, "F", 15, 30, 0, 0, 1), (1, "I", 30, 42, 0, 0, 1),
-        (1, "W", 42, 45, 0, 0, 1), (0, "I", 50, 60, 0, 0, 0), (0, "W", 60, 70, 0, 0, 0),
-    )  # fmt: skip
+        (0, "F", 0, 10, 0, 0, 0),
+        (0, "wait", 10, 50, 0, -1, -1),
+        (1, "F", 15, 30, 0, 0, 1),
+        (1, "I", 30, 42, 0, 0, 1),
+        (1, "W", 42, 45, 0, 0, 1),
+        (0, "I", 50, 60, 0, 0, 0),
+        (0, "W", 60, 70, 0, 0, 0),
+    )
     path = critical_path(events)
     assert path[["rank", "kind", "gap", "by"]].to_numpy().tolist() == [
-        [0, "F", 0, ""], [1, "F", 5, "message"], [1, "I", 0, "rank"], [0, "I", 8, "message"], [0, "W", 0, "rank"]
-    ]  # fmt: skip
+        [0, "F", 0, ""],
+        [1, "F", 5, "message"],
+        [1, "I", 0, "rank"],
+        [0, "I", 8, "message"],
+        [0, "W", 0, "rank"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb-h2"])

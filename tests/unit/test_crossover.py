@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.experiments.crossover import WAYS, Setting, crossing, curves, equal, predict, same_bytes, tabulate
 from jobs.experiments.crossover_figure import show
-from ringtmp.ring.rivals import Exchange, cut_bytes, exchange_bytes
+from ringtmp.simulate.data_parallel import Exchange, cut_bytes, exchange_bytes
 
 SETTING = Setting(4, 8, 32, 96, 8, "32KiB", 10.0, "100mbit", 11.8e6, 1e-4)
 
@@ -55,10 +55,13 @@ def test_predictions():
 def test_tables():
     points = [(48, 32), (96, 32), (192, 32)]
     rounds = [
-        [{"way": way, "batch": batch, "width": 32, "late": 0.0, "seconds": scale * (batch if way == "ring" else 96)}
-         for batch, _ in points for way in ("ring", "server")]
+        [
+            {"way": way, "batch": batch, "width": 32, "late": 0.0, "seconds": scale * (batch if way == "ring" else 96)}
+            for batch, _ in points
+            for way in ("ring", "server")
+        ]
         for scale in (1.0, 1.1, 3.0)
-    ]  # fmt: skip
+    ]
     rows = tabulate(SETTING, "batch", points, rounds, ["ring", "server"])
     assert rows[0]["ring"]["predicted"] == predict(SETTING, "ring", 48, 32)
     assert [rows[0]["ring"][key] for key in ("low", "measured", "high")] == pytest.approx([48, 52.8, 144])
@@ -69,10 +72,14 @@ def test_tables():
     assert [found["measured"], *found["rounds"]] == pytest.approx([96] * 4)
     assert crossing("batch", "colocated", [row | {"colocated": 1} for row in curve], rows, rounds)["measured"] is None
     table = {
-        "provenance": {"rounds": 3}, "setting": {"width": 32, "batch": 96}, "caveats": ["one"], "rows": rows,
-        "crossings": [found], "same_bytes": {"batch": same_bytes(SETTING, "batch")},
+        "provenance": {"rounds": 3},
+        "setting": {"width": 32, "batch": 96},
+        "caveats": ["one"],
+        "rows": rows,
+        "crossings": [found],
+        "same_bytes": {"batch": same_bytes(SETTING, "batch")},
         "runs": [run for some in rounds for run in some],
-    }  # fmt: skip
+    }
     said = Console(file=StringIO(), width=150)
     show(table, said)
     assert (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
+from ringtmp.data.dataset import epoch_order, open_data
+from ringtmp.data.sources import open_source, read_idx
 from ringtmp.errors import UserError
-from ringtmp.run.data import epoch_order, open_data
-from ringtmp.run.data_sources import open_source, read_idx
 
 F64 = np.dtype(np.float64)
 
@@ -29,9 +29,12 @@ def both(data):
 
 @pytest.mark.parametrize(
     ("name", "load"),
-    [("digits", datasets.load_digits), ("breast-cancer", datasets.load_breast_cancer),
-     ("diabetes", lambda **k: datasets.load_diabetes(scaled=False, **k))],
-)  # fmt: skip
+    [
+        ("digits", datasets.load_digits),
+        ("breast-cancer", datasets.load_breast_cancer),
+        ("diabetes", lambda **k: datasets.load_diabetes(scaled=False, **k)),
+    ],
+)
 def test_bundled_sets_are_scikit_learns(name, load):
     source = open_source(name)
     x, y = load(return_X_y=True)
@@ -233,7 +236,7 @@ def test_measuring_in_blocks(monkeypatch):
     """Mean and deviation do not depend on how the pass is cut."""
     x, y = made(1000)
     whole = open_data((x, y), dtype=F64).info.normalisation
-    monkeypatch.setattr("ringtmp.run.data._BLOCK", 6 * 8 * 7)
+    monkeypatch.setattr("ringtmp.data.dataset._BLOCK", 6 * 8 * 7)
     cut = open_data((x, y), dtype=F64).info.normalisation
     assert whole["kind"] == "global"
     np.testing.assert_allclose(cut["mean"], whole["mean"], rtol=1e-12)
@@ -282,11 +285,17 @@ def test_bad_arrays(case):
 
 @pytest.mark.parametrize(
     ("spec", "words"),
-    [("digit", "did you mean digits"), ("missing.npz", "no such file"), ("missing.h5", "no such file"),
-     ("synthetic:sample=3", "unknown key 'sample'"), ("synthetic:samples=x", "must be a number"),
-     ("synthetic:samples=1", "at least 2"), ("synthetic:noise=nan", "at least 0"),
-     ("/etc/hostname", "expected digits")],
-)  # fmt: skip
+    [
+        ("digit", "did you mean digits"),
+        ("missing.npz", "no such file"),
+        ("missing.h5", "no such file"),
+        ("synthetic:sample=3", "unknown key 'sample'"),
+        ("synthetic:samples=x", "must be a number"),
+        ("synthetic:samples=1", "at least 2"),
+        ("synthetic:noise=nan", "at least 0"),
+        ("/etc/hostname", "expected digits"),
+    ],
+)
 def test_bad_names(spec, words):
     with pytest.raises(UserError, match=words):
         open_source(spec)

@@ -14,10 +14,10 @@ import pytest
 import ringtmp
 from ringtmp.analysis import draw_gantt, open_run, peak_in_flight, staleness, write_perfetto
 from ringtmp.analysis.draw import COLOURS
-from ringtmp.draw import _arguments, draw
-from ringtmp.ring.plan import build
-from ringtmp.ring.simulate import Scene, simulate
-from ringtmp.run.trace import KINDS
+from ringtmp.commands.draw import _arguments, draw
+from ringtmp.schedule.plan import build
+from ringtmp.simulate.pipeline import Scene, simulate
+from ringtmp.trace.recorder import KINDS
 
 mpl.use("agg")
 
@@ -34,9 +34,15 @@ def _closed():
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     ringtmp.train(
-        data="digits", model="mlp:64-16x2-10", steps=10, micro_batches=4, batch_size=32, out=str(out), name="a",
+        data="digits",
+        model="mlp:64-16x2-10",
+        steps=10,
+        micro_batches=4,
+        batch_size=32,
+        out=str(out),
+        name="a",
         progress=False,
-    )  # fmt: skip
+    )
     return open_run(out / "a")
 
 
@@ -129,8 +135,16 @@ def test_servers_and_workers(micro_batches):
     assert bars_of(ax) == want_bars(events)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["rank 0", "rank 1", "rank 2"]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["F forward", "I input gradient", "W weight gradient", "U update", "send", "receive", "wait",
-                      "layers 0 to 2"]  # fmt: skip
+    assert labels == [
+        "F forward",
+        "I input gradient",
+        "W weight gradient",
+        "U update",
+        "send",
+        "receive",
+        "wait",
+        "layers 0 to 2",
+    ]
     assert {text.get_text() for text in ax.texts} == (set() if micro_batches == 1 else {"0", "1", "2"})
     shades = [each.get_facecolor()[0][:3].sum() for each in ax.collections]
     for kind in range(3):  # F, I, W, and of each the layers
@@ -241,10 +255,11 @@ def bar_at(entries, point):
     """The one bar that holds one end of an arrow, in whole nanoseconds as Perfetto cuts them."""
     at = int(point["ts"] * 1000)
     (bar,) = [
-        bar for bar in entries["X"]
+        bar
+        for bar in entries["X"]
         if (bar["pid"], bar["tid"]) == (point["pid"], point["tid"])
         and int(bar["ts"] * 1000) <= at < int(bar["ts"] * 1000) + int(bar["dur"] * 1000)
-    ]  # fmt: skip
+    ]
     return bar
 
 
@@ -270,11 +285,16 @@ def test_perfetto_of_a_run(run, tmp_path):
 def test_arrows_of_a_trace(tmp_path):
     """Messages are joined by what they carry, sends hold their bytes, evaluations too have arrows, waits have none."""
     rows = [
-        (0, "E", 0, 10, 4, 1, 0, 4), (0, "send", 10, 12, 4, 1, 0, -1), (0, "F", 12, 20, 4, 1, 0, 4),
-        (0, "wait", 20, 90, 4, -1, 0, -1), (0, "I", 90, 95, 4, 1, 0, 4),
-        (1, "E", 11, 15, 4, 1, 1, 4), (1, "F", 30, 40, 4, 1, 1, 4), (1, "I", 40, 45, 4, 1, 1, 4),
+        (0, "E", 0, 10, 4, 1, 0, 4),
+        (0, "send", 10, 12, 4, 1, 0, -1),
+        (0, "F", 12, 20, 4, 1, 0, 4),
+        (0, "wait", 20, 90, 4, -1, 0, -1),
+        (0, "I", 90, 95, 4, 1, 0, 4),
+        (1, "E", 11, 15, 4, 1, 1, 4),
+        (1, "F", 30, 40, 4, 1, 1, 4),
+        (1, "I", 40, 45, 4, 1, 1, 4),
         (1, "F", 50, 60, 5, 1, 1, 5),  # whose sender is not in the selection
-    ]  # fmt: skip
+    ]
     events = events_of(rows)
     events.loc[1, ["peer", "bytes"]] = 1, 640
     entries = written(events, tmp_path / "a.json")
@@ -323,11 +343,18 @@ def test_perfetto_of_nothing_or_to_nowhere(run, tmp_path):
 def test_staleness_by_hand():
     """The oldest weights that an F of the update's step used count; evaluations and other stages do not."""
     rows = [
-        (0, "F", 0, 1, 5, 0, 0, 5), (0, "F", 1, 2, 5, 1, 0, 4), (0, "U", 2, 3, 5, -1, 0, 6),
-        (0, "F", 3, 4, 6, 0, 0, 3), (0, "U", 4, 5, 6, -1, 0, 7), (0, "E", 6, 7, 6, 0, 0, 0),
-        (1, "F", 0, 1, 5, 0, 1, 5), (1, "I", 1, 2, 5, 0, 1, 0), (1, "U", 2, 3, 5, -1, 1, 6),
-        (1, "wait", 3, 4, 6, -1, 1, -1), (1, "U", 4, 5, 6, -1, 1, 7),  # whose forwards are not there
-    ]  # fmt: skip
+        (0, "F", 0, 1, 5, 0, 0, 5),
+        (0, "F", 1, 2, 5, 1, 0, 4),
+        (0, "U", 2, 3, 5, -1, 0, 6),
+        (0, "F", 3, 4, 6, 0, 0, 3),
+        (0, "U", 4, 5, 6, -1, 0, 7),
+        (0, "E", 6, 7, 6, 0, 0, 0),
+        (1, "F", 0, 1, 5, 0, 1, 5),
+        (1, "I", 1, 2, 5, 0, 1, 0),
+        (1, "U", 2, 3, 5, -1, 1, 6),
+        (1, "wait", 3, 4, 6, -1, 1, -1),
+        (1, "U", 4, 5, 6, -1, 1, 7),  # whose forwards are not there
+    ]
     got = staleness(events_of(rows))
     assert got.to_dict("list") == {"rank": [0, 0, 1], "stage": [0, 0, 1], "step": [5, 6, 5], "staleness": [1, 3, 0]}
     assert (got.dtypes == np.int64).all()
@@ -351,14 +378,23 @@ def test_staleness_of_what_does_not_say():
 def test_peak_in_flight_by_hand():
     """A micro-batch goes with the end of its last piece of W, and what begins at that moment has its place."""
     rows = [
-        (0, "F", 0, 10, 0, 0, 0, 0), (0, "F", 10, 20, 0, 1, 0, 0), (0, "W", 20, 30, 0, 0, 0, -1),
+        (0, "F", 0, 10, 0, 0, 0, 0),
+        (0, "F", 10, 20, 0, 1, 0, 0),
+        (0, "W", 20, 30, 0, 0, 0, -1),
         (0, "F", 30, 40, 0, 2, 0, 0),  # 0 is not done: 3
-        (0, "W", 40, 50, 0, 0, 0, -1), (0, "F", 50, 60, 0, 3, 0, 0),  # 0 is: 3
-        (0, "E", 60, 70, 1, 0, 0, 0), (0, "E", 70, 80, 1, 1, 0, 0), (0, "E", 80, 90, 1, 2, 0, 0),
-        (1, "F", 0, 10, 0, 0, 1, 0), (1, "B", 10, 20, 0, 0, 1, 0), (1, "F", 20, 30, 0, 1, 1, 0),  # 1
-        (2, "W", 0, 10, 0, 0, 2, 0), (2, "F", 10, 20, 1, 0, 2, 0), (2, "F", 20, 30, 1, 0, 5, 0),  # two stages: 2
+        (0, "W", 40, 50, 0, 0, 0, -1),
+        (0, "F", 50, 60, 0, 3, 0, 0),  # 0 is: 3
+        (0, "E", 60, 70, 1, 0, 0, 0),
+        (0, "E", 70, 80, 1, 1, 0, 0),
+        (0, "E", 80, 90, 1, 2, 0, 0),
+        (1, "F", 0, 10, 0, 0, 1, 0),
+        (1, "B", 10, 20, 0, 0, 1, 0),
+        (1, "F", 20, 30, 0, 1, 1, 0),  # 1
+        (2, "W", 0, 10, 0, 0, 2, 0),
+        (2, "F", 10, 20, 1, 0, 2, 0),
+        (2, "F", 20, 30, 1, 0, 5, 0),  # two stages: 2
         (3, "wait", 0, 10, 0, -1, 3, -1),
-    ]  # fmt: skip
+    ]
     got = peak_in_flight(events_of(rows).sample(frac=1, random_state=1))
     assert got.to_dict() == {0: 3, 1: 1, 2: 2, 3: 0}
     assert got.dtype == np.int64
@@ -422,7 +458,7 @@ def drawn(monkeypatch):
         calls.append((events, settings["steps"]))
         return draw_gantt(events, **settings)
 
-    monkeypatch.setattr("ringtmp.draw.draw_gantt", note)
+    monkeypatch.setattr("ringtmp.commands.draw.draw_gantt", note)
     return calls
 
 
@@ -445,8 +481,10 @@ def test_the_command_draws_a_plan(tmp_path, drawn):
     draw(_arguments(["plan:1f1b", "--ranks", "2", "--micro-batches", "3", "--out", str(tmp_path / "a.png")]))
     ((events, steps),) = drawn
     assert steps == (0, 0)
-    order = {rank: " ".join(f"{e.stage}{e.kind}{e.micro_batch}" for e in mine.itertuples() if e.kind != "U")
-             for rank, mine in events.groupby("rank")}  # fmt: skip
+    order = {
+        rank: " ".join(f"{e.stage}{e.kind}{e.micro_batch}" for e in mine.itertuples() if e.kind != "U")
+        for rank, mine in events.groupby("rank")
+    }
     assert order == {0: "0F0 0F1 0B0 0F2 0B1 0B2", 1: "1F0 1B0 1F1 1B1 1F2 1B2"}
 
 
@@ -507,7 +545,7 @@ def test_bad_input_of_the_command(run, tmp_path, monkeypatch, words, message):
 def test_the_command_as_a_process(tmp_path):
     def call(*words):
         return subprocess.run(
-            [sys.executable, "-m", "ringtmp.draw", *words], capture_output=True, text=True, timeout=120, cwd=tmp_path
+            [sys.executable, "-m", "ringtmp", "draw", *words], capture_output=True, text=True, timeout=120, cwd=tmp_path
         )
 
     done = call("rule", "--ranks", "2", "--out", "a.json")

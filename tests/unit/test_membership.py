@@ -2,9 +2,9 @@
 
 import pytest
 
+from ps.batch_split import Shares
 from ps.mirror import holder_of
-from ps.shares import Shares
-from ringtmp.run.node import Held, Part, covered, newest
+from ringtmp.resilience.node_memory import Held, Part, covered, newest
 
 
 def test_a_worker_that_leaves_and_comes_back():

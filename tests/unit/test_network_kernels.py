@@ -9,10 +9,14 @@ import kernels
 DTYPES = [np.float32, np.float64]
 # rows, height, width, channels, filters, size, stride, pad
 CONVS = {
-    "small": (1, 3, 4, 2, 3, 3, 1, 1), "small-point": (1, 2, 2, 1, 1, 1, 1, 0), "wide": (2, 8, 6, 5, 33, 3, 1, 0),
-    "deep": (1, 5, 4, 40, 35, 2, 2, 0), "stride": (2, 9, 9, 3, 4, 3, 2, 1), "far": (1, 6, 7, 2, 3, 5, 3, 2),
+    "small": (1, 3, 4, 2, 3, 3, 1, 1),
+    "small-point": (1, 2, 2, 1, 1, 1, 1, 0),
+    "wide": (2, 8, 6, 5, 33, 3, 1, 0),
+    "deep": (1, 5, 4, 40, 35, 2, 2, 0),
+    "stride": (2, 9, 9, 3, 4, 3, 2, 1),
+    "far": (1, 6, 7, 2, 3, 5, 3, 2),
     "cut": (1, 8, 8, 1, 9, 2, 3, 1),
-}  # fmt: skip
+}
 ATTENTIONS = {"small": (2, 5, 3, 2), "small-one": (1, 1, 1, 1), "blocks": (1, 37, 2, 16), "odd": (2, 70, 1, 33)}
 
 
@@ -69,9 +73,10 @@ def test_networks_conv(case, activation, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "case", [(1, 4, 5, 2, 2, 2), (2, 7, 7, 3, 3, 2), (1, 5, 9, 1, 2, 3), (2, 3, 3, 17, 3, 3)],
+    "case",
+    [(1, 4, 5, 2, 2, 2), (2, 7, 7, 3, 3, 2), (1, 5, 9, 1, 2, 3), (2, 3, 3, 17, 3, 3)],
     ids=["small", "overlap", "gaps", "whole"],
-)  # fmt: skip
+)
 def test_networks_pool(case, dtype):
     m, high, wide, c, size, stride = case
     x = normals(m, high, wide, c, dtype=dtype)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringtmp.errors import UserError
-from ringtmp.ring.partition import Part, deal, parse_split, partition
+from ringtmp.schedule.partition import Part, deal, parse_split, partition
 
 
 def every_split(n, stages, idle=()):

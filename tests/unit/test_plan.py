@@ -8,8 +8,8 @@ import brute
 import pytest
 
 from ringtmp.errors import UserError
-from ringtmp.ring.check import PlanError, check
-from ringtmp.ring.plan import SCHEDULES, Action, Plan, build, forward_only, peak_in_flight
+from ringtmp.schedule.check import PlanError, check
+from ringtmp.schedule.plan import SCHEDULES, Action, Plan, build, forward_only, peak_in_flight
 
 build_once = cache(build)
 
@@ -204,8 +204,9 @@ def exchange(lists, rank, place, rng):
     other = rng.randrange(len(lists))
     by = other - rank
     lists[rank], lists[other] = (
-        [a._replace(stage=a.stage - by) for a in lists[other]], [a._replace(stage=a.stage + by) for a in lists[rank]]
-    )  # fmt: skip
+        [a._replace(stage=a.stage - by) for a in lists[other]],
+        [a._replace(stage=a.stage + by) for a in lists[rank]],
+    )
 
 
 def halve(lists, rank, place, rng):

@@ -10,24 +10,24 @@ import pandas as pd
 import pytest
 
 import ringtmp
-from ringtmp import hindsight
 from ringtmp.analysis import open_run
+from ringtmp.analysis import what_if as hindsight
+from ringtmp.commands.plan import main
+from ringtmp.config.command_line import parse
+from ringtmp.config.schema import make_config
+from ringtmp.emulate.layer_costs import Cost
+from ringtmp.emulate.node_speed import costs_paced
 from ringtmp.errors import UserError
-from ringtmp.nn.costs import Cost
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import LOOK, Stage, slot_bytes
-from ringtmp.plan import main
-from ringtmp.ring import planner
-from ringtmp.ring.partition import partition
-from ringtmp.ring.plan import SCHEDULES, build, peak_in_flight
-from ringtmp.ring.planner import ENGINE, RULE, Choice, Problem, explore, fits, measure, recommend, run
-from ringtmp.ring.rule import POSTED, FollowPlan, LocalRule
-from ringtmp.ring.simulate import Scene, simulate
-from ringtmp.run.cli import parse
-from ringtmp.run.config import make_config
-from ringtmp.run.speed import costs_paced
+from ringtmp.schedule.partition import partition
+from ringtmp.schedule.plan import SCHEDULES, build, peak_in_flight
+from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule
+from ringtmp.simulate import planner
+from ringtmp.simulate.pipeline import Scene, simulate
+from ringtmp.simulate.planner import ENGINE, RULE, Choice, Problem, explore, fits, measure, recommend, run
 
 MODELS = {
     "mlp": build_model("mlp:12-30x3-7-10", "auto", 12, "classes", 10),
@@ -276,8 +276,10 @@ def test_only_what_is_asked_for():
     found = explore(problem, schedules=["1f1b", RULE], **some)
     assert [c.ahead for c in found if c.schedule == RULE] == [2.5] * 8
     assert {(c.schedule, c.micro_batches, c.chunks, c.w_group) for c in found} == {
-        ("1f1b", 4, 1, 1), ("1f1b", 6, 1, 1), *((RULE, m, v, g) for m in (4, 6) for v in (1, 2) for g in (1, 3))
-    }  # fmt: skip
+        ("1f1b", 4, 1, 1),
+        ("1f1b", 6, 1, 1),
+        *((RULE, m, v, g) for m in (4, 6) for v in (1, 2) for g in (1, 3)),
+    }
     assert {c.chunks for c in explore(problem, schedules=["interleaved"], micro_batches=[4], chunks=[1])} == {1}
 
 
@@ -316,15 +318,30 @@ def test_micro_batches_worth_a_try():
 
 
 def choice_of(name, seconds, total, active=1):
-    return Choice(schedule=name, micro_batches=4, chunks=1, w_group=1, ahead=0.0, seconds=seconds, idle=0.0,
-                  bytes=total, activations=active, held=1, in_flight=1)  # fmt: skip
+    return Choice(
+        schedule=name,
+        micro_batches=4,
+        chunks=1,
+        w_group=1,
+        ahead=0.0,
+        seconds=seconds,
+        idle=0.0,
+        bytes=total,
+        activations=active,
+        held=1,
+        in_flight=1,
+    )
 
 
 def test_recommendation():
     """The fastest that fits; the leanest of those within 1 % of it."""
     free = problem_of()
-    choices = [choice_of("a", 1.0, 900, 90), choice_of("b", 1.009, 800, 95), choice_of("c", 1.03, 100, 80),
-               choice_of("d", 1.5, 50, 40)]  # fmt: skip
+    choices = [
+        choice_of("a", 1.0, 900, 90),
+        choice_of("b", 1.009, 800, 95),
+        choice_of("c", 1.03, 100, 80),
+        choice_of("d", 1.5, 50, 40),
+    ]
     assert recommend(free, choices).schedule == "b"
     assert recommend(free, [choice_of("a", 1.0, 900), choice_of("b", 1.001, 900)]).schedule == "a"
     for bound, want in ((900, "b"), (899, "b"), (799, "c"), (100, "c"), (99, "d"), (50, "d")):
@@ -434,13 +451,13 @@ def test_picture(tmp_path, capsys, schedule):
         (["--top", "0"], ["top"]),
         (["--jitter", "1"], ["jitter: expected a number from 0 to below 1, got 1.0"]),
         (["--jitter", "nan"], ["jitter"]),
-        (["--speed", "fast"], ["pace: expected GFLOP/s", "'fast'"]),
-        (["--speed", "1,2,3"], ["pace: 1,2,3 names 3 ranks"]),
+        (["--speed", "fast"], ["node_speed: expected GFLOP/s", "'fast'"]),
+        (["--speed", "1,2,3"], ["node_speed: 1,2,3 names 3 ranks"]),
         (["--memory", "lots"], ["memory: expected a size such as 512MiB", "'lots'"]),
         (["--memory", "1e999"], ["memory", "'1e999'"]),
         (["--memory", "0.5"], ["memory", "'0.5'"]),
         (["--memory", "1kB"], ["memory: the leanest way"]),
-        (["--link-latency", "20"  "uhr"], ["link_latency: expected a time", "'20uhr'"]),
+        (["--link-latency", "20uhr"], ["link_latency: expected a time", "'20uhr'"]),
         (["--link-bandwidth", "0"], ["link_bandwidth: expected a rate", "'0'"]),
         (["--model", "vgg"], ["model: expected mlp:", "'vgg'"]),
         (["--model", "mlp:64-64x3-1"], ["model: gives 1 outputs"]),
@@ -449,7 +466,7 @@ def test_picture(tmp_path, capsys, schedule):
         (["--rank", "2"], ["--rank"]),
         (["--trace", "nowhere"], ["nowhere", "run folder"]),
     ],
-)  # fmt: skip
+)
 def test_bad_input(flags, words, capsys):
     """One line, and exit status 2."""
     assert main([*SMALL, "--micro-batches", "4", *flags]) == 2
@@ -467,7 +484,7 @@ def test_no_model(capsys):
 
 def test_as_a_command(tmp_path):
     """Its status is the process's, and it starts no MPI."""
-    command = [sys.executable, "-X", "importtime", "-m", "ringtmp.plan", *SMALL, "--schedule"]
+    command = [sys.executable, "-X", "importtime", "-m", "ringtmp", "plan", *SMALL, "--schedule"]
     done = subprocess.run([*command, "zigzag"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "mpi4py.MPI" not in done.stderr
@@ -479,11 +496,17 @@ def test_as_a_command(tmp_path):
 
 def trained(tmp_path, name="run", **settings):
     """A run on one emulated node whose actions take a millisecond, so that what else this machine does is no matter."""
-    settings = {"steps": 8, "pace": "0.05", "eval_every": 0} | settings
+    settings = {"steps": 8, "node_speed": "0.05", "eval_every": 0} | settings
     ringtmp.train(
-        data="digits", model="mlp:64-64x2-10", batch_size=32, micro_batches=4, out=str(tmp_path), name=name,
-        progress=False, **settings,
-    )  # fmt: skip
+        data="digits",
+        model="mlp:64-64x2-10",
+        batch_size=32,
+        micro_batches=4,
+        out=str(tmp_path),
+        name=name,
+        progress=False,
+        **settings,
+    )
     return open_run(tmp_path / name)
 
 
@@ -510,8 +533,11 @@ def test_as_it_was_run(tmp_path, mode, chunks, own):
     ]
     wanted = [f"with {name}" for name in others if not (chunks == 1 and name == "interleaved")]
     assert [case.what for case in found[1:]] == [
-        *wanted, "if the work were dealt evenly", "if messages took no time", "if actions always took as long",
-    ]  # fmt: skip
+        *wanted,
+        "if the work were dealt evenly",
+        "if messages took no time",
+        "if actions always took as long",
+    ]
     for case in found[1:]:
         assert case.outcome.step_seconds == pytest.approx(ours.step_seconds, rel=0.1)  # there is nothing to gain
 
@@ -521,13 +547,22 @@ def test_scene_of_a_run(chunks, jitter):
     """From the events of a ring that is known: its durations, sizes, latency and jitter come out again."""
     stages = 3 * chunks
     seconds = np.array([[1.0 + s, 2.0 + s, 3.0 - s / 9, 0.5] for s in range(stages)]) * 1e-3
-    known = Scene(3, chunks, np.array([1.0, 1.0, 0.75, 0.75]), seconds, ((0.25, 0.75),) * stages, latency=3e-4,
-                  jitter=jitter, seed=2)  # fmt: skip
+    known = Scene(
+        3,
+        chunks,
+        np.array([1.0, 1.0, 0.75, 0.75]),
+        seconds,
+        ((0.25, 0.75),) * stages,
+        latency=3e-4,
+        jitter=jitter,
+        seed=2,
+    )
     events = simulate(known, steps=60, log=True).events()
     run = SimpleNamespace(
-        events=lambda: events, config={"micro_batches": 4, "batch_size": 14},
+        events=lambda: events,
+        config={"micro_batches": 4, "batch_size": 14},
         ranks=lambda: pd.DataFrame({"ranks": [3] * 3, "chunks": [chunks] * 3}),
-    )  # fmt: skip
+    )
     scene = hindsight.scene_of(run)
     assert (scene.ranks, scene.chunks, scene.sizes.tolist()) == (3, chunks, known.sizes.tolist())
     np.testing.assert_allclose(scene.seconds, seconds, rtol=1e-5 + 0.6 * jitter)
@@ -548,7 +583,7 @@ def test_the_rule_as_it_was_limited(tmp_path, monkeypatch):
     """By the run's own settings."""
     seen = []
     monkeypatch.setattr(hindsight, "simulate", lambda *args, **how: seen.append(how) or simulate(*args, **how))
-    hindsight.cases(trained(tmp_path, pace="5", in_flight=2, ahead=1.5))
+    hindsight.cases(trained(tmp_path, node_speed="5", in_flight=2, ahead=1.5))
     assert {(how["most"], how["ahead"]) for how in seen} == {(2, 1.5)}
 
 
@@ -574,7 +609,7 @@ def test_trace_on_the_command_line(tmp_path, capsys):
     ],
 )
 def test_runs_that_tell_nothing(tmp_path, capsys, settings, words):
-    trained(tmp_path, **{"pace": "5", **settings})
+    trained(tmp_path, **{"node_speed": "5", **settings})
     assert main(["--trace", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
     assert told.startswith("ringtmp: ")
@@ -592,11 +627,16 @@ def stored(path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"micro_batches": 4, "pace": "5"}, {"micro_batches": 4}, {"pace": "5"}, {"pace": "5", "mode": "strict"},
-        {"pace": "5", "mode": "ready", "chunks": 2}, {"pace": "5", "split": "2,1"}, {"pace": "5", "in_flight": 2},
-        {"pace": "5", "mode": "ready", "ahead": 2.5, "w_group": 2},
+        {"micro_batches": 4, "node_speed": "5"},
+        {"micro_batches": 4},
+        {"node_speed": "5"},
+        {"node_speed": "5", "mode": "strict"},
+        {"node_speed": "5", "mode": "ready", "chunks": 2},
+        {"node_speed": "5", "layer_split": "2,1"},
+        {"node_speed": "5", "in_flight": 2},
+        {"node_speed": "5", "mode": "ready", "ahead": 2.5, "w_group": 2},
     ],
-)  # fmt: skip
+)
 def test_auto(tmp_path, settings):
     """It is resolved into plain settings before anything else, which are stored; the weights are the same bits."""
     job = {
@@ -615,7 +655,7 @@ def test_auto(tmp_path, settings):
     assert ("w_group" in config) == (config["mode"] == "ready")
     for key, value in settings.items():
         assert config[key] == value
-    if "split" in settings:
+    if "layer_split" in settings:
         assert config["chunks"] == 2
     elif "chunks" not in settings:
         assert config["chunks"] in (1, 2, 3)
@@ -625,18 +665,25 @@ def test_auto(tmp_path, settings):
     assert result.sha256 == plain.sha256
     told = {key: config[key] for key in ("mode", "schedule", "chunks", "micro_batches", "w_group") if key in config}
     assert (
-        ringtmp.train(**job, **{**told, **{k: v for k, v in settings.items() if k == "split"}}).sha256 == plain.sha256
+        ringtmp.train(**job, **{**told, **{k: v for k, v in settings.items() if k == "layer_split"}}).sha256
+        == plain.sha256
     )
 
 
 def test_auto_that_does_not_fit():
     with pytest.raises(UserError, match="activation_memory: the leanest way"):
-        ringtmp.train(data="digits", model="mlp:64-16x2-10", schedule="auto", activation_memory="100B", pace="5",
-                      progress=False)  # fmt: skip
+        ringtmp.train(
+            data="digits",
+            model="mlp:64-16x2-10",
+            schedule="auto",
+            activation_memory="100B",
+            node_speed="5",
+            progress=False,
+        )
 
 
 def test_auto_says_what_it_chose(capsys):
-    ringtmp.train(data="digits", model="mlp:64-16x2-10", schedule="auto", pace="5", steps=1, micro_batches=2)
+    ringtmp.train(data="digits", model="mlp:64-16x2-10", schedule="auto", node_speed="5", steps=1, micro_batches=2)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: "))
     assert "2 micro-batches" in line
     assert "ways tried)" in line

@@ -90,9 +90,14 @@ def test_silence(tmp_path, clock, capsys):
 
 def test_table(capsys):
     parts = {"compute": 50, "transfer": 10, "wait": 20, "checkpoint": 5, "other": 15}
-    summary([{"rank": 0, "shown": "0", "parameters": 1234, "parts": parts, "memory": 5 << 20},
-             {"rank": 1, "shown": "1-3", "parameters": 10, "parts": parts, "memory": 9 << 20}],
-            "layers", "done")  # fmt: skip
+    summary(
+        [
+            {"rank": 0, "shown": "0", "parameters": 1234, "parts": parts, "memory": 5 << 20},
+            {"rank": 1, "shown": "1-3", "parameters": 10, "parts": parts, "memory": 9 << 20},
+        ],
+        "layers",
+        "done",
+    )
     text = capsys.readouterr().out
     assert text.startswith("done")
     for words in ("│    0 │      0 │", "│    1 │    1-3 │", "1,234", "50.0%", "20.0%", "5 MiB", "9 MiB"):

@@ -27,10 +27,22 @@ from jobs.experiments.progress_figure import draw, show
 
 def setting(**changes):
     values = {
-        "ranks": 3, "data": "digits", "model": "mlp:64-8x2-10", "batch": 16, "optimizer": "momentum", "epochs": 1,
-        "tail": 1, "test_every": 1, "milliseconds": 10.0, "jitter": 0.3, "rates": [0.1, 0.2, 0.4],
-        "tuning_seeds": [7, 8], "seeds": [0, 1, 2], "targets": [1.0, 0.01], "window": 2,
-    }  # fmt: skip
+        "ranks": 3,
+        "data": "digits",
+        "model": "mlp:64-8x2-10",
+        "batch": 16,
+        "optimizer": "momentum",
+        "epochs": 1,
+        "tail": 1,
+        "test_every": 1,
+        "milliseconds": 10.0,
+        "jitter": 0.3,
+        "rates": [0.1, 0.2, 0.4],
+        "tuning_seeds": [7, 8],
+        "seeds": [0, 1, 2],
+        "targets": [1.0, 0.01],
+        "window": 2,
+    }
     return Setting(**(values | changes))
 
 
@@ -67,8 +79,11 @@ def test_ages():
     columns = ["rank", "kind", "start", "end", "step", "micro_batch", "stage", "peer", "bytes", "version"]
     ring = [(0, "F", 0, 1, 2, 0, 0, -1, 0, 0), (0, "F", 1, 2, 2, 1, 0, -1, 0, 2), (0, "U", 3, 4, 2, -1, 0, -1, 0, 3)]
     assert ages(pd.DataFrame(ring, columns=columns)).tolist() == [2, 0]
-    server = [(0, "receive", 0, 1, 2, -1, 0, 1, 8, 0), (0, "U", 3, 4, 2, -1, 0, -1, 0, 3),
-              (1, "F", 0, 1, 2, 0, 0, -1, 0, -1)]  # fmt: skip
+    server = [
+        (0, "receive", 0, 1, 2, -1, 0, 1, 8, 0),
+        (0, "U", 3, 4, 2, -1, 0, -1, 0, 3),
+        (1, "F", 0, 1, 2, 0, 0, -1, 0, -1),
+    ]
     assert ages(pd.DataFrame(server, columns=columns)).tolist() == [2]
 
 
@@ -113,13 +128,26 @@ def test_table_and_picture_of_a_file(tmp_path):
     facts = asdict(setting())
     rates = {"bsp": 0.2, "asp": 0.1}
     runs = [
-        {"way": way, "lr": rate, "seed": seed, "train_loss": loss + seed / 10, "loss": [3, 2, loss, loss - seed / 100],
-         "tests": [[2, 1.5, 0.5], [4, loss, 0.9]], "updates": 2.0, "staleness": 0.9, "oldest": 3}
-        for way, rate, loss in (("bsp", 0.2, 0.5), ("asp", 0.1, 1.5)) for seed in range(3)
-    ]  # fmt: skip
+        {
+            "way": way,
+            "lr": rate,
+            "seed": seed,
+            "train_loss": loss + seed / 10,
+            "loss": [3, 2, loss, loss - seed / 100],
+            "tests": [[2, 1.5, 0.5], [4, loss, 0.9]],
+            "updates": 2.0,
+            "staleness": 0.9,
+            "oldest": 3,
+        }
+        for way, rate, loss in (("bsp", 0.2, 0.5), ("asp", 0.1, 1.5))
+        for seed in range(3)
+    ]
     runs[5] |= {"loss": [], "tests": [], "train_loss": inf}
-    tuning = [{"way": way, "lr": rate, "seed": 7, "train_loss": nan if rate > 0.3 else rate}
-              for way in rates for rate in facts["rates"]]  # fmt: skip
+    tuning = [
+        {"way": way, "lr": rate, "seed": 7, "train_loss": nan if rate > 0.3 else rate}
+        for way in rates
+        for rate in facts["rates"]
+    ]
     rows = tabulate(facts, rates, runs)
     assert rows[1]["train_loss: more than"] == ["bsp"] and rows[0]["train_loss: more than"] == []
     assert rows[0]["samples to 1"] == [4 * 16] * 3 and rows[1]["samples to 1"] == [inf] * 3

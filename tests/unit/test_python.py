@@ -6,9 +6,9 @@ import pytest
 from mpi4py import MPI
 
 import ringtmp
+from ringtmp.data.dataset import epoch_order, open_data
 from ringtmp.ring.trainer import RingLaunch
-from ringtmp.run.data import epoch_order, open_data
-from ringtmp.run.launches import launch
+from ringtmp.run.modes import launch
 
 SETTINGS = {"model": "mlp:5-8-6-3,activation=tanh", "batch_size": 10, "micro_batches": 3, "progress": False}
 
@@ -85,13 +85,19 @@ def test_a_run_on_arrays_can_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"optimiser": "sgd"}, "did you mean 'optimizer'"), ({"batch_size": 1000}, "exceeds the 64 training samples"),
-     ({"model": "mlp:4-3"}, "takes 4 inputs"), ({"split": "2,1"}, "names 2 ranks"), ({"data": 3}, "data: expected"),
-     ({"data": ([[1, 2], [3]], [0, 1])}, "data: arrays"), ({"data": "x" * 5000}, "data: xxx"),
-     ({"data": "synthetic:seed=99999999999999999999"}, "seed must be at least 0"),
-     ({"data": "synthetic:samples=10000000000000"}, "data: synthetic"),
-     ({"model": [{"type": "dense", "units": 3, "activation": ["relu"]}]}, "activation must be one of")],
-)  # fmt: skip
+    [
+        ({"optimiser": "sgd"}, "did you mean 'optimizer'"),
+        ({"batch_size": 1000}, "exceeds the 64 training samples"),
+        ({"model": "mlp:4-3"}, "takes 4 inputs"),
+        ({"layer_split": "2,1"}, "names 2 ranks"),
+        ({"data": 3}, "data: expected"),
+        ({"data": ([[1, 2], [3]], [0, 1])}, "data: arrays"),
+        ({"data": "x" * 5000}, "data: xxx"),
+        ({"data": "synthetic:seed=99999999999999999999"}, "seed must be at least 0"),
+        ({"data": "synthetic:samples=10000000000000"}, "data: synthetic"),
+        ({"model": [{"type": "dense", "units": 3, "activation": ["relu"]}]}, "activation must be one of"),
+    ],
+)
 def test_bad_input_raises(settings, words):
     with pytest.raises(ringtmp.UserError, match=words):
         ringtmp.train(**{"data": samples(), "steps": 2} | SETTINGS | settings)
@@ -170,4 +176,4 @@ def test_many_runs_in_one_process():
     """Communicators are given back: MPICH has about 2,000 of them."""
     for _ in range(1100):
         with pytest.raises(ringtmp.UserError):
-            ringtmp.train(comm=MPI.COMM_SELF, data=samples(), split="x", steps=1, **SETTINGS)
+            ringtmp.train(comm=MPI.COMM_SELF, data=samples(), layer_split="x", steps=1, **SETTINGS)

@@ -4,17 +4,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels.rule import NONE, B, F, I, U, W, adapt, fill, first_limits, held_back, urgent
-from ringtmp.ring.plan import SCHEDULES, build
-from ringtmp.ring.rule import FollowPlan, LocalRule, Stream
+from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, first_limits, held_back, urgent
+from ringtmp.schedule.plan import SCHEDULES, build
+from ringtmp.schedule.policies import FollowPlan, LocalRule, Stream
 
 
 def chunk(f=0, i=0, w=0, *, can="", evaluating=False, exhausted=False, place=None):
     return SimpleNamespace(
-        forwards=f, inputs=i, weights=w, can_forward=lambda: "F" in can, can_backward_input=lambda: "I" in can,
-        can_backward_weight=lambda: "W" in can, must_update=lambda: "U" in can, evaluating=lambda: evaluating,
-        exhausted=lambda: exhausted, place=f if place is None else place,
-    )  # fmt: skip
+        forwards=f,
+        inputs=i,
+        weights=w,
+        can_forward=lambda: "F" in can,
+        can_backward_input=lambda: "I" in can,
+        can_backward_weight=lambda: "W" in can,
+        must_update=lambda: "U" in can,
+        evaluating=lambda: evaluating,
+        exhausted=lambda: exhausted,
+        place=f if place is None else place,
+    )
 
 
 def test_order_of_preference():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ringtmp
-from ringtmp.sample import Sampler
+from ringtmp.commands.sample import Sampler
 
 TEXT = "round goes the ring, and home again. "
 
@@ -17,14 +17,28 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lm")
     (folder / "text").write_text(TEXT * 60)
     model = "gpt:layers=1,width=32,heads=2,context=16"
-    ringtmp.train(data=f"text:{folder / 'text'}", model=model, batch_size=16, micro_batches=2,
-                   steps=150, lr=0.01, weight_decay=0.0, out=str(folder), name="run", progress=False)  # fmt: skip
+    ringtmp.train(
+        data=f"text:{folder / 'text'}",
+        model=model,
+        batch_size=16,
+        micro_batches=2,
+        steps=150,
+        lr=0.01,
+        weight_decay=0.0,
+        out=str(folder),
+        name="run",
+        progress=False,
+    )
     return folder / "run"
 
 
 def sample(*words, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "ringtmp.sample", *map(str, words)], capture_output=True, text=True, timeout=120, cwd=cwd
+        [sys.executable, "-m", "ringtmp", "sample", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
     )
 
 
@@ -85,7 +99,7 @@ def test_a_model_that_writes_no_text(tmp_path):
 
 
 def test_a_reader_that_has_had_enough(run):
-    line = f"{sys.executable} -m ringtmp.sample {run} --length 3000 | head -c 20"
+    line = f"{sys.executable} -m ringtmp sample {run} --length 3000 | head -c 20"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
     assert (len(done.stdout), done.stderr) == (20, "")
 

@@ -78,8 +78,10 @@ def test_finely(counts, most, servers):
 
 def cut(*arguments, **named):
     """Per range: its server, its size, its segments as (layer, start, stop)."""
-    return [(keys.server, keys.size, *(tuple(segment[:3]) for segment in keys.segments))
-            for keys in key_ranges(*arguments, **named)]  # fmt: skip
+    return [
+        (keys.server, keys.size, *(tuple(segment[:3]) for segment in keys.segments))
+        for keys in key_ranges(*arguments, **named)
+    ]
 
 
 def test_by_hand():

@@ -7,11 +7,11 @@ import naive_clock
 import numpy as np
 import pytest
 
-from kernels.clock import stretch, uniform
-from ringtmp.ring.check import PlanError, check
-from ringtmp.ring.plan import SCHEDULES, Plan, build, peak_in_flight
-from ringtmp.ring.rule import LocalRule
-from ringtmp.ring.simulate import Scene, StuckError, record, simulate
+from ringtmp.schedule.check import PlanError, check
+from ringtmp.schedule.plan import SCHEDULES, Plan, build, peak_in_flight
+from ringtmp.schedule.policies import LocalRule
+from ringtmp.simulate.pipeline import Scene, StuckError, record, simulate
+from ringtmp.simulate.pipeline_clock import stretch, uniform
 
 
 def simulated(p, m, name=None, v=1, steps=20, **how):
@@ -32,8 +32,18 @@ def scene_of(rng, p, v, m, jitter):
     sizes[rng.randint(1, m) :] = rng.choice([0.5, 0.25])
     pieces = tuple(rng.choice([(1.0,), (0.5, 0.5), (0.25, 0.5, 0.25), (0.125, 0.125, 0.75)]) for _ in range(stages))
     taken = np.array([[rng.randint(0, 20) / 8 for _ in range(2)] for _ in range(stages)])
-    return Scene(p, v, sizes, seconds, pieces, rng.choice([0.0, 0.0, 0.0625]), rng.choice([0.0, 0.0, 0.125, 1.5, 10.0]),
-                 taken[: stages * rng.randint(0, 1)], jitter, rng.randrange(2**40))  # fmt: skip
+    return Scene(
+        p,
+        v,
+        sizes,
+        seconds,
+        pieces,
+        rng.choice([0.0, 0.0, 0.0625]),
+        rng.choice([0.0, 0.0, 0.125, 1.5, 10.0]),
+        taken[: stages * rng.randint(0, 1)],
+        jitter,
+        rng.randrange(2**40),
+    )
 
 
 def limits_of(rng, p, v):
@@ -78,9 +88,12 @@ def test_the_rule_as_the_twin_has_it(seed, jitter):
     for _ in range(8):
         p, m, v = rng.randint(1, 4), rng.randint(1, 6), rng.choice([1, 1, 2, 3])
         compare(
-            scene_of(rng, p, v, m, jitter), steps=rng.randint(1, 3), limits=limits_of(rng, p, v),
-            lag=rng.choice([0, 0, 1]), w_group=rng.randint(1, 4),
-        )  # fmt: skip
+            scene_of(rng, p, v, m, jitter),
+            steps=rng.randint(1, 3),
+            limits=limits_of(rng, p, v),
+            lag=rng.choice([0, 0, 1]),
+            w_group=rng.randint(1, 4),
+        )
 
 
 def test_recorded_plans_as_the_twin_has_them():
@@ -98,7 +111,7 @@ def test_recorded_plans_as_the_twin_has_them():
         try:
             assert check(plan) == [peak_in_flight(plan, rank) for rank in range(p)]
         except PlanError as error:
-            assert v > 1 and "its send never comes through" in str(error)  # noqa: PT018
+            assert v > 1 and "its send never comes through" in str(error)
             refused += 1
         compare(scene_of(rng, p, v, m, 0.0), plan, steps=2)
     assert refused < 10
@@ -173,10 +186,12 @@ def test_the_formula(p, m, steps):
 @pytest.mark.parametrize(
     ("name", "steps", "percent"),
     [
-        ("interleaved", 1, [15.8, 8.6, 17.9]), ("zb-h1", 1, [11.1, 5.9, 12.7]), ("zb-h2", 1, [11.1, 5.9, 12.7]),
+        ("interleaved", 1, [15.8, 8.6, 17.9]),
+        ("zb-h1", 1, [11.1, 5.9, 12.7]),
+        ("zb-h2", 1, [11.1, 5.9, 12.7]),
         ("zb-h2", 20, [0.6, 0.3, 0.7]),
     ],
-)  # fmt: skip
+)
 def test_idle_shares_of_the_field(name, steps, percent):
     """Percent of the wall clock as others have simulated them, for p 4 m 8, p 4 m 16 and p 8 m 16."""
     v = 2 if name == "interleaved" else 1

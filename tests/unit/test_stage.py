@@ -243,8 +243,14 @@ def test_pieces_give_the_same_bits(name, seconds):
     want = gradients([stage]).copy()
     assert np.abs(want).max() > 0
     count = len(model.layers)
-    stage.cut({"each": [1.0] * count, "joined": [0.6 * LOOK] * count, "one": [0.0] * count,
-               "uneven": [LOOK * (n % 3) for n in range(count)]}[seconds])  # fmt: skip
+    stage.cut(
+        {
+            "each": [1.0] * count,
+            "joined": [0.6 * LOOK] * count,
+            "one": [0.0] * count,
+            "uneven": [LOOK * (n % 3) for n in range(count)],
+        }[seconds]
+    )
     held = [n for n, layer in enumerate(model.layers) if layer.count]
     assert [n for piece in stage.pieces for n in piece] == held
     if seconds in ("each", "one"):

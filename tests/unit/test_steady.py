@@ -5,8 +5,8 @@ import pytest
 
 from ringtmp.analysis.steady import steady
 from ringtmp.errors import UserError
-from ringtmp.ring.plan import build
-from ringtmp.ring.simulate import Scene, simulate
+from ringtmp.schedule.plan import build
+from ringtmp.simulate.pipeline import Scene, simulate
 
 SECOND = 10**9
 
@@ -25,8 +25,12 @@ def regular(steps, late=0.0):
         rows += [(0, "F", t, t + 2, step), (0, "wait", t + 2, t + 5, step), (0, "I", t + 5, t + 7, step)]
         rows += [(0, "send", t + 7, t + 8, step), (0, "W", t + 8, t + 9.5, step), (0, "U", t + 9.5, t + 10, step)]
         t += late
-        rows += [(1, "wait", t, t + 2, step), (1, "F", t + 2, t + 5, step), (1, "B", t + 5, t + 9, step),
-                 (1, "U", t + 9, t + 10, step)]  # fmt: skip
+        rows += [
+            (1, "wait", t, t + 2, step),
+            (1, "F", t + 2, t + 5, step),
+            (1, "B", t + 5, t + 9, step),
+            (1, "U", t + 9, t + 10, step),
+        ]
     return frame(rows)
 
 
@@ -100,8 +104,12 @@ def served(steps, taken=True):
     rows = []
     for step in range(steps):
         t = 10 * step
-        rows += [(0, "wait", t, t + 7, step), (0, "U", t + 7, t + 8, step), (0, "receive", t + 8, t + 9, step),
-                 (0, "U", t + 9, t + 10, step)]  # fmt: skip
+        rows += [
+            (0, "wait", t, t + 7, step),
+            (0, "U", t + 7, t + 8, step),
+            (0, "receive", t + 8, t + 9, step),
+            (0, "U", t + 9, t + 10, step),
+        ]
         for rank, works in ((1, 8), (2, 5)):
             rows += [(rank, "F", t + 1, t + 3, step), (rank, "I", t + 3, t + 3.5, step)]
             rows += [(rank, "W", t + 3.5, t + works, step), (rank, "wait", t + works, t + 10, step)]

@@ -14,8 +14,10 @@ TABLE = {
         {"way": "ring", "nodes": 4, "rate": 1.23456789, "quartiles": [1, 2, 3], "why": None},
         {"way": "a/b: c", "nodes": 8, "rate": 2.0, "quartiles": [], "more": True},
     ],
-    "empty": [], "notes": ["x", "y"], "number": 3,
-}  # fmt: skip
+    "empty": [],
+    "notes": ["x", "y"],
+    "number": 3,
+}
 
 
 def test_what_is_written_comes_back(tmp_path):

@@ -11,8 +11,8 @@ from rich.console import Console
 
 import ringtmp
 from ringtmp.analysis import open_run
-from ringtmp.run.pulse import Beat, pulse_of, read_beat, write_beat
-from ringtmp.top import View
+from ringtmp.commands.top import View
+from ringtmp.trace.live_status import RankStatus, live_status, read_status, write_status
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +30,16 @@ def text_of(view, now=None):
 
 def test_beats(tmp_path):
     path = tmp_path / "rank-0003.h5"
-    assert pulse_of(path).name == "pulse-0003.bin"
-    assert read_beat(pulse_of(path)) is None
-    pulse_of(path).touch()
-    assert read_beat(pulse_of(path)) is None
-    write_beat(pulse_of(path), 7, 10**9, [10**8, 2 * 10**8, 3 * 10**8, 0, 4 * 10**8])
-    beat = read_beat(pulse_of(path))
-    assert isinstance(beat, Beat) and beat.step == 7 and beat.wall == 1.0
+    assert live_status(path).name == "pulse-0003.bin"
+    assert read_status(live_status(path)) is None
+    live_status(path).touch()
+    assert read_status(live_status(path)) is None
+    write_status(live_status(path), 7, 10**9, [10**8, 2 * 10**8, 3 * 10**8, 0, 4 * 10**8])
+    beat = read_status(live_status(path))
+    assert isinstance(beat, RankStatus) and beat.step == 7 and beat.wall == 1.0
     assert beat.parts == pytest.approx((0.1, 0.2, 0.3, 0.0, 0.4)) and abs(time.time() - beat.time) < 60
-    pulse_of(path).write_bytes(b"something else")
-    assert read_beat(pulse_of(path)) is None
+    live_status(path).write_bytes(b"something else")
+    assert read_status(live_status(path)) is None
 
 
 def test_the_last_beat_is_the_breakdown(run):
@@ -66,10 +66,10 @@ def test_a_run_that_goes_on(run, tmp_path):
     path = next((run / "traces" / "000").glob("pulse-*.bin"))
     whole = path.read_bytes()
     try:
-        write_beat(path, 10, 10**9, [10**9, 0, 0, 0, 0])
+        write_status(path, 10, 10**9, [10**9, 0, 0, 0, 0])
         view = View(str(run))
         assert "0%" in text_of(view)
-        write_beat(path, 20, 2 * 10**9, [10**9, 0, 10**9, 0, 0])
+        write_status(path, 20, 2 * 10**9, [10**9, 0, 10**9, 0, 0])
         assert "100%" in text_of(view)
         assert "no sign for 60 s" in text_of(view, time.time() + 60)
         path.unlink()
@@ -81,8 +81,9 @@ def test_a_run_that_goes_on(run, tmp_path):
 
 def test_the_command(run, tmp_path):
     def top(*words):
-        return subprocess.run([sys.executable, "-m", "ringtmp.top", *map(str, words)], capture_output=True, text=True,
-                              timeout=60)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "ringtmp", "top", *map(str, words)], capture_output=True, text=True, timeout=60
+        )
 
     done = top(run)
     assert done.returncode == 0 and "finished" in done.stdout, done.stderr

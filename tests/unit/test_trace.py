@@ -8,8 +8,8 @@ import ringtmp
 from ringtmp.analysis import draw_gantt, open_run
 from ringtmp.analysis.reader import _align
 from ringtmp.errors import RunFailure
-from ringtmp.run import trace
-from ringtmp.run.trace import EVENT, KINDS, Recorder, clock
+from ringtmp.trace import recorder as trace
+from ringtmp.trace.recorder import EVENT, KINDS, Recorder, clock
 
 
 def test_what_goes_in_comes_out(tmp_path, monkeypatch):
@@ -58,8 +58,9 @@ def test_no_file_is_overwritten(tmp_path, capsys):
 def test_a_run_that_fails_leaves_its_trace(tmp_path):
     """With what led to the failure, a wall time that holds it, and parts that add up to that."""
     with pytest.raises(RunFailure, match="the loss became"):
-        ringtmp.train(model="mlp:64-16x2-10", steps=300, optimizer="sgd", lr=1e9, out=str(tmp_path), name="a",
-                      progress=False)  # fmt: skip
+        ringtmp.train(
+            model="mlp:64-16x2-10", steps=300, optimizer="sgd", lr=1e9, out=str(tmp_path), name="a", progress=False
+        )
     run = open_run(tmp_path / "a")
     assert run.status["state"] == "failed"
     assert len(run.events()) > 10

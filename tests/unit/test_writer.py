@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ringtmp.checkpoint import format as checkpoint
+from ringtmp.checkpoint.interval import FIRST_SECONDS, FIRST_STEPS, CheckpointInterval, interval
+from ringtmp.checkpoint.manager import CheckpointManager, Part
+from ringtmp.checkpoint.writer import Snapshot, Writer
 from ringtmp.nn.model import build_model
-from ringtmp.run import checkpoint
-from ringtmp.run.cadence import FIRST_SECONDS, FIRST_STEPS, Cadence, interval
-from ringtmp.run.folder import RunFolder
-from ringtmp.run.sets import Part, Sets
-from ringtmp.run.trace import Recorder
-from ringtmp.run.writer import Snapshot, Writer
+from ringtmp.storage.run_folder import RunFolder
+from ringtmp.trace.recorder import Recorder
 
 # ---- the thread ------------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def held(job, value):
 
 
 def make(job, ranks=1):
-    return Sets(job, 0, range(ranks), 100, Recorder(None, {}))
+    return CheckpointManager(job, 0, range(ranks), 100, Recorder(None, {}))
 
 
 def test_when_sets_are_due(job):
@@ -227,7 +227,7 @@ def test_interval_at_the_ends():
 def test_cadence():
     """A first set soon; then by its cost; none while one is on its way; each set counts anew."""
     now = [0.0]
-    cadence = Cadence(200.0, lambda: now[0])
+    cadence = CheckpointInterval(200.0, lambda: now[0])
     assert [cadence.step() for _ in range(FIRST_STEPS)] == [False] * (FIRST_STEPS - 1) + [True]
     cadence.ordered()
     now[0] = 1000.0
@@ -250,7 +250,7 @@ def test_cadence():
 
 def test_first_set_of_slow_steps():
     now = [5.0]
-    cadence = Cadence(200.0, lambda: now[0])
+    cadence = CheckpointInterval(200.0, lambda: now[0])
     assert not cadence.step()
     now[0] += FIRST_SECONDS
     assert cadence.step()

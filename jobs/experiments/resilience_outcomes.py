@@ -1,0 +1,265 @@
+"""What each fault leaves behind, by the role of what it strikes: a table of whole runs.
+
+Role: a rank of the ring and its first rank, a worker, and the server (bsp). Fault: `permanent`, the process and its
+node with its memory are gone for good; `stopped short`, for a second; `stopped long`, for more than twice the time-outs
+and then let go on; `hung`, never let go on; `cut link`, the host is unreachable but its processes run; `whole host`,
+the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.experiments.hosts`),
+the supervisor at their switch; where root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
+
+A run has survived if all its steps are made, by what it says itself; `ended`: and the supervisor has ended well.
+`again`: steps made a second time, as the run tells or as seen from outside, whichever is more. `pause`: the longest
+time between two new steps around the fault.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.report import MPIRUN
+from jobs.experiments.faults import Struck, Supervised
+from jobs.experiments.hosts import _MPICH, Hosts, why_not
+from jobs.experiments.resilience_runs import (
+    BSP,
+    RING,
+    Trainer,
+    Watch,
+    apart,
+    fell_back,
+    final_loss,
+    lose_node,
+    paced,
+    pause,
+    place,
+)
+
+RANKS, TIMEOUT, STALL = 4, 3.0, 10.0
+ROLES = {"ring rank": (RING, 2), "first rank": (RING, 0), "worker": (BSP, 2), "server": (BSP, 0)}
+Strike = Callable[[Path, Struck, int], None]
+
+
+def flags_of(trainer: Trainer, steps: int) -> list[str]:
+    """Of a run that is struck, or of the undisturbed one."""
+    more = ("--heartbeat-timeout", f"{TIMEOUT:g}") if trainer.ring else ("--worker-timeout", f"{TIMEOUT:g}")
+    return [*paced(12, 0.08, 1 / (RANKS - 1), steps, checkpoint_every=20, stall_timeout=STALL), *trainer.flags, *more]
+
+
+# ---- faults on one machine ------------------------------------------------------------------------------------------
+
+
+def permanent(folder: Path, job: Struck, rank: int) -> None:
+    """The node is gone."""
+    lose_node(folder, rank)
+    job.signal(rank, signal.SIGKILL)
+
+
+def stopped(seconds: float | None) -> Strike:
+    """The process stops, for some time or for good."""
+
+    def strike(folder: Path, job: Struck, rank: int) -> None:
+        _, pid = job.signal(rank, signal.SIGSTOP)
+        if seconds:
+            time.sleep(seconds)
+            if job.lives(pid):
+                os.kill(pid, signal.SIGCONT)
+
+    return strike
+
+
+FAULTS: dict[str, Strike] = {
+    "permanent": permanent,
+    "stopped short": stopped(1.0),
+    "stopped long": stopped(2.5 * TIMEOUT),
+    "hung": stopped(None),
+}
+
+
+# ---- faults of hosts ------------------------------------------------------------------------------------------------
+
+
+class FragileHosts(Hosts):
+    """Hosts that can be cut off or lost, and a supervisor at their switch."""
+
+    def cut(self, rank: int) -> None:
+        """The host's link is down at the switch."""
+        self._in("switch", f"ip link set {self.names[rank]} down")
+
+    def lose(self, rank: int) -> None:
+        """The host is off: its processes die, and nobody says goodbye on the network."""
+        self.cut(rank)
+        holder = self._held[self.names[rank]]
+        with suppress(OSError):
+            os.killpg(holder.pid, signal.SIGKILL)
+
+    def supervisor(self, folder: Path) -> list[str]:
+        """What stands before the program. A host is up as long as its link is, as the switch sees it."""
+        probe = "ip -br link show up type veth | sed -n 's/^\\(host[0-9]*\\)[@ ].*/\\1/p' | sort -V"
+        return [
+            "nsenter",
+            f"--target={self._held['switch'].pid}",
+            "--net",
+            "--uts",
+            "--mount",
+            f"--wd={folder}",
+            sys.executable,
+            "-m",
+            "ringtmp",
+            "supervise",
+            "-n",
+            str(len(self.names)),
+            "--hosts",
+            ",".join(self.names),
+            "--probe",
+            probe,
+            "--mpirun",
+            f"{MPIRUN} -launcher ssh -launcher-exec /dev/shm/agent -wdir {folder}",
+            "--",
+        ]
+
+
+class AtSwitch(Struck):
+    """A supervised job of which each rank runs on a host of its own."""
+
+    def __init__(self, folder: Path, hosts: FragileHosts, flags: list[str], trainer: Trainer) -> None:
+        words = [*hosts.supervisor(folder), sys.executable, "-m", trainer.module, *flags]
+        super().__init__(folder, len(hosts.names), words, _MPICH)
+
+
+@dataclass
+class Ends:
+    """How runs to which nothing happens end: what the others are held against."""
+
+    sha256: str
+    loss: float
+
+
+def _ending(job: Struck) -> Ends:
+    path = job.run / "history.csv"
+    return Ends(job.sha256(), final_loss(path.read_text()) if path.exists() else float("nan"))
+
+
+def _resumed(text: str) -> str:
+    """What the run says of how it went on, in a few words."""
+    found = re.findall(r"recovered: (.*?); went on at step (\d+)", text)
+    dropped = re.findall(r"warning: (rank \d+ on \S+ \(process \d+\) .* and is dropped)", text)
+    words = [re.sub(r" \(process \d+\)", "", each[0]) for each in found] + [
+        re.sub(r" \(process \d+\)", "", each) for each in dropped
+    ]
+    return "; ".join(words)
+
+
+def _watched(job: Struck, strike: Callable[[], None], calm: Ends, limit: float) -> dict[str, Any]:
+    """Strike a run in its middle, and see what comes of it."""
+    fault, status, error = 0.0, None, ""
+    with job, Watch(job) as watch:
+        try:
+            watch.until(30, 90)
+            time.sleep(0.5)
+            fault = time.time()
+            strike()
+            status = job.wait(limit)
+        except subprocess.TimeoutExpired:
+            error = f"no end within {limit:g} s"
+        except TimeoutError as failure:
+            error = str(failure).partition("\n")[0]
+        ends = _ending(job)
+        if error:
+            job.end()
+    told = job.redone()
+    survived = job.state() == "finished"
+    return {
+        "survived": survived,
+        "ended": status == 0,
+        "told": bool(told),
+        "again": max(sum(told), fell_back(watch.moments)),
+        "pause": pause(watch.moments, fault),
+        "loss": ends.loss,
+        "off": ends.loss - calm.loss,
+        "same": survived and ends.sha256 == calm.sha256,
+        "how": _resumed(job.text) or ("" if survived else _last(job)),
+        "why": error,
+        "ranks": _ranks(job.text),
+    }
+
+
+def _last(job: Struck) -> str:
+    lines = [line for line in job.text.splitlines() if line.startswith(("supervise:", "ringtmp", "rank "))]
+    return lines[-1] if lines else ""
+
+
+def _ranks(text: str) -> int:
+    """Over how many ranks the run was spread at its end."""
+    found = re.findall(r"over (\d+)\s+ranks?\b|over (\d+) rank", text)
+    return int(next(filter(None, found[-1]))) if found else 0
+
+
+def outcomes(quick: bool) -> list[dict[str, Any]]:
+    """A row for each role and fault."""
+    steps, limit = (60, 60.0) if quick else (150, 90.0)
+    calm: dict[str, Ends] = {}
+    for trainer in (RING, BSP):
+        with (
+            place(RANKS) as folder,
+            Supervised(folder, RANKS, flags_of(trainer, steps), apart(RANKS), trainer.module) as job,
+        ):
+            job.wait(180)
+            calm[trainer.name] = _ending(job)
+    rows = []
+    some = {("first rank", "permanent"), ("worker", "permanent")}
+    for role, (trainer, rank) in ROLES.items():
+        for name, strike in FAULTS.items():
+            if quick and (role, name) not in some:
+                continue
+            with place(RANKS) as folder:
+                job = Supervised(folder, RANKS, flags_of(trainer, steps), apart(RANKS), trainer.module)
+
+                def hit(strike: Strike = strike, folder: Path = folder, job: Struck = job, rank: int = rank) -> None:
+                    strike(folder, job, rank)
+
+                rows.append(_told({"role": role, "fault": name, **_watched(job, hit, calm[trainer.name], limit)}))
+        for name in ("cut link", "whole host"):
+            if quick:
+                continue
+            rows.append(_told({"role": role, "fault": name, **_on_hosts(trainer, rank, name, steps, calm, limit)}))
+    return rows
+
+
+def _on_hosts(
+    trainer: Trainer, rank: int, fault: str, steps: int, calm: Mapping[str, Ends], limit: float
+) -> dict[str, Any]:
+    """A run on hosts made of namespaces, one of which is cut off or lost."""
+    if why := why_not():
+        return {"survived": None, "why": why, "how": ""}
+    folder = Path(tempfile.mkdtemp(prefix="survive-"))
+    try:
+        with FragileHosts(RANKS) as up:
+            assert isinstance(up, FragileHosts)
+            hosts = up
+            job = AtSwitch(folder, hosts, flags_of(trainer, steps), trainer)
+
+            def hit() -> None:
+                (hosts.cut if fault == "cut link" else hosts.lose)(rank)
+
+            return _watched(job, hit, calm[trainer.name], limit)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    verdict = {True: "survived", False: "did not survive", None: "not measured"}[row["survived"]]
+    more = (
+        f", {row['again']} again, {row['pause']:.2f} s without progress, same weights: {row['same']}; {row['how']}"
+        if row["survived"] is not None
+        else ""
+    )
+    print(f"outcome, {row['role']}, {row['fault']}: {verdict}{more} {row['why']}".rstrip(), flush=True)
+    return row

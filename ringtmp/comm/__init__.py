@@ -1,0 +1,1 @@
+"""Communication over MPI: start and end, point-to-point messages, waiting, sums round a ring, clocks, ULFM."""

@@ -1,0 +1,1 @@
+"""Commands: one module for each, started as `python -m ringtmp NAME`."""

@@ -1,0 +1,195 @@
+"""``python -m ringtmp draw WHAT --out FILE``: a trace, a plan or the local rule, as a picture or for Perfetto."""
+
+import argparse
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ringtmp.analysis import draw_gantt, open_run, perfetto, write_perfetto
+from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.config.command_line import Parser
+from ringtmp.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+    from pandas import DataFrame
+
+PICTURES = (".png", ".svg", ".pdf")
+_ABOUT = "Draw a run's trace, a plan or the local rule as a Gantt chart or as a trace for ui.perfetto.dev."
+_EXAMPLES = """examples:
+  python -m ringtmp draw runs/first --out first.png                 two steps from the middle of the newest launch
+  python -m ringtmp draw runs/first --steps all --out first.json.gz
+  python -m ringtmp draw plan:interleaved --ranks 4 --chunks 2 --out plan.svg
+  python -m ringtmp draw rule --ranks 8 --micro-batches 16 --latency 0.5 --jitter 0.2 --steps 3 --out rule.pdf
+"""
+_ACTION = 1e-3  # seconds that an action of a whole rank takes when simulated: a millisecond, so axes count actions
+_MOST = 1_000_000  # actions of a simulation
+_SIMULATED: dict[str, Any] = {"ranks": 4, "micro_batches": 8, "chunks": 1, "latency": 0.0, "jitter": 0.0}
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Make the file that `options` (of `_arguments`) ask for.
+
+    Raises
+    ------
+    UserError
+        What is to be drawn is not there, or the file cannot be written.
+    """
+    check_ending(options.out)
+    simulated = options.what == "rule" or options.what.startswith("plan:")
+    events, steps = _simulation(options) if simulated else _trace(options)
+    write(events, options.out, steps, "time (F, I or W of a micro-batch takes a rank 1)" if simulated else "")
+
+
+def write(events: "DataFrame", path: str, steps: tuple[int, int] | None = None, label: str = "") -> None:
+    """Write events as a picture or for Perfetto, by the ending of `path`. Raises `UserError`."""
+    check_ending(path)
+    if path.endswith(perfetto.ENDINGS):
+        write_perfetto(events[events["step"].between(*steps)] if steps else events, path)
+    else:
+        _picture(events, steps, path, label)
+    print(f"written to {path}")
+
+
+def check_ending(path: str) -> None:
+    """Raise `UserError` unless `path` ends as something that `write` makes."""
+    if not path.endswith((*PICTURES, *perfetto.ENDINGS)):
+        endings = ", ".join((*PICTURES, *perfetto.ENDINGS))
+        raise UserError(f"out: expected a file that ends in {endings}, got {path!r}")
+
+
+def _picture(events: "DataFrame", steps: tuple[int, int] | None, path: str, label: str) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    ax = draw_gantt(events, steps=steps)
+    if label:
+        ax.set_xlabel(label)
+    try:
+        plt.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"out: {path} cannot be written: {error.strerror or error}") from None
+    finally:
+        plt.close()
+
+
+def _trace(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int] | None]:
+    """Events of a launch, and the steps to show (None: all)."""
+    for name in _SIMULATED:
+        if getattr(options, name) is not None:
+            raise UserError(f"{name.replace('_', '-')}: goes with plan:NAME and rule, not with {options.what}")
+    if not Path(options.what).is_dir():
+        raise UserError(f"what: expected a run folder, plan:NAME or rule, got {options.what!r}")
+    events = open_run(options.what, options.launch).events()
+    if options.steps == "all":
+        return events, None
+    if options.steps is not None:
+        steps = _range(options.steps)
+        if steps is None:
+            raise UserError(f"steps: expected A-B such as 40-41, or all, got {options.steps!r}")
+        first, last = events["step"].min(), events["step"].max()
+        if steps[0] > last or steps[1] < first:
+            raise UserError(f"steps: {options.what} holds steps {first} to {last}, got {options.steps}")
+        return events, steps
+    trained = sorted(events.loc[events["kind"] == "F", "step"].unique().tolist())
+    if not trained:
+        return events, None
+    middle = max(len(trained) // 2 - 1, 0)
+    return events, (trained[middle], trained[min(middle + 1, len(trained) - 1)])
+
+
+def _simulation(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int]]:
+    """Events of a plan or of the rule on equal ranks, and the steps to show."""
+    from ringtmp.schedule.plan import build
+    from ringtmp.simulate.pipeline import Scene, simulate
+
+    if options.launch is not None:
+        raise UserError(f"launch: goes with a run folder, not with {options.what}")
+    given = {name: getattr(options, name) for name in _SIMULATED}
+    ranks, micro_batches, chunks, latency, jitter = (
+        default if given[name] is None else given[name] for name, default in _SIMULATED.items()
+    )
+    for name, value in (("ranks", ranks), ("micro-batches", micro_batches), ("chunks", chunks)):
+        if value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
+    if not (latency >= 0 and math.isfinite(latency)):
+        raise UserError(f"latency: expected a number from 0, got {latency}")
+    if not 0 <= jitter < 1:
+        raise UserError(f"jitter: expected a number from 0 and below 1, got {jitter}")
+    text = "1" if options.steps is None else options.steps
+    steps = (0, int(text) - 1) if re.fullmatch(r"[1-9]\d*", text) else _range(text)
+    if steps is None:
+        raise UserError(f"steps: expected how many, or A-B such as 4-5, got {options.steps!r}")
+    actions = 3 * ranks * chunks * micro_batches * (steps[1] + 1)
+    if actions > _MOST:
+        raise UserError(f"steps: {steps[1] + 1} of them are {actions:,} actions, expected at most {_MOST:,}")
+    plan = build(options.what[5:], ranks, micro_batches, chunks) if options.what != "rule" else None
+    scene = Scene.even(
+        ranks, micro_batches, chunks=chunks, latency=latency * _ACTION, jitter=jitter, times=(_ACTION, _ACTION, _ACTION)
+    )
+    return simulate(scene, plan, steps=steps[1] + 1, log=True).events(), steps
+
+
+def _range(text: str) -> tuple[int, int] | None:
+    """First and last of `A-B`."""
+    match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", text)
+    if not match or int(match[1]) > int(match[2]):
+        return None
+    return int(match[1]), int(match[2])
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m ringtmp draw",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", help="a run folder, plan:NAME (naive, gpipe, 1f1b, ...), or rule: the local rule")
+    endings = ", ".join((*PICTURES, *perfetto.ENDINGS))
+    parser.add_argument("--out", required=True, metavar="FILE", help=f"{endings}; replaced if it is there")
+    parser.add_argument(
+        "--steps",
+        metavar="A-B",
+        help="of a trace: A-B or all [two in the middle]; of a simulation: how many, or A-B [1]",
+    )
+    parser.add_argument("--launch", type=int, help="of a trace: 0 is the first [the newest]")
+    simulated = parser.add_argument_group("for plan:NAME and rule")
+    for name, meaning in (
+        ("ranks", "in the ring"),
+        ("micro_batches", "of a step"),
+        ("chunks", "stages of a rank"),
+        ("latency", "time a message is under way; an action of a rank takes 1"),
+        ("jitter", "an action takes 1 - jitter to 1 + jitter"),
+    ):
+        default = _SIMULATED[name]
+        simulated.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            metavar=name.split("_")[-1].upper(),
+            help=f"{meaning} [{default:g}]",
+        )
+    return parser.parse_args(argv)
+
+
+def main(comm: "Intracomm", stop: StopRequest) -> int:
+    """Parse and draw, on rank 0; the exit status."""
+
+    def work() -> None:
+        try:
+            options = _arguments(sys.argv[1:])
+        except SystemExit:  # --help has been printed
+            return
+        draw(options)
+
+    from_rank_0(comm, work)
+    return 128 + stop.signal if stop.signal else 0
+
+
+if __name__ == "__main__":
+    run_main(main)

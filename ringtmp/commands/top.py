@@ -1,0 +1,220 @@
+"""``python -m ringtmp top runs/NAME``: a run in the terminal, while it goes on and afterwards.
+
+Shows how it stands, every rank in its ring and where its time goes, throughput, and failures that it has gone on after.
+It reads files alone, so it may run anywhere that sees the run folder, and disturbs nobody. q or Ctrl-C ends it.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ringtmp.analysis import Run, open_run
+from ringtmp.config.command_line import Parser
+from ringtmp.errors import UserError
+from ringtmp.trace.live_status import PARTS
+
+COLOURS = {"compute": "blue", "transfer": "yellow", "wait": "red", "checkpoint": "magenta", "other": "bright_black"}
+_BAR = 30  # characters
+_LATE = 5.0  # seconds without a sign of life after which a rank of a running job is pointed out
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class View:
+    """What is shown of a run; between two calls of `page` it remembers where ranks stood.
+
+    Parameters
+    ----------
+    run : str
+        A run folder.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.path = run
+        self.before: pd.DataFrame | None = None
+        self.known: tuple[int, pd.DataFrame] | None = None  # launch, and its ranks: a file may be in the writer's hands
+
+    def page(self, now: float | None = None) -> Group:
+        """All of it. Raises `UserError` if it is no run folder."""
+        now = time.time() if now is None else now
+        run = open_run(self.path)
+        running = run.status["state"] == "running"
+        history = _history(run)
+        parts: list[Any] = [
+            Panel(_heading(run, history), title=str(run.path), title_align="left"),
+            self._ranks(run, running, now),
+        ]
+        if len(history):
+            parts.append(Text(f"samples/s {_sparks(_rates(history, run.config['batch_size']))}"))
+        recoveries = run.recoveries()
+        for _, row in recoveries.tail(5).iterrows():
+            parts.append(
+                Text(
+                    f"launch {row['launch']}: {row['what']}; went on at step {row['step']}, {row['again']} made again",
+                    style="red",
+                )
+            )
+        return Group(*parts)
+
+    def _ranks(self, run: Run, running: bool, now: float) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("ring", "host", "work", "step", "its time", "idle", ""):
+            table.add_column(name, justify="right" if name in ("step", "idle") else "left", no_wrap=True)
+        try:
+            self.known = run.launch, run.ranks()
+            pulse = run.pulse()
+        except (UserError, KeyError):
+            if not self.known or self.known[0] != run.launch:
+                return Table("this launch leaves no trace (--trace off), or has not begun", box=None)
+            pulse = run.pulse()
+        ranks = self.known[1]
+        shown = _since(self.before, pulse) if running else pulse
+        self.before = pulse
+        count = len(ranks)
+        for _, rank in ranks.iterrows():
+            number = int(rank["rank"])
+            arrow = "↺" if count == 1 else "↩ 0" if number == count - 1 else f"→ {number + 1}"
+            cells: list[Any] = [f"{number} {arrow}", str(rank["environment"]["host"]), _work(rank)]
+            if number not in shown.index:
+                table.add_row(*cells, "", Text("nothing yet", style="dim"), "", "")
+                continue
+            row = shown.loc[number]
+            age = now - row["time"]
+            late = f"no sign for {age:.0f} s" if running and age > _LATE else ""
+            step = f"{int(row['step']):,}" if row["step"] else ""
+            table.add_row(
+                *cells, step, _bar(row), f"{row['wait'] / max(row['wall'], 1e-9):.0%}", Text(late, style="bold red")
+            )
+        table.caption = " ".join(f"[{colour}]█[/] {part}" for part, colour in COLOURS.items())
+        table.caption_justify = "left"
+        return table
+
+
+def _heading(run: Run, history: pd.DataFrame) -> Text:
+    status, config = run.status, run.config
+    style = {"running": "green", "finished": "bold green", "stopped": "yellow"}.get(status["state"], "bold red")
+    text = Text(status["state"], style=style)
+    steps, tests = (history[history["kind"] == kind] for kind in ("train", "test"))
+    if len(steps):
+        last = steps.iloc[-1]
+        text.append(
+            f"   step {int(last['step']):,}   epoch {last['epoch']:.1f}   loss {last['loss']:.4f}", style="default"
+        )
+    if len(tests):
+        text.append(f"   test {tests.iloc[-1]['score']:.1%}", style="default")
+    if len(steps):
+        text.append(
+            f"   {steps.iloc[-1]['samples_per_s']:,.0f} samples/s   idle {steps.iloc[-1]['idle']:.0%}", style="default"
+        )
+    model = config["model"] if isinstance(config["model"], str) else f"{len(config['model'])} layers"
+    text.append(f"\n{model} on {config['data']}, batch {config['batch_size']}; launch {run.launch}", style="dim")
+    if status.get("error"):
+        text.append(f"\n{status['error']}", style="red")
+    return text
+
+
+def _history(run: Run) -> pd.DataFrame:
+    try:
+        return run.history()
+    except (OSError, pd.errors.EmptyDataError):
+        return pd.DataFrame(columns=["kind", "step", "epoch", "loss", "score", "idle", "samples_per_s", "seconds"])
+
+
+def _work(rank: pd.Series) -> str:
+    """What a rank holds or does, from its trace's attributes."""
+    layers = rank.get("layers")
+    if isinstance(layers, list) and layers:
+        return "layers " + " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in layers)
+    return str(rank.get("role", ""))
+
+
+def _since(before: pd.DataFrame | None, pulse: pd.DataFrame) -> pd.DataFrame:
+    """Where the time went since the last look, for ranks that have said something new; else all of it."""
+    if before is None:
+        return pulse
+    both = pulse.index.intersection(before.index)
+    shown = pulse.copy()
+    for rank in both:
+        if pulse.loc[rank, "wall"] > before.loc[rank, "wall"]:
+            columns = [*PARTS, "wall"]
+            shown.loc[rank, columns] = pulse.loc[rank, columns] - before.loc[rank, columns]
+    return shown
+
+
+def _bar(row: pd.Series) -> Text:
+    """Shares of the time as coloured blocks, which add up to the whole bar."""
+    ends = np.rint(_BAR * np.cumsum([max(0.0, row[part]) for part in PARTS]) / max(row["wall"], 1e-9)).astype(int)
+    text, at = Text(), 0
+    for part, end in zip(PARTS, np.clip(ends, 0, _BAR), strict=True):
+        text.append("█" * max(0, end - at), style=COLOURS[part])
+        at = max(at, end)
+    return text
+
+
+def _rates(history: pd.DataFrame, batch: int, points: int = 60) -> list[float]:
+    """Samples a second in stretches of equal length, oldest first."""
+    steps = history[history["kind"] == "train"]
+    seconds = steps["seconds"].to_numpy(float)
+    if len(seconds) < 2:
+        return []
+    edges = np.linspace(seconds[0], seconds[-1], min(points, len(seconds) - 1) + 1)
+    counts, _ = np.histogram(seconds[1:], edges)
+    return (counts * batch / np.maximum(np.diff(edges), 1e-9)).tolist()
+
+
+def _sparks(values: Sequence[float]) -> str:
+    """A line of blocks, and what the highest one stands for."""
+    if not values:
+        return ""
+    top = max(values) or 1.0
+    line = "".join(_BLOCKS[min(len(_BLOCKS) - 1, int(value / top * len(_BLOCKS)))] for value in values)
+    return f"{line} (up to {top:,.0f})"
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m ringtmp top",
+        description=__doc__.split(": ", 1)[1],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks [1]")
+    parser.add_argument("--once", action="store_true", help="look once; so it does where output is no terminal")
+    options = parser.parse_args(argv)
+    if not 0.1 <= options.every < float("inf"):
+        raise UserError(f"every: expected at least 0.1 seconds, got {options.every}")
+    return options
+
+
+def main() -> int:
+    """Show until the run has ended; the exit status."""
+    try:
+        options = _arguments(sys.argv[1:])
+        view, console = View(options.run), Console()
+        if options.once or not console.is_terminal:
+            console.print(view.page())
+            return 0
+        with Live(view.page(), console=console, screen=False, auto_refresh=False) as live:
+            while open_run(options.run).status["state"] == "running":
+                time.sleep(options.every)
+                live.update(view.page(), refresh=True)
+    except UserError as error:
+        print(f"ringtmp: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

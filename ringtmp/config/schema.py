@@ -1,0 +1,412 @@
+"""One validated model of everything a run can be told.
+
+The same names serve as keys of a TOML file (`batch_size`), as flags (`--batch-size`) and as keyword arguments of
+`ringtmp.train`. The model is stored whole in every run folder, trace and checkpoint.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ringtmp.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _field(group: str, text: str, default: Any, **limits: Any) -> Any:
+    return Field(default, description=text, json_schema_extra={"group": group}, **limits)
+
+
+class RunConfig(BaseModel):
+    """Everything a run can be told. Unknown keys, wrong types and impossible combinations are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    data: str = _field(
+        "Data and model",
+        "digits, breast-cancer, diabetes, a folder of IDX files, an .npz or HDF5 file with x and y, text:FILE for a "
+        "model of its characters, or synthetic:samples=10000,features=64,classes=10",
+        "digits",
+    )
+    model: str | list[dict[str, Any]] = _field(
+        "Data and model",
+        "mlp:IN-WIDTHxCOUNT-OUT, as in mlp:64-256x10-10 or mlp:64-256x10-10,activation=tanh; "
+        "cnn:28x28-32c3-p2-64c3-p2-128-10; gpt:layers=8,width=256,heads=8,context=128; or a TOML file with [[layers]] "
+        "tables. Sizes must fit the data",
+        "mlp:64-256x8-10",
+    )
+    slices: Count = _field(
+        "Data and model",
+        "pieces that the largest dense layers (by columns) and transformer blocks (by heads and hidden features) are "
+        "cut into, so that one that no node can hold lies on several neighbours. Only whole layers give the same bits "
+        "on any number of ranks: pieces are summed in another order, and have start values of their own",
+        1,
+    )
+    loss: Literal["auto", "cross-entropy", "mse"] = _field(
+        "Data and model", "auto: cross-entropy for classes, mean squared error for values", "auto"
+    )
+    normalise: Literal["auto", "feature", "global", "none"] = _field(
+        "Data and model",
+        "mean 0 and deviation 1 over the training samples: per feature, or one pair for all (images)",
+        "auto",
+    )
+    test_fraction: float = _field(
+        "Data and model", "share of samples held out where the data brings no test set", 0.2, gt=0, lt=1
+    )
+    dtype: Literal["float32", "float64"] = _field("Data and model", "of weights, activations and gradients", "float32")
+
+    epochs: Count = _field("Training", "passes over the training samples", 30)
+    steps: Count | None = _field("Training", "optimizer steps in all; instead of --epochs", None)
+    batch_size: Count = _field("Training", "samples per optimizer step, over all micro-batches", 64)
+    micro_batches: Count = _field("Ring", "pieces a batch goes round the ring in; need not divide it", 8)
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = _field("Training", "update rule", "adamw")
+    lr: float = _field("Training", "learning rate, after warm-up", 1e-3, gt=0)
+    momentum: float = _field("Training", "of --optimizer momentum", 0.9, ge=0, lt=1)
+    weight_decay: float | None = _field(
+        "Training", "L2 in the gradient, decoupled for adamw; default 0.3 with adamw, else 0", None, ge=0
+    )
+    clip_value: float | None = _field("Training", "bound of every number of a gradient", None, gt=0)
+    clip_norm: float | None = _field(
+        "Ring",
+        "bound of the norm of all gradients together. One sum goes round the ring for it: steps are no longer chained, "
+        "each rank waits for the last before it updates",
+        None,
+        gt=0,
+    )
+    lr_schedule: Literal["constant", "cosine", "step"] = _field(
+        "Training",
+        "cosine falls to 0 at the last step; step multiplies by --lr-factor every --lr-every steps",
+        "cosine",
+    )
+    warmup_steps: int = _field("Training", "steps over which the rate rises from 0", 0, ge=0)
+    lr_every: Count = _field("Training", "steps between drops of --lr-schedule step", 1000)
+    lr_factor: float = _field("Training", "of each drop of --lr-schedule step", 0.1, gt=0, le=1)
+    seed: int = _field("Training", "of initial values and data order; results never depend on ranks", 0, ge=0, lt=2**63)
+    eval_every: int | None = _field(
+        "Training", "steps between test evaluations; default: every epoch; 0: at the end", None, ge=0
+    )
+
+    mode: Literal["ready", "strict"] | None = _field(
+        "Ring",
+        "ready: each rank runs what has arrived, no plan; strict: follow --schedule. "
+        "Default: strict if a schedule is named, else ready",
+        None,
+    )
+    schedule: (
+        Literal["auto", "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb", "pipedream", "2bw"]
+        | None
+    ) = _field(
+        "Ring",
+        "the plan that strict mode follows, default 1f1b; auto: what python -m ringtmp plan would recommend. pipedream "
+        "and 2bw do not wait for updates: weights are up to as many updates old as there are ranks, or one update old",
+        None,
+    )
+    chunks: Count | None = _field(
+        "Ring",
+        "stages of each rank: activations go round the ring so many times. Default 1; 2 for interleaved schedules",
+        None,
+    )
+    in_flight: Count | None = _field(
+        "Ring",
+        "most micro-batches that each chunk of a rank may hold between F and W in ready mode. Default 3 x ranks, "
+        "or as many as one W takes together",
+        None,
+    )
+    ahead: float | None = _field(
+        "Ring",
+        "how many forwards a rank may run ahead of its input gradients in ready mode, for each rank to its right. "
+        "Default: it learns from its own waits; --schedule auto finds out under a clock",
+        None,
+        gt=0,
+        le=100,
+    )
+    activation_memory: str | None = _field(
+        "Ring", "bound of the bytes that micro-batches in flight take on each rank, as in 512MiB or 2GB", None
+    )
+    layer_split: str = _field(
+        "Ring",
+        "flops: as many floating-point operations for each rank; measured: as much time, by what each rank's own "
+        "machine takes for each layer (python -m ringtmp bench shows it); even: as many layers; or layers per rank, "
+        "as in 3,4,4",
+        "flops",
+    )
+    allow_idle_ranks: bool = _field(
+        "Ring",
+        "on|off: leave out ranks that are so slow that the ring is faster without them, for the whole run; with "
+        "--layer-split measured",
+        False,
+    )
+    balance: Literal["off", "auto"] = _field(
+        "Ring",
+        "auto: when the busiest rank computes longer than all do on average, the layers are dealt anew by how fast "
+        "each rank has turned out to be; changes no bit",
+        "off",
+    )
+    w_group: Count | None = _field(
+        "Ring",
+        "micro-batches that one product of weight gradients takes together in ready mode; changes no bit of it. "
+        "Default: as many as fill it",
+        None,
+    )
+    recompute: bool | Literal["auto"] = _field(
+        "Ring",
+        "on|off|auto: keep only each rank's input of a micro-batch and make the activations within again on the way "
+        "back: less memory, a third more work, the same bits. auto: only of as many layers as the memory calls for",
+        False,
+    )
+    memory_limit: str | None = _field(
+        "Ring",
+        "bytes that each rank may take in all, as in 3GiB. The process's own limits, its cgroup, SLURM's and what is "
+        "free on the node hold as well; a network that cannot fit is refused before anything is made. off: nothing is "
+        "checked",
+        None,
+    )
+    threads: int = _field(
+        "Training",
+        "threads of a rank: they share the samples of a micro-batch, and the layers. Changes no bit",
+        1,
+        ge=1,
+        le=1024,
+    )
+    rings: Count = _field(
+        "Ring",
+        "rings side by side: each takes a share of every batch, and the gradients of a layer are summed across them, "
+        "hop by hop in a fixed order. So a network can use more ranks than it has layers; the ranks of the job are "
+        "dealt over the rings. Sums over shares are others than over a whole batch, but the same each time",
+        1,
+    )
+    state_copies: int = _field(
+        "Surviving",
+        "off, or to how many ranks on its right each rank copies its layers after every update; a server copies its "
+        "part to one other rank. They then lie in its node's memory (/dev/shm) in two versions, and a run that is "
+        "resumed goes on from there: at most one step is lost with a process or, if copies lie on other nodes, with a "
+        "node",
+        0,
+        ge=0,
+    )
+    heartbeat_timeout: float = _field(
+        "Ring", "seconds without a sign of life after which a neighbour is taken for hung and killed", 60.0, gt=0
+    )
+    stall_timeout: float = _field("Training", "seconds a rank waits for others before it ends the job", 600.0, gt=0)
+
+    consistency: Literal["bsp", "ssp", "asp", "allreduce"] = _field(
+        "Server",
+        "bsp: every step waits for all workers; ssp: workers run up to --staleness steps ahead of the slowest; asp: "
+        "nobody waits for anybody; allreduce: no server, gradients are summed round a ring of workers",
+        "bsp",
+    )
+    staleness: int | None = _field(
+        "Server", "steps that --consistency ssp lets a worker be ahead of the slowest one; default 3", None, ge=0
+    )
+    servers: Count = _field(
+        "Server", "ranks that serve, from rank 0 on, each a share of every layer; the others work", 1
+    )
+    colocate: bool = _field("Server", "on|off: every rank serves a share of the parameters and works", False)
+    batch_split: Literal["even", "measured"] = _field(
+        "Server",
+        "of each batch that workers get: as many samples each, or in proportion to how fast each one computes the "
+        "network at the start",
+        "even",
+    )
+    backup: int = _field(
+        "Server",
+        "bsp goes ahead without the slowest so many workers of a step, whose gradients are dropped",
+        0,
+        ge=0,
+    )
+    message_size: str = _field(
+        "Server", "bytes of a message of gradients or weights: larger layers are cut, small ones sent together", "1MiB"
+    )
+    compression: Literal["none", "float16", "topk"] = _field(
+        "Server",
+        "float16: gradients and weights travel in half precision; topk: of each gradient only the --topk largest "
+        "numbers are sent, the rest is added to the next one",
+        "none",
+    )
+    topk: float = _field("Server", "share of numbers that --compression topk sends", 0.01, gt=0, le=1)
+    local_steps: Count = _field(
+        "Server",
+        "optimizer steps that workers make by themselves between two exchanges, of the differences to the weights that "
+        "they had begun with; their momentum or moments begin anew each time",
+        1,
+    )
+    worker_micro_batches: Count = _field(
+        "Server",
+        "micro-batches that a worker cuts its share of each batch into; more of them take less memory. Changes no bit",
+        1,
+    )
+    worker_timeout: float = _field(
+        "Server", "seconds after which a silent worker is dropped and its share dealt to the others", 60.0, gt=0
+    )
+
+    out: str = _field("Run folder", "where run folders are made", "runs")
+    name: str | None = _field("Run folder", "of this run's folder; never overwritten. Default: data and time", None)
+    resume: str | None = _field(
+        "Run folder",
+        "run folder to go on with, on any number of ranks: in place, or with --name as the start of a new run",
+        None,
+    )
+    checkpoint_every: int = _field("Run folder", "steps between checkpoints; 0: only at the end", 200, ge=0)
+    mtbf: float | None = _field(
+        "Run folder",
+        "expected seconds between failures: checkpoints come at Young and Daly's interval, by what the one before has "
+        "cost, instead of every --checkpoint-every steps",
+        None,
+        gt=0,
+    )
+    trace: bool = _field("Run folder", "on|off: record every action of every rank", True)
+    sends: Literal["standard", "synchronous"] = _field(
+        "Ring",
+        "synchronous: every send blocks until it is received (MPI_Ssend); with several chunks only those of a plan, "
+        "since without one they could wait for each other all round the ring",
+        "standard",
+    )
+    node_speed: str | None = _field(
+        "Proving",
+        "emulated nodes: stretch every action by sleeping to what it takes at so many GFLOP/s, for all ranks or one "
+        "for each, as in 2,2,0.5; 2@50:1 is at 1 from step 50 on, 2@50-90:1 gets there by degrees",
+        None,
+    )
+    jitter: float = _field(
+        "Proving", "on emulated nodes: vary every action's duration by a factor uniform in 1 +- this", 0.0, ge=0, lt=1
+    )
+    delay: float = _field("Proving", "largest random delay before each action, in seconds", 0.0, ge=0, le=10)
+
+    @field_validator("state_copies", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return 0 if value in ("off", False) else value
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or "/" in name or name in (".", "..")):
+            raise ValueError("a folder name without '/'")
+        return name
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "RunConfig":
+        if self.steps is not None and "epochs" in self.model_fields_set:
+            raise ValueError("epochs and steps: expected one of them, got both")
+        if self.mtbf is not None and "checkpoint_every" in self.model_fields_set:
+            raise ValueError("checkpoint_every and mtbf: expected one of them, got both")
+        if self.jitter and not self.node_speed:
+            raise ValueError("jitter: only emulated nodes have it; give --node-speed as well")
+        self._check_asynchronous()
+        self._check_exchange()
+        return self
+
+    def _check_exchange(self) -> None:
+        if self.staleness is not None and self.consistency != "ssp":
+            raise ValueError(f"staleness: only consistency ssp has a bound, not {self.consistency}")
+        if self.backup and self.consistency != "bsp":
+            raise ValueError(f"backup: only consistency bsp waits for workers of each step, not {self.consistency}")
+        if self.colocate and self.servers > 1:
+            raise ValueError("servers: with colocate every rank serves; leave servers out")
+        if self.backup and self.local_steps > 1:
+            raise ValueError("backup: a worker that is not waited for cannot make local steps; expected local_steps 1")
+        if self.consistency == "allreduce":
+            plain = {"servers": 1, "colocate": False, "compression": "none", "local_steps": 1}
+            for key, value in plain.items():
+                if getattr(self, key) != value:
+                    raise ValueError(f"{key}: consistency allreduce has no server; expected {value}")
+
+    def _check_asynchronous(self) -> None:
+        if self.schedule == "pipedream" and self.mode == "ready":
+            raise ValueError("mode: schedule pipedream has an order of its own; leave --mode out, or say strict")
+        if self.schedule == "2bw" and self.mode == "strict":
+            raise ValueError("mode: schedule 2bw follows no plan; leave --mode out, or say ready")
+        if self.schedule in ("pipedream", "2bw") and self.state_copies:
+            raise ValueError(
+                f"state_copies: with schedule {self.schedule} no step is whole on all ranks at once; expected off "
+                "(checkpoints serve it)"
+            )
+        if self.schedule in ("pipedream", "2bw") and self.balance == "auto":
+            raise ValueError(f"balance: with schedule {self.schedule} layers have several versions; expected off")
+        if self.allow_idle_ranks:
+            if self.layer_split != "measured":
+                raise ValueError(
+                    f"allow_idle_ranks: speeds are known with layer_split measured, not {self.layer_split}"
+                )
+            if self.effective_chunks > 1 or self.rings > 1:
+                raise ValueError("allow_idle_ranks: expected one stage for each rank and one ring (chunks 1, rings 1)")
+        if self.rings > 1:
+            plain: dict[str, tuple[Any, ...]] = {"state_copies": (0,), "balance": ("off",)}
+            plain["schedule"] = "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb"
+            for key, values in plain.items():
+                if getattr(self, key) not in (None, *values):
+                    raise ValueError(f"{key}: with several rings side by side expected {' or '.join(map(str, values))}")
+        if self.schedule == "pipedream" and self.clip_norm:
+            raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
+        if self.schedule in ("pipedream", "2bw") and self.effective_chunks > 1:
+            raise ValueError(f"chunks: schedule {self.schedule} takes 1, got {self.chunks}")
+
+    def stored(self) -> dict[str, Any]:
+        """What run folders, traces and checkpoints say of it: every value, in a form that can be read back."""
+        instead = {"epochs"} if self.steps else set()
+        return self.model_dump(exclude_none=True, exclude=instead | ({"checkpoint_every"} if self.mtbf else set()))
+
+    @property
+    def effective_mode(self) -> str:
+        """`ready` or `strict`, with the default resolved."""
+        return self.mode or ("strict" if self.schedule not in (None, "auto", "2bw") else "ready")
+
+    @property
+    def effective_chunks(self) -> int:
+        """Stages of a rank, with the default resolved."""
+        interleaved = self.effective_mode == "strict" and self.schedule in ("interleaved", "interleaved-zb")
+        return self.chunks or (2 if interleaved else 1)
+
+    @property
+    def bound(self) -> int:
+        """Steps that a worker may be ahead of the slowest one; -1: any."""
+        if self.consistency == "ssp":
+            return 3 if self.staleness is None else self.staleness
+        return -1 if self.consistency == "asp" else 0
+
+    @property
+    def effective_weight_decay(self) -> float:
+        """Weight decay, with the default resolved. Decoupled decay is scaled by the learning rate, so 0.3 is mild."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.3 if self.optimizer == "adamw" else 0.0
+
+
+def make_config(values: dict[str, Any], where: str = "") -> RunConfig:
+    """Validate `values`; on the first fault raise a `UserError` that names the key and what was expected.
+
+    Parameters
+    ----------
+    values : dict
+        Keys as in `RunConfig`; strings are converted ("64" -> 64, "off" -> False).
+    where : str
+        Put before the key in messages: a file's name.
+    """
+    for key in values:
+        if key not in RunConfig.model_fields:
+            near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(RunConfig.model_fields)}"
+            raise UserError(f"{where}unknown key {key!r}{hint}")
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        text = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            raise UserError(f"{where}{text}") from None
+        key = str(fault["loc"][0])
+        expected = text.removeprefix("Input should be ")
+        raise UserError(f"{where}{key}: expected {expected}, got {fault['input']!r}") from None
+
+
+def read_toml(path: str, key: str = "config") -> dict[str, Any]:
+    """The tables of a TOML file; a missing or malformed file is a `UserError` that names it."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path} is not valid TOML: {error}") from None

@@ -1,0 +1,384 @@
+"""Data sets as the trainers see them: a fixed split, a stated normalisation, and rows on request.
+
+Only the rank that feeds the ring opens data. Arrays in memory are normalised once; an HDF5 file is read row by row, so
+it may be larger than memory.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ringtmp.data.sources import Source, open_source
+from ringtmp.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+Array = NDArray[Any]
+
+_BLOCK = 1 << 26  # bytes of a block in a pass over a lazily read file
+_SPLIT_KEY = np.array([0x52494E47, 0], np.uint64)  # fixed: runs with different seeds hold out the same samples
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What every rank needs to know of the data, and what run folder and checkpoint say of it.
+
+    Attributes
+    ----------
+    name : str
+        As given to `--data`.
+    sample_shape : tuple of int
+        Shape of one sample, such as (64,) or (28, 28).
+    target : str
+        `classes` or `values`.
+    outputs : int
+        Number of classes, or width of the target.
+    labels : int
+        Labels per sample: 1, or the places of a text.
+    n_train, n_test : int
+        Samples of each split.
+    normalisation : dict
+        `kind` (feature, global or none), `mean` and `std` of x over the training samples, and for values
+        `target_mean` and `target_std`.
+    digest : str
+        SHA-256 of all numbers.
+    alphabet : str
+        Of a text: its characters, in the order of their tokens.
+    """
+
+    name: str
+    sample_shape: tuple[int, ...]
+    target: str
+    outputs: int
+    n_train: int
+    n_test: int
+    normalisation: dict[str, Any]
+    digest: str
+    labels: int = 1
+    alphabet: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dict."""
+        return asdict(self) | {"sample_shape": list(self.sample_shape)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "DataInfo":
+        """The reverse of `to_json`."""
+        return cls(**values | {"sample_shape": tuple(values["sample_shape"])})
+
+
+class DataSet:
+    """An open data set. `info` says what it is."""
+
+    def __init__(self, info: DataInfo, dtype: np.dtype, parts: "dict[str, _Part]") -> None:
+        self.info, self._dtype, self._parts = info, dtype, parts
+        self._scale = Scale(info.normalisation, dtype)
+
+    def read(self, split: str, indices: NDArray[np.int64], x_out: Array, y_out: Array) -> None:
+        """Write samples of `train` or `test` into `x_out` [m, features] and their targets into `y_out`.
+
+        `y_out` is int64 [m, labels] for classes, floating point [m, outputs] for values. Only these rows are touched.
+        """
+        part = self._parts[split]
+        rows = indices if part.rows is None else part.rows[indices]
+        if part.ready:
+            # Indices are in range: mode="clip" spares the buffered, checking path (3 times slower).
+            part.x.take(rows, axis=0, out=x_out, mode="clip")
+            part.y.take(rows, axis=0, out=y_out.reshape(len(rows), *part.y.shape[1:]), mode="clip")
+            return
+        x_out[...] = self._scale.inputs(_rows(part.x, rows).reshape(len(rows), -1))
+        y = _rows(part.y, rows)
+        y = y.reshape(len(rows), -1)
+        y_out.reshape(len(rows), -1)[...] = y if y_out.dtype.kind == "i" else self._scale.targets(y)
+
+
+@dataclass
+class _Part:
+    """One split: the rows of x and y that belong to it (None: all), normalised already or not."""
+
+    x: Any
+    y: Any
+    rows: NDArray[np.int64] | None
+    ready: bool
+
+
+class Scale:
+    """Applies a stated normalisation (`DataInfo.normalisation`)."""
+
+    def __init__(self, stated: dict[str, Any], dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.plain = stated["kind"] == "none"
+        self.mean, self.std = np.asarray(stated.get("mean", 0.0)), np.asarray(stated.get("std", 1.0))
+        self.target_mean = np.asarray(stated.get("target_mean", 0.0))
+        self.target_std = np.asarray(stated.get("target_std", 1.0))
+
+    def inputs(self, x: Array) -> Array:
+        """Samples [n, features]."""
+        return x.astype(self.dtype) if self.plain else ((x - self.mean) / self.std).astype(self.dtype)
+
+    def targets(self, y: Array) -> Array:
+        """Values [n, outputs]."""
+        return ((y - self.target_mean) / self.target_std).astype(self.dtype)
+
+    def values(self, y: Array) -> Array:
+        """The reverse of `targets`."""
+        return (y * self.target_std + self.target_mean).astype(self.dtype)
+
+
+def open_data(
+    spec: str | tuple[Array, ...],
+    *,
+    dtype: np.dtype,
+    normalise: str = "auto",
+    test_fraction: float = 0.2,
+    context: int = 0,
+    like: DataInfo | None = None,
+    same: bool = True,
+) -> DataSet:
+    """Open and check a data set.
+
+    Parameters
+    ----------
+    spec : str or tuple of arrays
+        As `--data` takes it; or (x, y) or (x, y, x_test, y_test) with the sample axis first.
+    dtype : numpy dtype
+        Of the samples as they are read.
+    normalise : str
+        `auto` (global for images, else feature), `feature`, `global` or `none`.
+    context : int
+        Characters of a sample of text (0: as `spec` says).
+    test_fraction : float
+        Share of samples held out where the data has no test set of its own.
+    like : DataInfo, optional
+        What a checkpoint says of its data: its normalisation is used.
+    same : bool
+        Whether these must then be the same data, or others of the same kind: shape of samples, targets, alphabet.
+
+    Raises
+    ------
+    UserError
+        The data cannot be read, or holds what cannot be trained on; the message names the file.
+    """
+    source = open_source(spec, test_fraction, context)
+    train, test = _split(source, test_fraction)
+    lazy = isinstance(source.x, h5py.Dataset)
+    classes = np.dtype(source.y.dtype).kind in "iub"
+    measured = _Measure(source, train, classes)
+    if source.x_test is not None:
+        measured.check(source.x_test, source.y_test, None)
+    if source.alphabet:
+        normalise = "none"
+    elif normalise == "auto":
+        normalise = "global" if source.images or len(source.x.shape) > 2 else "feature"
+    stated = like.normalisation if like else measured.stated(normalise)
+    outputs = measured.classes() if classes else int(np.prod(source.y.shape[1:], initial=1))
+    outputs = len(source.alphabet) or outputs
+    if classes and outputs < 2:
+        raise UserError(f"{source.name}: y holds one class only; expected at least two")
+    info = DataInfo(
+        source.name,
+        tuple(source.x.shape[1:]),
+        "classes" if classes else "values",
+        outputs,
+        len(source.x if train is None else train),
+        len(source.x_test if test is None else test),
+        stated,
+        measured.digest(),
+        source.y.shape[1] if source.alphabet else 1,
+        source.alphabet,
+    )
+    if like:
+        _same(like, info) if same else _like(like, info)
+    parts = _parts(source, train, test)
+    if not lazy:
+        kind = np.dtype(np.int64 if source.alphabet else dtype)
+        parts = {name: _ready(part, Scale(stated, kind), classes) for name, part in parts.items()}
+    return DataSet(info, np.dtype(dtype), parts)
+
+
+def share_data(
+    comm: "Intracomm", data: DataSet | None, info: DataInfo, spec: str, dtype: np.dtype, test_fraction: float
+) -> DataSet:
+    """The data set that rank 0 has opened and checked, on every rank. Collective over `comm`.
+
+    Arrays in memory are sent; a file that is read row by row is opened by every rank.
+    """
+    parts = data._parts if data else {}
+    shapes = comm.bcast({name: [(a.shape, a.dtype.str) for a in (p.x, p.y)] for name, p in parts.items() if p.ready})
+    if not shapes:
+        if data:
+            return data
+        source = open_source(spec, test_fraction)
+        parts = _parts(source, *_split(source, test_fraction))
+        return DataSet(info, np.dtype(dtype), parts)
+    mine = {}
+    for name, ((x_shape, x_type), (y_shape, y_type)) in shapes.items():
+        part = parts[name] if data else _Part(np.empty(x_shape, x_type), np.empty(y_shape, y_type), None, True)
+        for array in (part.x, part.y):
+            for start in range(0, len(array), step := max(1, (1 << 28) // max(1, array[:1].nbytes))):
+                comm.Bcast(array[start : start + step])
+        mine[name] = part
+    return data or DataSet(info, np.dtype(dtype), mine)
+
+
+def _same(old: DataInfo, new: DataInfo) -> None:
+    for name in ("sample_shape", "target", "outputs", "n_train", "n_test", "digest"):
+        mine, theirs = getattr(new, name), getattr(old, name)
+        if mine != theirs:
+            raise UserError(f"resume: {new.name} is not the data of the checkpoint: its {name} was {theirs}, is {mine}")
+
+
+def _like(old: DataInfo, new: DataInfo) -> None:
+    for name in ("sample_shape", "target", "alphabet"):
+        mine, theirs = getattr(new, name), getattr(old, name)
+        if mine != theirs:
+            raise UserError(f"data: {new.name}: its {name} is {mine!r}; that of the network's data was {theirs!r}")
+    if new.outputs > old.outputs or (new.target == "values" and new.outputs != old.outputs):
+        raise UserError(f"data: {new.name}: has {new.outputs} {new.target}; the network was trained on {old.outputs}")
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order of `n` training samples in an epoch: a permutation keyed by (seed, epoch), never by rank."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+
+
+def _parts(source: Source, train: NDArray[np.int64] | None, test: NDArray[np.int64] | None) -> dict[str, _Part]:
+    """Both splits of a source, as they lie there."""
+    own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
+    return {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
+
+
+def _ready(part: _Part, scale: Scale, classes: bool) -> _Part:
+    """Normalise a part in memory, once."""
+    x, y = (part.x, part.y) if part.rows is None else (part.x[part.rows], part.y[part.rows])
+    targets = y.astype(np.int64) if classes else scale.targets(y.reshape(len(y), -1))
+    return _Part(np.ascontiguousarray(scale.inputs(x.reshape(len(x), -1))), np.ascontiguousarray(targets), None, True)
+
+
+def _split(source: Source, fraction: float) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Rows of the training and test samples; None: all, where the data brings its own test set."""
+    if source.x_test is not None:
+        return None, None
+    n = len(source.x)
+    held_out = round(n * fraction)
+    if not 0 < held_out < n:
+        raise UserError(
+            f"test_fraction: {fraction} of the {n} samples of {source.name} leaves an empty training or test set"
+        )
+    order = np.random.Generator(np.random.Philox(key=_SPLIT_KEY)).permutation(n)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _rows(array: Any, rows: NDArray[np.int64]) -> Array:
+    """Some rows of an array or an HDF5 data set, in the order asked for."""
+    if isinstance(array, np.ndarray):
+        return array[rows]
+    first, last = int(rows.min()), int(rows.max())
+    if last - first < 4 * len(rows):  # near each other: one slice is faster than HDF5's selection of points
+        return array[first : last + 1][rows - first]
+    order = np.argsort(rows)
+    sorted_rows, place = np.unique(rows[order], return_inverse=True)
+    block = array[sorted_rows]
+    result = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    result[order] = block[place]
+    return result
+
+
+class _Measure:
+    """One pass over the data: it checks every number, and adds up mean and deviation of the training rows."""
+
+    def __init__(self, source: Source, train: NDArray[np.int64] | None, classes: bool) -> None:
+        self.name, self.is_classes = source.name, classes
+        self.features = int(np.prod(source.x.shape[1:], initial=1))
+        self.count = 0
+        self.mean, self.squares = np.zeros(self.features), np.zeros(self.features)
+        width = 1 if classes else int(np.prod(source.y.shape[1:], initial=1))
+        self.y_mean, self.y_squares = np.zeros(width), np.zeros(width)
+        self.highest = -1
+        self._hashes = hashlib.sha256(), hashlib.sha256()
+        mask = np.ones(len(source.x), bool)
+        if train is not None:
+            mask[:] = False
+            mask[train] = True
+        self.check(source.x, source.y, mask)
+
+    def check(self, x: Any, y: Any, training: NDArray[np.bool_] | None) -> None:
+        """Look at every row; those that are `training` count for mean and deviation."""
+        for start, rows, targets in self._blocks(x, y):
+            for name, block in (("x", rows), ("y", targets)):
+                if np.dtype(block.dtype).kind == "f" and not np.isfinite(block).all():
+                    bad = start + int(np.argmin(np.isfinite(block).reshape(len(block), -1).all(axis=1)))
+                    raise UserError(
+                        f"{self.name}: {name} has NaN or infinity, first in row {bad}; expected finite numbers"
+                    )
+            for hash_, block in zip(self._hashes, (rows, targets), strict=True):
+                hash_.update(np.ascontiguousarray(block).data)
+            if self.is_classes:
+                if targets.min() < 0:
+                    raise UserError(f"{self.name}: y has the label {targets.min()}; expected labels from 0")
+                self.highest = max(self.highest, int(targets.max()))
+            if training is not None:
+                chosen = training[start : start + len(rows)]
+                self._add(rows[chosen], targets[chosen])
+
+    def _blocks(self, x: Any, y: Any) -> Iterator[tuple[int, Array, Array]]:
+        step = max(1, _BLOCK // max(1, self.features * 8))
+        for start in range(0, len(x), step):
+            try:
+                yield start, np.asarray(x[start : start + step]), np.asarray(y[start : start + step])
+            except OSError as error:
+                raise UserError(f"{self.name}: cannot be read to its end: {error}") from None
+
+    def _add(self, x: Array, y: Array) -> None:
+        """Combine the moments of a block with those before it (Chan, Golub & LeVeque 1979)."""
+        n = len(x)
+        if not n:
+            return
+        total = self.count + n
+        pairs = (
+            [(self.mean, self.squares, x)]
+            if self.is_classes
+            else [(self.mean, self.squares, x), (self.y_mean, self.y_squares, y)]
+        )
+        for mean, squares, block in pairs:
+            wide = block.reshape(n, -1).astype(np.float64)
+            here = wide.mean(axis=0)
+            delta = here - mean
+            squares += ((wide - here) ** 2).sum(axis=0) + delta**2 * self.count * n / total
+            mean += delta * n / total
+        self.count = total
+
+    def stated(self, kind: str) -> dict[str, Any]:
+        """The normalisation that these moments give."""
+        facts: dict[str, Any] = {"kind": kind}
+        if kind == "feature":
+            facts |= {"mean": self.mean.tolist(), "std": _deviation(self.squares / self.count).tolist()}
+        elif kind == "global":
+            mean = self.mean.mean()
+            variance = self.squares.mean() / self.count + ((self.mean - mean) ** 2).mean()
+            facts |= {"mean": float(mean), "std": float(_deviation(np.asarray(variance)))}
+        if not self.is_classes:
+            facts |= {
+                "target_mean": self.y_mean.tolist(),
+                "target_std": _deviation(self.y_squares / self.count).tolist(),
+            }
+        return facts
+
+    def digest(self) -> str:
+        """SHA-256 of all numbers seen."""
+        return hashlib.sha256(b"".join(each.digest() for each in self._hashes)).hexdigest()
+
+    def classes(self) -> int:
+        """Number of classes: the highest label and all below it."""
+        return self.highest + 1
+
+
+def _deviation(variance: Array) -> Array:
+    """Its root; 1 where a feature never changes, so that it stays 0 and not NaN."""
+    return np.where(variance > 0, np.sqrt(variance), 1.0)

@@ -1,0 +1,1 @@
+"""Emulated nodes, and what each layer costs on a node."""

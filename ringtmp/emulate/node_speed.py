@@ -1,0 +1,64 @@
+"""How fast this rank is: what each layer takes on its own machine, or on the node that it emulates."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import kernels
+from ringtmp.comm.mpi import raise_on_all
+from ringtmp.emulate.layer_costs import Cost, layer_costs
+from ringtmp.emulate.nodes import nominal, parse_pace
+from ringtmp.nn.model import Model
+from ringtmp.nn.optimizers import Optimizer
+from ringtmp.run.job import Job
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+# Seconds of each layer's actions for a micro-batch of so many rows, W as part of a product of so many micro-batches.
+CostTable = Callable[[int, int], list[Cost]]
+
+
+def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
+    """Costs as timed on this machine, when first asked for (or known from before)."""
+
+    @cache
+    def table(rows: int, w_group: int) -> list[Cost]:
+        kernels.compile_all(dtype, model.families)
+        costs = layer_costs(model, rows, dtype, optimizer)
+        if w_group == 1:
+            return costs
+        together = layer_costs(model, rows * w_group, dtype, optimizer)
+        return [replace(c, backward_weight=t.backward_weight / w_group) for c, t in zip(costs, together, strict=True)]
+
+    return table
+
+
+def costs_paced(model: Model) -> CostTable:
+    """Costs on an emulated node of 1 GFLOP/s."""
+
+    @cache
+    def table(rows: int, w_group: int) -> list[Cost]:
+        costs = []
+        for index, layer in enumerate(model.layers):
+            one, update = nominal(model, index, rows, 1.0)
+            costs.append(Cost(one, one, one, update, layer.flops(rows), 0))
+        return costs
+
+    return table
+
+
+def own_costs(comm: "Intracomm", job: Job, rows: int, micro_batches: int) -> list[float]:
+    """Seconds of a step that each layer would take on this rank: timed here (ranks of a host in turn), or as paced.
+
+    Collective over `comm`; `UserError` on every rank if one of them cannot tell.
+    """
+    with raise_on_all(comm):
+        speed, table = 1.0, costs_on(job.model, job.dtype, job.optimizer())
+        if job.pace:
+            speed, table = parse_pace(job.pace, comm.size)[comm.rank], costs_paced(job.model)
+        return [cost.step(micro_batches) / speed for cost in table(rows, 1)]
+    raise AssertionError

@@ -1,0 +1,191 @@
+"""The run folder: made once, never overwritten, and the marker that tells how the run ended.
+
+runs/NAME/
+    config.toml     what the run was told, whole; `--config` reads it
+    id              what tells this run from all others, also in the nodes' memory
+    data.json       the data set as it was used: shapes, split, normalisation
+    status.json     running, finished, stopped or failed, and at which step
+    history.csv     loss and accuracy of each step and test, readable while the run goes on
+    checkpoints/    the last two sets
+    traces/000/     one HDF5 file per rank, its last sign of life, and which process each was; 001 and so on after
+                    each resume
+    .lock           held by the job that writes here
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import tomli_w
+
+from ringtmp.config.schema import RunConfig, read_toml
+from ringtmp.errors import UserError
+from ringtmp.storage.files import write_durably
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoint sets."""
+        return self.path / "checkpoints"
+
+    @property
+    def history(self) -> Path:
+        """The CSV file of losses."""
+        return self.path / "history.csv"
+
+    def trace(self, launch: int, rank: int) -> Path:
+        """Trace file of a rank in the run's n-th launch."""
+        return self.path / "traces" / f"{launch:03d}" / f"rank-{rank:04d}.h5"
+
+    def set_processes(self, launch: int, places: Sequence[tuple[str, int]]) -> None:
+        """Note host and process number of each rank of a launch."""
+        write_durably(self.path / "traces" / f"{launch:03d}" / "processes.json", json.dumps(places))
+
+    def config(self) -> dict[str, Any]:
+        """The stored configuration."""
+        return read_toml(str(self.path / "config.toml"), "resume")
+
+    def identity(self) -> str:
+        """What tells this run from all others; made when first asked for. Raises `OSError`."""
+        path = self.path / "id"
+        with suppress(FileNotFoundError):
+            return path.read_text().strip()
+        write_durably(path, uuid.uuid4().hex)
+        return path.read_text().strip()
+
+    def data(self) -> dict[str, Any]:
+        """The data set as it was used."""
+        return json.loads((self.path / "data.json").read_text())
+
+    def status(self) -> dict[str, Any]:
+        """The stored marker; empty if there is none."""
+        try:
+            return json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """Write the marker: `running`, `finished`, `stopped` or `failed`."""
+        facts = {"state": state, **facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        write_durably(self.path / "status.json", json.dumps(facts, indent=1))
+
+    def next_launch(self) -> int:
+        """Number of the launch that is about to begin; makes its trace folder."""
+        traces = self.path / "traces"
+        launch = max((int(path.name) + 1 for path in traces.glob("[0-9]*") if path.name.isdigit()), default=0)
+        (traces / f"{launch:03d}").mkdir(parents=True)
+        return launch
+
+
+def _usual_name(data: str) -> str:
+    return f"{Path(data.split(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def new_name(out: str, data: str) -> str:
+    """A name for a run folder that is not there yet."""
+    name, number = _usual_name(data), 1
+    while (Path(out) / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return name if number == 1 else f"{name}-{number}"
+
+
+def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
+    """Make a new run folder and write `config` and `data` into it.
+
+    Raises
+    ------
+    UserError
+        There is one of that name already, or it cannot be made.
+    """
+    name = config.name or _usual_name(config.data)
+    path = Path(config.out) / name
+    number = 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if config.name or number > 1000 or not path.is_dir():
+                raise UserError(
+                    f"name: {path} exists already and is not overwritten; choose another --name, or go on with "
+                    f"--resume {path}"
+                ) from None
+            number += 1
+            path = Path(config.out) / f"{name}-{number}"
+        except OSError as error:
+            raise UserError(f"out: cannot make the run folder {path}: {error.strerror}") from None
+    folder = RunFolder(path)
+    try:
+        store_config(folder, config)
+        write_durably(path / "data.json", json.dumps(data, indent=1))
+        folder.identity()
+        folder.set_status("running", step=0)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise UserError(f"out: cannot write to {path}: {error.strerror}") from None
+    return folder
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock(folder: RunFolder, patience: float = 0.0) -> IO[str]:
+    """Keep other jobs from writing to a run folder for as long as what is returned stays open.
+
+    `patience`: seconds to wait for another job's end, as of one whose rank 0 was cut off and has yet to notice.
+
+    Raises
+    ------
+    UserError
+        Another job holds it.
+    OSError
+        It cannot be written to.
+    """
+    file = (folder.path / ".lock").open("a")
+    until = time.monotonic() + patience
+    try:
+        while not _locked(file):
+            if time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            file.close()
+            holder = folder.status()
+            where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+            raise UserError(f"resume: {folder.path} is being written by another job ({where})")
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def store_config(folder: RunFolder, config: RunConfig) -> None:
+    """Write config.toml, a file that `--config` takes."""
+    values = {key: value for key, value in config.stored().items() if key not in ("name", "resume", "out")}
+    write_durably(folder.path / "config.toml", tomli_w.dumps(values))
+
+
+def open_run_folder(text: str, out: str) -> RunFolder:
+    """The run folder that `--resume` names: a path, or a name under `out`. Raises `UserError` if it is none."""
+    for path in (Path(text), Path(out) / text):
+        if (path / "config.toml").is_file():
+            return RunFolder(path)
+    raise UserError(f"resume: {text} is not a run folder (no config.toml in it, nor in {Path(out) / text})")
