@@ -153,33 +153,9 @@ def _sequences(dtype: np.dtype) -> None:
 
 
 def _clock(dtype: np.dtype) -> None:
-    """The simulator's event loop, on two micro-batches of two ranks."""
-    none, numbers = np.zeros(0, np.int64), np.ones((2, 4))
-    bounds = np.ones((2, 1), np.int64)
+    """The simulator's event loop, on a small ring."""
     stretch(0.5, 0, 0, 0, 0)
-    clock.run(
-        2,
-        1,
-        np.ones(2),
-        1,
-        numbers,
-        np.ones(2),
-        np.arange(1, 3),
-        0.0,
-        0.0,
-        np.zeros((2, 2)),
-        0.0,
-        0,
-        none,
-        np.zeros(2, np.int64),
-        bounds,
-        bounds.copy(),
-        1,
-        0,
-        0,
-        1,
-        np.zeros((0, 6)),
-    )
+    clock.run(*clock.example())
 
 
 def _shares(dtype: np.dtype) -> None:

@@ -244,35 +244,28 @@ def simulate(
         limits = np.array([each[0] for each in first]), np.array([each[1] for each in first])
     cap, limit = (np.array(each, np.int64).reshape(ranks, chunks) for each in limits)
     codes, ends = plan_codes(plan) if plan else (np.zeros(0, np.int64), np.zeros(ranks, np.int64))
-    transfer = scene.transfer if len(scene.transfer) else np.zeros((stages, 2))
-    shares = np.array([share for stage in scene.pieces for share in stage], float)
-    rows = np.zeros((steps * scene.micro_batches * stages * 4 * max(map(len, scene.pieces)) if log else 0, 6))
-    seconds, busy, held, done, actions, used = clock.run(
-        ranks,
-        chunks,
-        np.asarray(scene.sizes, float),
-        steps,
-        np.asarray(scene.seconds, float),
-        shares,
-        np.cumsum([len(stage) for stage in scene.pieces]),
-        float(scene.overhead),
-        float(scene.latency),
-        np.asarray(transfer, float),
-        float(scene.jitter),
-        scene.seed,
-        codes,
-        ends,
-        cap,
-        limit,
-        most,
-        max(1, ranks // 4) if adaptive else 0,
-        lag,
-        w_group,
-        rows,
+    ring = clock.Ring(
+        ranks=ranks,
+        chunks=chunks,
+        steps=steps,
+        sizes=np.asarray(scene.sizes, float),
+        seconds=np.ascontiguousarray(scene.seconds, float),
+        shares=np.array([share for stage in scene.pieces for share in stage], float),
+        share_ends=np.cumsum([len(stage) for stage in scene.pieces]),
+        overhead=float(scene.overhead),
+        latency=float(scene.latency),
+        transfer=np.asarray(scene.transfer if len(scene.transfer) else np.zeros((stages, 2)), float),
+        jitter=float(scene.jitter),
+        seed=scene.seed,
+        lag=lag,
     )
+    growth = max(1, ranks // 4) if adaptive else 0
+    orders = clock.Orders(codes, ends, cap, limit, most, growth, w_group)
+    rows = np.zeros((steps * scene.micro_batches * stages * 4 * max(map(len, scene.pieces)) if log else 0, 6))
+    seconds, busy, held, step_ends, actions = clock.run(ring, orders, rows)
     if seconds < 0:
         raise StuckError(f"{plan.name if plan else 'the rule'} never ends: {scene.ranks} ranks, {chunks} chunks")
-    return Outcome(scene, steps, seconds, busy, held, done, actions, (cap, limit), rows[:used])
+    return Outcome(scene, steps, seconds, busy, held, step_ends, actions, (cap, limit), rows[:actions])
 
 
 def plan_codes(plan: Plan) -> tuple[Array, Array]:

@@ -1,0 +1,109 @@
+"""A binary heap of events in order of time, for compiled simulators.
+
+An event is a time and a whole number that says what happens and where. Each simulator composes that number itself.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import inlined, jit
+
+
+class Heap(NamedTuple):
+    """Events that lie ahead, the earliest first.
+
+    Attributes
+    ----------
+    times : float64[capacity]
+        Seconds at which the events happen.
+    events : int64[capacity]
+        What happens.
+    size : int64[1]
+        Number of events in the heap.
+    """
+
+    times: NDArray[np.float64]
+    events: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+@jit
+def new_heap(capacity):
+    """An empty heap for at most `capacity` events."""
+    return Heap(np.zeros(capacity), np.zeros(capacity, np.int64), np.zeros(1, np.int64))
+
+
+@jit
+def enlarged(heap):
+    """The same events in a heap of twice the capacity."""
+    larger = new_heap(2 * len(heap.times))
+    larger.times[: len(heap.times)] = heap.times
+    larger.events[: len(heap.times)] = heap.events
+    larger.size[0] = heap.size[0]
+    return larger
+
+
+@jit
+def push(times, events, count, time, event):
+    """Add an event to a heap of `count` events in two arrays; returns the new number of events.
+
+    Parameters
+    ----------
+    times, events : float64[capacity], int64[capacity]
+        The arrays of a `Heap`, or one row of a table of heaps; `capacity` must be above `count`.
+    count : int
+    time : float
+        Of the new event, or any other key by which the heap is ordered.
+    event : int
+    """
+    i = count
+    while i > 0:
+        parent = (i - 1) // 2
+        if times[parent] <= time:
+            break
+        times[i], events[i] = times[parent], events[parent]
+        i = parent
+    times[i], events[i] = time, event
+    return count + 1
+
+
+@jit
+def pop(times, events, count):
+    """Remove the first event of a heap of `count` events; returns the new number of events.
+
+    Parameters
+    ----------
+    times, events, count
+        See `push`; the first event is `times[0]` and `events[0]`, to be read before.
+    """
+    count -= 1
+    time, event = times[count], events[count]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= count:
+            break
+        if child + 1 < count and times[child + 1] < times[child]:
+            child += 1
+        if times[child] >= time:
+            break
+        times[i], events[i] = times[child], events[child]
+        i = child
+    times[i], events[i] = time, event
+    return count
+
+
+@inlined
+def schedule(heap, time, event):
+    """Add an event to a `Heap`."""
+    heap.size[0] = push(heap.times, heap.events, heap.size[0], time, event)
+
+
+@inlined
+def take(heap):
+    """Remove the earliest event of a `Heap` and return it."""
+    event = heap.events[0]
+    heap.size[0] = pop(heap.times, heap.events, heap.size[0])
+    return event
