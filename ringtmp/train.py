@@ -1,4 +1,4 @@
-"""``mpirun -n 8 python -m ringtmp.train``: train a network whose layers are dealt over the ranks."""
+"""``mpirun -n 8 python -m ringtmp.train``: train a network whose layers are distributed over the ranks."""
 
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from ringtmp.run.launch import Launch
 
 _ABOUT = (
-    "Train a neural network whose layers are dealt over the ranks of a ring. Micro-batches go round\n"
-    "as activations, their gradients come back, and every rank updates its own layers."
+    "Train a neural network whose layers are distributed over the ranks of a ring. Micro-batches travel\n"
+    "round as activations, their gradients travel back, and each rank updates its own layers."
 )
 
 

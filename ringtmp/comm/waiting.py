@@ -16,7 +16,7 @@ class Backoff:
     -----
     Two ranks on two cores: a message that comes within the spin is seen in under 2 microseconds. Eight ranks on two
     cores: a rank that only yields takes its turn in the scheduler again and again; sleeping after 50 yields
-    leaves the cores to those that have work (figures in the closing note of issue 2).
+    leaves the cores to those that have work.
     """
 
     def __init__(self, crowded: bool) -> None:
