@@ -454,7 +454,7 @@ def drawn(monkeypatch):
         calls.append((events, settings["steps"]))
         return draw_gantt(events, **settings)
 
-    monkeypatch.setattr("ringtmp.commands.draw.draw_gantt", note)
+    monkeypatch.setattr("ringtmp.analysis.picture.draw_gantt", note)
     return calls
 
 
