@@ -64,7 +64,6 @@ class CheckpointManager:
         self.facts = job.facts() if job.folder and not rank else {}  # takes some milliseconds: not while training
         self.writer, self.snapshot = Writer(), Snapshot(job.model)
         self.probe: FaultProbe | None = None
-        self.meanwhile: Callable[[], None] | None = None  # called while a part waits for the one before
 
     # ---- when ---------------------------------------------------------------------------------------------------
 
@@ -103,11 +102,14 @@ class CheckpointManager:
 
     # ---- parts --------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, layers: Iterable[Held]) -> None:
-        """Copy the layers as they are after `step` updates, and have this rank's part of the set written from that."""
+    def save(self, step: int, layers: Iterable[Held], meanwhile: Callable[[], None] | None = None) -> None:
+        """Copy the layers as they are after `step` updates, and have this rank's part of the set written from that.
+
+        `meanwhile`, if given, is called again and again while the part waits for the one before.
+        """
         begin = time.perf_counter()
         with self.recorder.timed("checkpoint", step):
-            self.writer.wait(self.meanwhile)
+            self.writer.wait(meanwhile)
             self.snapshot.take(layers)
         self.hand_over(step, self.snapshot.records(), time.perf_counter() - begin)
 

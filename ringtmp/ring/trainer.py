@@ -18,13 +18,11 @@ from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.resilience.node_memory import Copy, NodeMemory
 from ringtmp.resilience.recovery import Recalled, fetch, room_for, shape_of
-from ringtmp.ring.data_parallel import CrossRingSums, RingLeaders
-from ringtmp.ring.engine import Engine
+from ringtmp.ring.engine import Engine, EngineSettings
 from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
-from ringtmp.ring.load_balance import Order, owners
+from ringtmp.ring.load_balance import owners
 from ringtmp.ring.rebalance import Rebalancer
-from ringtmp.ring.replicas import Replicas
-from ringtmp.ring.tokens import TEST, TOKEN
+from ringtmp.ring.replicas import CopySettings
 from ringtmp.run.job import Feeder, Job
 from ringtmp.run.launch import Launch
 from ringtmp.run.modes import train_with
@@ -106,7 +104,7 @@ class RingLaunch(Launch):
         self.policy = self.layout.policy(self.rank)
         self.stages = self._stages()
         self.membership = 0  # how often the layers have been dealt anew
-        self.recut: Rebalancer | None = None
+        self.rebalancer: Rebalancer | None = None
         self.late: list[Pace] = []  # of stages that are no more
         self.notes = [chosen] if chosen else []
         if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
@@ -141,7 +139,9 @@ class RingLaunch(Launch):
             stage.commit(self.job.start)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
         if self.config.balance == "auto" and self.size > 1:
-            self.recut = Rebalancer(self, own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches))
+            times = own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches)
+            say = self.reporter.say if self.reporter else None
+            self.rebalancer = Rebalancer(self.comm, self, times, say, self.probe)
         self._ready()
 
     def _ready(self) -> None:
@@ -163,8 +163,12 @@ class RingLaunch(Launch):
     def connect_from(self, start: int) -> None:
         """What talks and trains, after so many updates."""
         config = self.config
-        if self.recut:
-            self.recut.meter.restart(self._computed())
+        if self.rebalancer:
+            self.rebalancer.restart()
+        copies = None
+        if self.memory:
+            depth = min(config.state_copies, self.size - 1)
+            copies = CopySettings(self.sides, self.memory, self.nodes, depth, self.forget_older)
         self.engine = Engine(
             self.net,
             self.stages,
@@ -172,53 +176,46 @@ class RingLaunch(Launch):
             self.policy,
             self,
             self.recorder,
-            start=start,
-            w_group=self.layout.w_group,
-            seed=config.seed,
-            crowded=self.crowded(),
-            synchronous=config.sends == "synchronous",
-            delay=config.delay,
-            stall_timeout=config.stall_timeout,
-            lag=self.layout.lag,
-            stashed=self.stashed,
+            self.sets,
+            EngineSettings(
+                start=start,
+                lag=self.layout.lag,
+                stashed=self.stashed,
+                w_group=self.layout.w_group,
+                seed=config.seed,
+                crowded=self.crowded(),
+                synchronous=config.sends == "synchronous",
+                delay=config.delay,
+                stall_timeout=config.stall_timeout,
+                heartbeat_timeout=config.heartbeat_timeout,
+            ),
             paces=self.paces,
-            stop_request=self.stop_request,
-            heartbeat=config.heartbeat_timeout,
+            balance=self.rebalancer,
+            across=self.job.across,
+            copies=copies,
             probe=self.probe,
-            rings=config.rings,
-            leads=self.job.ring == 0,
         )
-        if self.job.across:
-            self.engine.across = CrossRingSums(self.job.across, self.engine.chunks, self.recorder)
-            if self.rank == 0:
-                self.engine.sisters = RingLeaders(self.job.across, self._of_all_rings, self._stop)
-        self.sets.meanwhile = lambda: self.engine.look()
-        if self.memory:
-            self.engine.replicas = Replicas(
-                self.net,
-                self.engine.back,
-                self.sides,
-                self.engine.chunks,
-                self.memory,
-                self.nodes,
-                min(config.state_copies, self.size - 1),
-                start,
-                self.recorder,
-                self.forget_older,
-                self.probe,
-            )
+
+    def disconnect(self) -> None:
+        """Free the engine's requests. Collective."""
+        self.engine.close()
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether stages are copied to other nodes."""
+        return self.memory is not None
 
     def drive(self) -> None:
         self.engine.run()
-        while order := self.engine.tokens.cut:
-            assert self.recut
-            self.recut.obey(order)
+        while order := self.engine.rebalance:
+            assert self.rebalancer
+            self.rebalancer.execute(order)
             self.engine.run()
         with self.recorder.timed("wait", self.engine.updates):
             self.comm.Barrier()  # the others' last actions; then nothing is on its way any more
         self.engine.close()
 
-    def go_by(self, layout: Layout, held: dict[int, list[Array]], step: int) -> None:
+    def adopt(self, layout: Layout, held: dict[int, list[Array]], step: int) -> None:
         """Make the stages of another layout from layers that are here: by index, parameters and slots as they are."""
         if (layout.most, layout.again) != (self.layout.most, self.layout.again):
             self.policy = layout.policy(self.rank)  # else it keeps what it has learned
@@ -326,76 +323,20 @@ class RingLaunch(Launch):
             self.feeder.test(first, x, labels)
 
     def save(self, step: int) -> None:
-        """Have this rank's part of a set written if one is due after `step` updates."""
+        """Have this rank's part of a checkpoint written if one is due after `step` updates."""
         self.sets.poll()
         if self.sets.due(step):
-            self.sets.save(step, self.held())
+            self.sets.save(step, self.held(), self.engine.look)
 
-    def written(self) -> tuple[int, float]:
-        """Step of the newest set whose part this rank has finished, and the seconds for which it was held up."""
-        return self.sets.newest, self.sets.cost
-
-    def wants_set(self, step: int) -> bool:
-        """Whether a set after `step` updates is to be ordered now (rank 0)."""
-        return self.sets.wanted(step)
-
-    def ordered(self, step: int, made: int) -> None:
-        """A set after `step` updates is ordered, of which so many are `made` here."""
-        self.sets.ordered(step, made)
-
-    def _computed(self) -> int:
-        """Nanoseconds that this rank has spent on F, I, W and U."""
-        return sum(self.recorder.totals[kind] for kind in "FIWU")
-
-    def stepped(self, step: int) -> None:
-        """This rank has made all its updates of a step."""
-        if self.recut:
-            self.recut.meter.stepped(self._computed())
-
-    def busy(self) -> float:
-        """How long this rank computes in a step, in nanoseconds."""
-        return self.recut.meter.busy if self.recut else 0.0
-
-    def weighed(self, step: int, mean: float, most: float) -> Order | None:
-        """So many steps are done everywhere (rank 0): whether the ring is to stop for a new cut."""
-        return self.recut.governor.stepped(step, mean, most) if self.recut else None
-
-    def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
-        """A step is done on every rank, and each part of a set up to that of step `written` (rank 0)."""
-        self.idle = idle
-        self.sets.settle_up_to(written, cost)
-        self._report(TOKEN, step, loss, correct)
+    def trained(self, step: int, loss: float, correct: float, idle: float) -> None:
+        """A step is done on every rank (rank 0)."""
+        assert self.reporter
+        self.reporter.trained(step, loss, correct, idle, self.rate(step))
 
     def tested(self, step: int, loss: float, correct: float) -> None:
         """An evaluation is complete (rank 0)."""
-        self._report(TEST, step, loss, correct)
-
-    def _report(self, kind: int, step: int, loss: float, correct: float) -> None:
-        """A step or a test of this ring is complete (rank 0)."""
-        signal = self.engine.tokens.stop_signal
-        if self.engine.sisters:
-            self.engine.sisters.report(kind, step, loss, correct, signal)
-        else:
-            self._of_all_rings(kind, step, loss, correct, signal)
-
-    def _of_all_rings(self, kind: float, step: int, loss: float, correct: float, signal: int) -> None:
-        """The same of all rings together."""
         assert self.reporter and self.feeder
-        self.engine.tokens.stop_signal = self.engine.tokens.stop_signal or signal
-        if kind == TOKEN:
-            self.reporter.trained(step, loss, correct, self.idle, self.rate(step))
-        else:
-            self.reporter.tested(step, loss, correct, self.feeder.spread())
-
-    def stopped(self, index: int, signal: int) -> None:
-        """The phases from `index` on are left out (rank 0)."""
-        if self.engine.sisters and self.job.ring == 0:
-            self.engine.sisters.order(index, signal)
-
-    def _stop(self, index: int, signal: int) -> None:
-        """The first ring says so."""
-        self.engine.tokens.stop_signal = signal
-        self.engine.tokens.order_stop(index)
+        self.reporter.tested(step, loss, correct, self.feeder.spread())
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""
@@ -476,4 +417,4 @@ class RingLaunch(Launch):
 
     @property
     def stop_signal(self) -> int:
-        return self.engine.tokens.stop_signal
+        return self.engine.stop_signal

@@ -50,7 +50,7 @@ class Ring:
                 parts.append(Part.of(load / 1e9 / self.costs[a:b].sum() * self.costs))
             cut = deal(parts)
             expected = cut.most * 1e9
-            after = tuple(np.cumsum(cut.counts)) if cut.most <= (1 - WORTH) * order.most / 1e9 else before
+            after = tuple(np.cumsum(cut.counts)) if cut.most <= (1 - WORTH) * order.busiest / 1e9 else before
             if after != before:
                 self.before.append(before)
         self.ends = np.array(after)
@@ -147,7 +147,7 @@ def test_what_does_not_help_is_undone():
     while not order:
         step, now = step + 1, now + 0.1
         order = governor.stepped(step, 50 * MS, 100 * MS, now)
-    assert (order.most, order.mean, order.undo) == (100 * MS, 50 * MS, False)
+    assert (order.busiest, order.mean, order.undo) == (100 * MS, 50 * MS, False)
     assert order.seconds == pytest.approx(0.1)
     governor.dealt(step, True, order, 50 * MS)
     order = None
