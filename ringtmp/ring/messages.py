@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ringtmp.comm.messages import MessageKinds
 from ringtmp.comm.point_to_point import FIRST_TAG
 
-TAG_LABELS, TAG_CONTROL_BACK, TAG_DEAL, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 4)
+TAG_LABELS, TAG_CONTROL_BACK, TAG_SPLIT, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 4)
 _DATA = ("activations", "gradients", "replica")
 
 

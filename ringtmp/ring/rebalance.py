@@ -10,9 +10,10 @@ from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState
 from ringtmp.resilience.fault_probe import FaultProbe
+from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.layout import Layout, cut_anew
 from ringtmp.ring.load_balance import WORTH, LoadMeter, RebalanceOrder, RebalancePolicy, hand_over, meet_round
-from ringtmp.schedule.partition import Part, deal_round
+from ringtmp.schedule.partition import StageCosts
 from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ class Rebalancer:
         factor = self.meter.busy / 1e9 / sum(self.times[layer] for layer in mine)
         costs = [factor * seconds for seconds in self.times]
         # Split, and keep the present split unless the new one fits and is worth it.
-        parts = [Part.of(costs, layout.needs.reach(room)) for room in layout.rooms(rank)]
-        counts, most = deal_round(self.comm, parts)
+        parts = [StageCosts.of(costs, layout.needs.reach(room)) for room in layout.rooms(rank)]
+        counts, most = split_over_ring(self.comm, parts)
         ends = tuple(itertools.accumulate(counts))
         expected = most * layout.chunks * 1e9
         if expected > (1 - WORTH) * order.busiest or not self._fits(ends):

@@ -139,7 +139,15 @@ class RingLaunch(Launch):
             stage.commit(self.job.start)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
         if self.config.balance == "auto" and self.size > 1:
-            times = own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches)
+            times = own_costs(
+                self.comm,
+                self.job.model,
+                self.job.dtype,
+                self.job.optimizer(),
+                self.job.pace,
+                self.table.rows,
+                self.config.micro_batches,
+            )
             say = self.reporter.say if self.reporter else None
             self.rebalancer = Rebalancer(self.comm, self, times, say, self.probe)
         self._ready()
