@@ -84,7 +84,7 @@ def _mpirun() -> str:
 def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any]]:
     """Interpreter, module, flags, and the values that these give. Raises `UserError`."""
     from ringtmp.config.command_line import parse
-    from ringtmp.run.job import merge
+    from ringtmp.config.overrides import merge
 
     words = words[1:] if words[:1] == ["--"] else words
     if "-m" not in words[:4] or words[words.index("-m") + 1 :][:1] == []:
@@ -105,7 +105,7 @@ def _replicate(module: str, values: dict[str, Any], stored: dict[str, Any]) -> l
 
     `stored`: the configuration of the run, if it has begun.
     """
-    from ringtmp.run.job import merge
+    from ringtmp.config.overrides import merge
 
     if "state_copies" in values:
         return []

@@ -19,7 +19,6 @@ from ringtmp.emulate.nodes import Pace
 from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.ring.chunk import Chunk, Versions
 from ringtmp.ring.data_parallel import CrossRingSums, RingLeaders
 from ringtmp.ring.liveness import Liveness
@@ -29,6 +28,7 @@ from ringtmp.ring.tokens import BEAT, Home, Tokens
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.schedule.local_rule import NONE, F, I, U, W
 from ringtmp.schedule.policies import Policy
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

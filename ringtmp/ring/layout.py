@@ -49,8 +49,8 @@ class Layout:
         GFLOP/s of each rank on emulated nodes, else empty.
     needs : Needs
         What stages take, and this rank's limit.
-    again : tuple of tuple of bool
-        Layers of this rank's stages that make their work again instead of keeping it.
+    recompute : tuple of tuple of bool
+        For each stage of this rank, for each layer: whether its activations are computed again instead of kept.
     """
 
     job: Job
@@ -64,7 +64,7 @@ class Layout:
     most: int
     speeds: tuple[float, ...]
     needs: Needs
-    again: tuple[tuple[bool, ...], ...] = ()
+    recompute: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def lag(self) -> int | None:
@@ -84,7 +84,7 @@ class Layout:
     def policy(self, rank: int) -> Policy:
         """Who decides what a rank runs next."""
         if self.plan:
-            return FollowPlan(self.plan, rank, any(map(any, self.again)))
+            return FollowPlan(self.plan, rank, any(map(any, self.recompute)))
         if self.schedule == "pipedream":
             return Stream(self.ranks, rank)
         return LocalRule(
@@ -152,7 +152,7 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
         _check_memory(layout)
     layout = _with_recomputation(layout, comm.rank)
     with raise_on_all(comm):
-        layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.again, comm.rank)
+        layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.recompute, comm.rank)
     return layout
 
 
@@ -173,7 +173,7 @@ def _with_recomputation(layout: Layout, rank: int) -> Layout:
         and layout.needs.rank(stages, rooms, again).total > layout.needs.limit.size
     ):
         again = tuple((True,) * (last - first) for first, last in stages)  # one stage needs more than its share
-    return replace(layout, again=again, w_group=1 if any(map(any, again)) else layout.w_group)
+    return replace(layout, recompute=again, w_group=1 if any(map(any, again)) else layout.w_group)
 
 
 def cut_anew(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
@@ -253,7 +253,7 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
         choices = explore(
             problem,
             schedules={"ready": [RULE], "strict": list(SCHEDULES), None: []}[config.mode],
-            micro_batches=[config.micro_batches] if "micro_batches" in job.given else [],
+            micro_batches=[config.micro_batches] if "micro_batches" in job.explicit else [],
             chunks=[chunks] if chunks else [],
             w_groups=[config.w_group] if config.w_group else [],
             aheads=[config.ahead] if config.ahead else [],

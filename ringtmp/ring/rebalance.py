@@ -12,7 +12,7 @@ from ringtmp.ring.load_balance import WORTH, LoadMeter, Order, RebalancePolicy, 
 from ringtmp.schedule.partition import Part, deal_round
 
 if TYPE_CHECKING:
-    from ringtmp.ring.trainer import RingLaunch
+    from ringtmp.ring.trainer import RingTrainer
 
 Ends = tuple[int, ...]  # where each stage ends
 
@@ -22,12 +22,12 @@ class Rebalancer:
 
     Parameters
     ----------
-    launch : RingLaunch
+    launch : RingTrainer
     times : list of float
         Seconds of a step that each layer was timed to take on this rank.
     """
 
-    def __init__(self, launch: "RingLaunch", times: list[float]) -> None:
+    def __init__(self, launch: "RingTrainer", times: list[float]) -> None:
         self.launch, self.times = launch, times
         self.meter, self.governor = LoadMeter(), RebalancePolicy()
         self.cuts: list[Ends] = []  # before the present one
@@ -35,17 +35,17 @@ class Rebalancer:
     def obey(self, order: Order) -> None:
         """Nothing is on its way any more. Collective over the ring; only neighbours talk."""
         launch = self.launch
-        step, before = launch.engine.updates, launch.layout.ends
+        step, before = launch.step, launch.layout.ends
         self._probe("rebalance", step)
-        with launch.recorder.timed("balance", step):
-            launch.engine.close()
+        with launch.session.recorder.timed("balance", step):
+            launch.disconnect()
             after, expected = self._new_cut(order)
-            if after != before or launch.memory:  # copies that begin anew begin a generation
+            if after != before or launch.session.memory:  # copies that begin anew begin a generation
                 self._move(before, after, step)
             launch.connect_from(step)
-        if launch.reporter:
+        if launch.session.reporter:
             self.governor.dealt(step, after != before, order, expected)
-            launch.reporter.say(self.told(step, order, before, after))
+            launch.session.reporter.say(self.told(step, order, before, after))
 
     def _new_cut(self, order: Order) -> tuple[Ends, float]:
         """Where the stages are to end, and nanoseconds of a step that the busiest rank should then compute.
@@ -54,13 +54,13 @@ class Rebalancer:
         """
         launch, layout = self.launch, self.launch.layout
         if order.undo:
-            meet_round(launch.comm)
+            meet_round(launch.session.comm)
             return self.cuts.pop() if self.cuts else layout.ends, 0.0
         mine = [layer for first, last in layout.layers(launch.rank) for layer in range(first, last)]
         factor = self.meter.busy / 1e9 / sum(self.times[layer] for layer in mine)
         costs = [factor * seconds for seconds in self.times]
         parts = [Part.of(costs, layout.needs.reach(room)) for room in layout.rooms(launch.rank)]
-        counts, most = deal_round(launch.comm, parts)
+        counts, most = deal_round(launch.session.comm, parts)
         ends = tuple(itertools.accumulate(counts))
         expected = most * layout.chunks * 1e9
         if expected > (1 - WORTH) * order.most or not self._fits(ends):
@@ -85,13 +85,13 @@ class Rebalancer:
             count = launch.model.layers[index].count
             return [np.empty(count, launch.job.dtype) for _ in range(1 + len(launch.job.optimizer().slots))]
 
-        hand_over(launch.comm, before, after, held, make)
+        hand_over(launch.session.comm, before, after, held, make)
         self._probe("handed", step)
-        launch.go_by(cut_anew(launch.layout, after, launch.rank), held, step)
+        launch.adopt(cut_anew(launch.layout, after, launch.rank), held, step)
 
     def _probe(self, phase: str, step: int) -> None:
-        if self.launch.probe:
-            self.launch.probe.at(phase, step)
+        if self.launch.session.probe:
+            self.launch.session.probe.at(phase, step)
 
     @staticmethod
     def told(step: int, order: Order, before: Ends, after: Ends) -> str:

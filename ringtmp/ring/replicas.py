@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ringtmp.comm.point_to_point import ControlChannel
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.resilience.node_memory import Copy, NodeMemory
 from ringtmp.ring.chunk import Chunk
 from ringtmp.ring.messages import tag_of
 from ringtmp.ring.tokens import HELD
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

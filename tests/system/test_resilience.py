@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 sys.path.insert(0, str(ROOT))
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from ringtmp.comm.mpi import runs
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 sys.path.insert(0, str(ROOT))
 
