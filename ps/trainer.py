@@ -16,7 +16,6 @@ from ringtmp.config.schema import RunConfig
 from ringtmp.config.units import parse_bytes, show_bytes
 from ringtmp.data.dataset import share_data
 from ringtmp.data.sampler import Sampler
-from ringtmp.emulate.node_speed import own_costs
 from ringtmp.emulate.nodes import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
@@ -129,7 +128,7 @@ class ServerTrainer:
         if self.config.batch_split == "even":
             return []
         rows = max(1, self.config.batch_size // len(self.roles.workers))
-        seconds = self.session.comm.allgather(sum(own_costs(self.session.comm, self.job, rows, 1)))
+        seconds = self.session.comm.allgather(sum(self.job.own_costs(self.session.comm, rows, 1)))
         return [1.0 / seconds[worker] for worker in self.roles.workers]
 
     def kernel_families(self) -> set[str]:

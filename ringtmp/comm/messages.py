@@ -1,19 +1,21 @@
-"""Typed control messages: a NamedTuple for each kind, packed and unpacked here alone, and a mailbox with handlers.
+"""Typed control messages: one NamedTuple a kind, packed and unpacked here alone, and a mailbox with handlers.
 
     class Stop(NamedTuple):
-        \"\"\"Rank 0 -> all: the first step that is not made, and the signal that asked for the stop.\"\"\"
-        step: int
+        \"\"\"Rank 0 -> all: index of the first phase that is left out, and the signal that asked for it.\"\"\"
+
+        index: int
         signal: int
 
     KINDS = MessageKinds(Stop, ...)
+    mailbox = Mailbox(rank, KINDS, {3: channel}, recorder)
     mailbox.on(Stop, lambda sender, message: ...)
-    mailbox.send(3, Stop(step=7, signal=15))
+    mailbox.send(3, Stop(index=7, signal=15))
 
 On the wire a message is float64 numbers: its kind, then its fields in order. Integers are exact up to 2^53.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ringtmp.comm.point_to_point import CONTROL_FIELDS, ControlChannel
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Prequest
 
 Packed = tuple[float, ...]
-Handler = Callable[[int, Any], None]
+Handler = Callable[[int, Any], None]  # sender, message
 
 
 class MessageKinds:
@@ -32,21 +34,40 @@ class MessageKinds:
     Parameters
     ----------
     *kinds : NamedTuple classes
-        Their fields are annotated int, float or bool; at most `CONTROL_FIELDS` - 1 of them.
+        Their fields are annotated int, float or bool; at most `CONTROL_FIELDS` - 1 of them. Both ends of a channel
+        must be given the same kinds in the same order.
+
+    Raises
+    ------
+    TypeError
+        A kind is no NamedTuple, is given twice, has too many fields, or a field of another type.
     """
 
     def __init__(self, *kinds: type) -> None:
-        self._numbers = {kind: float(number) for number, kind in enumerate(kinds)}
+        self._numbers: dict[type, float] = {}
         self._kinds: list[tuple[Any, tuple[Callable[[float], Any], ...]]] = []
-        for kind in kinds:
-            converters = tuple(get_type_hints(kind).values())
+        for number, kind in enumerate(kinds):
+            name = kind.__name__
+            if not issubclass(kind, tuple) or not hasattr(kind, "_fields"):
+                raise TypeError(f"{name}: expected a NamedTuple")
+            if kind in self._numbers:
+                raise TypeError(f"{name}: given twice")
+            types = get_type_hints(kind)
+            converters = tuple(types[field] for field in kind._fields)
             if len(converters) >= CONTROL_FIELDS or not set(converters) <= {int, float, bool}:
-                raise TypeError(f"{kind.__name__}: expected at most {CONTROL_FIELDS - 1} fields of int, float or bool")
+                raise TypeError(f"{name}: expected at most {CONTROL_FIELDS - 1} fields of int, float or bool")
+            self._numbers[kind] = float(number)
             self._kinds.append((kind, converters))
 
+    def __contains__(self, kind: type) -> bool:
+        return kind in self._numbers
+
     def pack(self, message: Any) -> Packed:
-        """The numbers that travel for `message`."""
-        return (self._numbers[type(message)], *message)
+        """The numbers that travel for `message`. Raises `TypeError` if its type is none of the kinds."""
+        number = self._numbers.get(type(message))
+        if number is None:
+            raise TypeError(f"{type(message).__name__} is not among these kinds of messages")
+        return (number, *message)
 
     def unpack(self, packed: Packed) -> Any:
         """The message that `packed` holds; numbers behind its last field are ignored."""
@@ -57,39 +78,70 @@ class MessageKinds:
 class Mailbox:
     """Sends and receives typed messages over control channels, and calls a handler for each that arrives.
 
+    Messages between two ranks are delivered in the order in which they were sent.
+
     Parameters
     ----------
     rank : int
         This rank. Messages to itself are delivered by the next `poll`, without MPI.
     kinds : MessageKinds
-    channels : dict of int to ControlChannel
-        By the rank to which a channel sends.
+    channels : mapping of int to ControlChannel
+        By the rank to which a channel sends. The sender that a handler is told is the channel's `source`: between a
+        server and a worker the same rank, in a ring the neighbour on the other side.
     recorder : Recorder
         Gets a "send" event for each message.
+    stage : int
+        Stage that is noted with these events; -1: none.
     """
 
-    def __init__(self, rank: int, kinds: MessageKinds, channels: dict[int, ControlChannel], recorder: Recorder) -> None:
-        self.rank, self.kinds, self.channels, self.recorder = rank, kinds, channels, recorder
+    def __init__(
+        self,
+        rank: int,
+        kinds: MessageKinds,
+        channels: Mapping[int, ControlChannel],
+        recorder: Recorder,
+        stage: int = -1,
+    ) -> None:
+        self.rank, self.kinds, self.recorder, self.stage = rank, kinds, recorder, stage
+        self.channels = dict(channels)
+        self.unresponsive: set[int] = set()  # ranks that do not answer; `idle` does not wait for what is sent to them
+        self._polled = tuple(self.channels.values())
+        self._disconnected: list[ControlChannel] = []  # kept, since MPI may still write to their buffers
         self._to_self: deque[Any] = deque()
-        self._handlers: dict[type, list[Handler]] = {}
+        self._handlers: dict[type, tuple[Handler, ...]] = {}
 
     def on(self, kind: type, handler: Handler) -> None:
-        """Call `handler(sender, message)` for each message of `kind`, after handlers registered before it."""
-        self._handlers.setdefault(kind, []).append(handler)
+        """Call `handler(sender, message)` for each message of `kind`, after handlers registered before it.
 
-    def send(self, peer: int, message: Any, step: int = -1) -> None:
-        """Send `message` to rank `peer`, after those sent before; `step` is noted in the trace.
+        Raises `TypeError` if `kind` is none of the mailbox's kinds.
+        """
+        if kind not in self.kinds:
+            raise TypeError(f"{kind.__name__} is not among the kinds of messages of this mailbox")
+        self._handlers[kind] = (*self._handlers.get(kind, ()), handler)
 
-        A message to a rank without a channel is dropped.
+    def send(self, peer: int, message: Any, step: int | None = -1) -> None:
+        """Send `message` to rank `peer`, after those sent before. A message to a rank without a channel is dropped.
+
+        Parameters
+        ----------
+        peer : int
+        message : NamedTuple
+            Of one of the mailbox's kinds.
+        step : int or None
+            Training step that is noted in the trace; None: no event is noted.
         """
         if peer == self.rank:
             self._to_self.append(message)
-        elif peer in self.channels:
-            begin = clock()
-            self.channels[peer].send(self.kinds.pack(message))
-            self.recorder.record("send", begin, clock(), step, -1, peer, CONTROL_FIELDS * 8)
+            return
+        channel = self.channels.get(peer)
+        if channel is None:
+            return
+        begin = clock()
+        channel.send(self.kinds.pack(message))
+        if step is not None:
+            self.recorder.record("send", begin, clock(), step, -1, peer, channel.BYTES, self.stage)
 
-    def send_all(self, peers: Iterable[int], message: Any, step: int = -1) -> None:
+    def send_all(self, peers: Iterable[int], message: Any, step: int | None = -1) -> None:
         """Send `message` to each of `peers`."""
         for peer in peers:
             self.send(peer, message, step)
@@ -97,7 +149,7 @@ class Mailbox:
     def poll(self) -> bool:
         """Deliver every message that has arrived; True if there was one."""
         arrived = False
-        for channel in tuple(self.channels.values()):
+        for channel in self._polled:
             for packed in channel.poll():
                 self._deliver(channel.source, self.kinds.unpack(packed))
                 arrived = True
@@ -110,9 +162,15 @@ class Mailbox:
         for handler in self._handlers.get(type(message), ()):
             handler(sender, message)
 
+    def disconnect(self, peer: int) -> None:
+        """Send nothing more to rank `peer`, which has failed, and deliver nothing more from it."""
+        if peer in self.channels:
+            self._disconnected.append(self.channels.pop(peer))
+            self._polled = tuple(self.channels.values())
+
     def idle(self) -> bool:
-        """Whether every message sent has left."""
-        return all(channel.idle() for channel in self.channels.values())
+        """Whether every message sent has left, but for those to `unresponsive` ranks."""
+        return all(channel.idle() for peer, channel in self.channels.items() if peer not in self.unresponsive)
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests of the channels."""

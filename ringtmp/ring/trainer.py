@@ -9,7 +9,6 @@ from ringtmp.comm import ulfm
 from ringtmp.comm.mpi import warn
 from ringtmp.config.schema import RunConfig
 from ringtmp.data.sampler import Sampler
-from ringtmp.emulate.node_speed import own_costs
 from ringtmp.emulate.nodes import Pace, lateness
 from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
@@ -167,12 +166,9 @@ class RingTrainer:
             assert self.job.data
             self.sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
         if self.config.balance == "auto" and self.size > 1:
-            self.recut = Rebalancer(self, self._own_costs())
+            costs = self.job.own_costs(self.session.comm, self.table.rows, self.config.micro_batches)
+            self.recut = Rebalancer(self, costs)
         self._ready()
-
-    def _own_costs(self) -> list[float]:
-        """Seconds of a step that each layer would take on this rank. Collective."""
-        return own_costs(self.session.comm, self.job, self.table.rows, self.config.micro_batches)
 
     def _ready(self) -> None:
         """Run every kernel of the stages once, and time W."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from ringtmp.config.schema import RunConfig
 from ringtmp.data.dataset import DataInfo, DataSet
+from ringtmp.emulate.node_speed import own_costs
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer, learning_rate
 from ringtmp.resilience.recovery import Recalled
@@ -112,7 +113,7 @@ class Job:
         )
 
     @property
-    def pace(self) -> str:
+    def node_speed(self) -> str:
         """`--node-speed` of this ring's ranks; empty: nodes are not emulated."""
         speeds = (self.config.node_speed or "").split(",")
         if self.members and self.everyone and len(speeds) == self.everyone.size:
@@ -128,6 +129,25 @@ class Job:
         """Learning rate of a step."""
         c = self.config
         return learning_rate(c.lr_schedule, c.lr, self.total, c.warmup_steps, c.lr_every, c.lr_factor)(step)
+
+    def own_costs(self, comm: "Intracomm", rows: int, micro_batches: int) -> list[float]:
+        """Seconds of a step that each layer takes on this rank, timed here or emulated. Collective over `comm`.
+
+        Parameters
+        ----------
+        comm : Intracomm
+            Ranks of one host measure in turn.
+        rows : int
+            Samples of a micro-batch.
+        micro_batches : int
+            Micro-batches of a step.
+
+        Raises
+        ------
+        UserError
+            On every rank, if one of them cannot measure its layers.
+        """
+        return own_costs(comm, self.model, self.dtype, self.optimizer(), self.node_speed, rows, micro_batches)
 
     def facts(self) -> dict[str, Any]:
         """Configuration, data, model and environment, as every checkpoint states them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 from kernels._jit import CACHE
 
@@ -86,7 +86,7 @@ def test_make(workplace, line):
         "make test": ["-m pytest"],
         "make setup": [],
         "make setup MPI=site": [],
-        "make lint": ["ruff check", "ruff format --check", "mypy"],
+        "make lint": ["ruff check", "ruff format --check", "lint-imports", "sizes.py", "mypy"],
         "make bench": ["-m jobs.bench.ours"],
         "make bench-torch": ["torch", "-m jobs.bench.torch_peer"],
         "make bench-kernels": ["torch", "-m jobs.bench.kernels_peer"],
