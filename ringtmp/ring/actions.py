@@ -16,14 +16,13 @@ from ringtmp.ring.chunk import Chunk
 from ringtmp.ring.inbox import Inbox
 from ringtmp.ring.links import SendRequests
 from ringtmp.ring.load_balance import LoadBalance
-from ringtmp.ring.tokens import RunListener
 from ringtmp.run.timetable import Phase
 from ringtmp.schedule.local_rule import NONE, F, I, U, W
 from ringtmp.schedule.policies import Policy
 from ringtmp.trace.recorder import Recorder, clock
 
 
-class Hooks(RunListener, Protocol):
+class Hooks(Protocol):
     """What the engine asks of its surroundings."""
 
     def read(self, phase: Phase, number: int, x: Array, labels: Array) -> None:
@@ -46,9 +45,6 @@ class Hooks(RunListener, Protocol):
 
     def hung(self, rank: int) -> None:
         """A neighbour gives no sign of life: end it, and this rank."""
-
-    def stop_request(self) -> int:
-        """Number of the signal that asks for a stop, or 0."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ by layer, and what is more urgent goes in between.
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.emulate.nodes import Pace
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.ring.actions import Actions, ActionSettings, Hooks
 from ringtmp.ring.chunk import Chunk, Versions
 from ringtmp.ring.data_parallel import CrossRingSums
@@ -27,9 +26,11 @@ from ringtmp.ring.liveness import Liveness
 from ringtmp.ring.load_balance import LoadBalance, RebalanceOrder
 from ringtmp.ring.replicas import CopySettings, Replicas
 from ringtmp.ring.tokens import Tokens
+from ringtmp.run.listener import RunListener
 from ringtmp.run.timetable import Timetable
 from ringtmp.schedule.local_rule import NONE, F
 from ringtmp.schedule.policies import Policy
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Engine:
     recorder : Recorder
     checkpoints : CheckpointManager
     settings : EngineSettings
+    listener : RunListener or None
+        On rank 0: told what all ranks have done together.
+    stop_request : callable
+        Gives the number of the signal that asks for a stop, or 0.
     paces : sequence of Pace
         One for each stage on an emulated node, else empty.
     balance : LoadBalance or None
@@ -114,6 +119,8 @@ class Engine:
         checkpoints: CheckpointManager,
         settings: EngineSettings,
         *,
+        listener: RunListener | None = None,
+        stop_request: Callable[[], int] = lambda: 0,
         paces: Sequence[Pace] = (),
         balance: LoadBalance | None = None,
         across: "Intracomm | None" = None,
@@ -152,7 +159,7 @@ class Engine:
 
         # All that reads messages, and the actions.
         self.tokens = Tokens(
-            links, self.chunks, table, recorder, hooks, checkpoints, hooks.stop_request, norm, balance, across
+            links, self.chunks, table, recorder, listener, checkpoints, stop_request, norm, balance, across
         )
         self.liveness = Liveness(links, settings.heartbeat_timeout, hooks.hung) if links.size > 1 else None
         replicas = Replicas(links, durable, copies, settings.start, recorder, probe) if copies else None

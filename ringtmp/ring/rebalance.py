@@ -9,11 +9,11 @@ import numpy as np
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.layout import Layout, cut_anew
 from ringtmp.ring.load_balance import WORTH, LoadMeter, RebalanceOrder, RebalancePolicy, hand_over, meet_round
 from ringtmp.schedule.partition import StageCosts
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class RebalancedTrainer(Protocol):
     """What a rebalance needs of the trainer of this rank."""
 
     layout: Layout
-    recorder: Recorder
+
+    @property
+    def recorder(self) -> Recorder:
+        """This rank's recorder."""
 
     @property
     def step(self) -> int:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.resilience.node_memory import Copy, NodeMemory
 from ringtmp.ring.gates import CopyDurable
 from ringtmp.ring.links import RingLinks
 from ringtmp.ring.messages import ReplicaComplete, tag_of
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ squares for `clip_norm` goes from stage to stage, and its root once round to all
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.errors import RunFailure
@@ -28,31 +28,12 @@ from ringtmp.ring.messages import (
     Token,
     WriteCheckpoint,
 )
+from ringtmp.run.listener import RunListener
 from ringtmp.run.timetable import Phase, Timetable
 from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
-
-
-class RunListener(Protocol):
-    """What rank 0 (of the first ring) is told of the run as a whole."""
-
-    def trained(self, step: int, loss: float, correct: float, idle: float) -> None:
-        """A step is done on every rank.
-
-        Parameters
-        ----------
-        step : int
-            Updates made before it.
-        loss, correct : float
-            Sums over the samples of the batch: loss, and correct answers (NaN where the target is a value).
-        idle : float
-            Share of the time so far that the ranks have waited, 0...1.
-        """
-
-    def tested(self, step: int, loss: float, correct: float) -> None:
-        """An evaluation after `step` updates is complete; sums over the test samples."""
 
 
 class Tokens:
@@ -65,9 +46,10 @@ class Tokens:
         Of this rank.
     table : Timetable
     recorder : Recorder
-    listener : RunListener
+    listener : RunListener or None
+        On rank 0.
     checkpoints : CheckpointManager
-        Says on rank 0 when a checkpoint is to be ordered, and is told of orders.
+        Told of orders to write one, and on rank 0 of parts that all ranks have finished.
     stop_request : callable
         Gives the number of the signal that asks for a stop, or 0.
     norm : NormKnown or None
@@ -84,7 +66,7 @@ class Tokens:
         chunks: Sequence[Chunk],
         table: Timetable,
         recorder: Recorder,
-        listener: RunListener,
+        listener: RunListener | None,
         checkpoints: CheckpointManager,
         stop_request: Callable[[], int],
         norm: NormKnown | None = None,
@@ -244,22 +226,24 @@ class Tokens:
 
     def _complete(self, result: RingStep | RingTest) -> None:
         """The same of all rings together (rank 0 of the first ring)."""
+        assert self.listener
         self.stop_signal = self.stop_signal or result.signal
         if isinstance(result, RingStep):
-            self.listener.trained(result.step, result.loss, result.correct, self.idle)
+            self.listener.step_done(result.step, result.loss, result.correct, self.idle)
         else:
-            self.listener.tested(result.step, result.loss, result.correct)
+            self.listener.test_done(result.step, result.loss, result.correct)
 
     # ---- orders -------------------------------------------------------------------------------------------------
 
     def _give_orders(self) -> None:
         """Order what is due: before a phase whose first forward rank 0 has not begun, so no rank can have begun it."""
+        assert self.listener
         index = self._next_whole_phase()
         if self.rings > 1:  # another ring may have begun that one, but none the one behind it
             index = self._next_whole_phase(index + 1)
         if self.stop_signal and index < self.end and self.leads:
             self.order_stop(index)
-        elif index < self.end and self.checkpoints.wanted(after := self.table.phase(index).step + 1):
+        elif index < self.end and self.listener.wants_checkpoint(after := self.table.phase(index).step + 1):
             self._write_checkpoint(WriteCheckpoint(after))
         if self.wanted and not self.stop_signal and index < self.end:
             order = self.wanted

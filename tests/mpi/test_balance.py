@@ -13,7 +13,6 @@ from ringtmp.resilience.node_memory import NodeMemory
 from ringtmp.ring import load_balance as balance
 from ringtmp.ring.load_balance import RebalanceOrder, RebalancePolicy, hand_over, meet_round, owners
 from ringtmp.ring.rebalance import Rebalancer
-from ringtmp.ring.trainer import RingLaunch
 
 WAYS = [
     {},
@@ -125,7 +124,7 @@ def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves
         monkeypatch.setattr(Rebalancer, "_new_split", lambda self, order: (self.trainer.layout.ends, 0.0))
     monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
     monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
-    monkeypatch.setattr(RingLaunch, "_release", lambda self: None)
+    monkeypatch.setattr("ringtmp.run.finish.forget_run", lambda session: None)
     settings = {
         "model": f"mlp:64-20x{comm.size + 4}-10",
         "batch_size": 12,

