@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 import kernels
-from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
+from jobs.lib.compare import compared, measured
+from jobs.lib.launch import ROOT, fair_environment
+from jobs.lib.store import publish_benchmark
 from kernels.machine import bandwidth, peak_flops
 from ringtmp.data.dataset import epoch_order, open_data
 from ringtmp.nn.layer import Array, StepContext
@@ -213,10 +215,10 @@ def main() -> None:
     peer = (
         f"torch=={torch.__version__} (CPU build), {'torch.compile' if options.compile else 'eager'}, fused optimizers"
     )
-    publish(
+    publish_benchmark(
         "kernels_compiled" if options.compile else "kernels",
-        "Training steps beside PyTorch, one thread",
         rows,
+        "Training steps beside PyTorch, one thread",
         peer=peer,
         peak_gflops=flops / 1e9,
         memory_gb_s=bytes_per_s / 1e9,
