@@ -1,27 +1,41 @@
-"""What a parameter server computes: updates from many workers' gradients, float16 transport, the largest numbers.
+"""The sum of several workers' gradients, on which a parameter server updates.
 
 Gradients of all workers lie in rows, one worker each. An update goes over them in blocks that stay in the first-level
-cache, so that sum, factor, bound and rule cost one pass over memory. The rules are those of `kernels.optimizers`.
+cache, so that sum, factor, bound and rule (`kernels.update`) cost one pass over memory.
 """
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from kernels._jit import jit
 from kernels.elementwise import add_to, clip_value, scale_by
-from kernels.optimizers import adam_rule, adamw_rule, momentum_rule, sgd_rule
 
 BLOCK = 2048  # numbers of a block, and at least of the room; a whole number of vectors
-_BINS = 11  # bits of a number that one pass of the selection sorts by
 
 
 @jit
-def _gradient(rows, which, scale, clip, room, a, b):
-    """Sum of numbers a to b of the rows `which`, in that order, times `scale`, within `clip`; in `room` if it is new.
+def summed(rows, which, scale, clip, room, a, b):
+    """Sum of numbers a to b - 1 of some rows' gradients, times a factor, within a bound.
 
-    The promise of equal bits rests on one pass for each row: between passes the sums stand in memory, so no compiler
-    may regroup them. A factor of 1 and an infinite bound are passed over, and leave every bit as it is.
+    Equal bits rest on one pass for each row: between passes the sums stand in memory, so no compiler may regroup them.
+    A factor of 1 and an infinite bound are passed over, and leave every bit as it is.
+
+    Parameters
+    ----------
+    rows : array [workers, n]
+        Gradients, C-contiguous.
+    which : int64 array [k]
+        Rows that count, at least one; they are summed in this order.
+    scale, clip : float
+        Factor of the sum (1: none); bound of the absolute value of each number of it (inf: none). NaN stays.
+    room : array [BLOCK or more]
+        Takes the sum where it is no row by itself; each thread has its own.
+    a, b : int
+        Range, of at most BLOCK numbers.
+
+    Returns
+    -------
+    array [b - a]
+        Part of `room`, or of the only row.
     """
     if which.size == 1 and scale == 1.0 and clip == np.inf:
         return rows[which[0], a:b]
@@ -35,215 +49,3 @@ def _gradient(rows, which, scale, clip, room, a, b):
     if clip != np.inf:
         clip_value(g, clip)
     return g
-
-
-@jit
-def served_sgd(w, rows, which, scale, clip, room, lr, weight_decay, first, last):
-    """`sgd` of numbers `first` to `last` by the gradients of several workers.
-
-    Parameters
-    ----------
-    w : array [n]
-    rows : array [workers, n]
-        Gradients, C-contiguous.
-    which : int64 array [k]
-        Rows that count, at least one; they are summed in this order.
-    scale, clip : float
-        Factor of the sum (1: none); bound of the absolute value of each number of it (inf: none). NaN stays.
-    room : array [BLOCK or more]
-        For a block of the sum; each thread has its own.
-    first, last : int
-        Range that is updated, so that threads can share w. No split changes a bit.
-    """
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g = w[a:b], _gradient(rows, which, scale, clip, room, a, b)
-        sgd_rule(x, g, x, lr, weight_decay)
-
-
-@jit
-def served_momentum(w, rows, which, scale, clip, room, velocity, lr, mu, weight_decay, first, last):
-    """As `served_sgd`, by `momentum`."""
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g, u = w[a:b], _gradient(rows, which, scale, clip, room, a, b), velocity[a:b]
-        momentum_rule(x, g, u, x, u, lr, mu, weight_decay)
-
-
-@jit
-def served_adam(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):
-    """As `served_sgd`, by `adam`."""
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g, p, q = w[a:b], _gradient(rows, which, scale, clip, room, a, b), m[a:b], v[a:b]
-        adam_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
-
-
-@jit
-def served_adamw(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):
-    """As `served_sgd`, by `adamw`."""
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g, p, q = w[a:b], _gradient(rows, which, scale, clip, room, a, b), m[a:b], v[a:b]
-        adamw_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
-
-
-def _words(x):
-    """Flat x as integers of the same bits; without the sign they are in the order of magnitude, NaN on top."""
-    return x.view(np.int32 if x.itemsize == 4 else np.int64)
-
-
-@overload(_words)
-def _(x):
-    kind = np.int32 if x.dtype == types.float32 else np.int64
-    return lambda x: x.view(kind)
-
-
-# Numba widens 32-bit integers to 64 bits in every operation; `_int` takes them back, which doubles the speed.
-_int = np.int32
-_SUBNORMAL, _OVERFLOW, _INFINITY = _int(0x38800000), _int(0x47800000), _int(0x7F800000)  # 2^-14, 2^16 as float32
-_REBIAS, _HALF, _SMALLEST = _int(0x37FFF001), np.float32(0.5), np.float32(2.0**-126)
-
-
-@jit
-def _bits(x):
-    return np.float32(x).view(np.int32)
-
-
-@jit
-def _number(bits):
-    return np.int32(bits).view(np.float32)
-
-
-@jit
-def _to_half(x):
-    """Bits of x as float16, to the nearest, ties to even. In integers: not every processor converts.
-
-    What float32 cannot hold of a float64 is kept as its last bit, so that nothing is rounded twice.
-    """
-    near = np.float32(x)
-    word = _bits(near)
-    size = _int(_int(word & 0x7FFFFFFF) - (abs(np.float64(near)) > abs(np.float64(x))))  # towards 0
-    size = _int(size | (np.float64(near) != np.float64(x)))
-    subnormal = _int(_bits(_number(size) + _HALF) - _bits(_HALF))  # the addition rounds at 2^-24
-    normal = _int(_int(size - _REBIAS + _int((size >> 13) & 1)) >> 13)  # other bias, and just under half of 2^13
-    half = subnormal if size < _SUBNORMAL else normal
-    half = half if size < _OVERFLOW else _int(0x7C00)
-    half = half if size <= _INFINITY else _int(0x7E00)
-    return np.uint16(_int(_int(word >> 16) & 0x8000) | half)
-
-
-@jit
-def _from_half(half):
-    """float32 of the bits of a float16."""
-    size = _int(_int(half & 0x7FFF) << 13)
-    subnormal = _number(size + _SUBNORMAL) - _number(_SUBNORMAL)
-    normal = _number(size + _int(0x38000000))
-    x = subnormal if size < _int(0x00800000) else normal
-    x = _number(size + _int(0x70000000)) if size >= _int(0x0F800000) else x  # infinity, NaN
-    return -x if half & 0x8000 else x
-
-
-@jit
-def to_half(source, half):
-    """Pack flat source[n] into uint16 half[n + 2]: its largest magnitude as float32, then source / that as float16.
-
-    If a number is infinite or NaN the scale is 1, and such numbers stay what they are: a run that diverges must not go
-    on unseen. The scale is 1 too if all are 0 or below float32's normal numbers: some ranks take those for 0 and would
-    divide by it, and LLVM, which knows nothing of that, makes an integer's comparison of `scale > 0`.
-    """
-    words, top = _words(source), np.zeros(1, source.dtype)
-    kind = words.dtype.type
-    mask, largest = np.iinfo(words.dtype).max, kind(0)
-    for i in range(words.size):
-        largest = max(largest, kind(words[i] & mask))
-    _words(top)[0] = largest
-    scale = np.float32(top[0])
-    if not _SMALLEST <= scale < np.inf:
-        scale = np.float32(1)
-    half[0], half[1] = _bits(scale) & 0xFFFF, _bits(scale) >> 16
-    for i in range(source.size):
-        half[i + 2] = _to_half(source[i] / scale)
-
-
-@jit
-def from_half(half, target):
-    """Unpack what `to_half` packed into flat target[n]."""
-    scale = target.dtype.type(_number(np.int32(half[0]) | np.int32(half[1]) << 16))
-    for i in range(target.size):
-        target[i] = _from_half(half[i + 2]) * scale
-
-
-@jit
-def _find(count, left):
-    """The bin that holds the number `left` from the top, and how many are left to take from it."""
-    place = count.size - 1
-    while count[place] < left:
-        left -= count[place]
-        place -= 1
-    return place, left
-
-
-@jit
-def top_k(residual, k, indices, values):
-    """Move the k numbers of largest magnitude of flat residual[n] out; what is left is fed back into the next step.
-
-    Their places go into int32 indices[k], ascending, the numbers into values[k], and 0 where they were; k is 1 to n.
-    The choice is exact: NaN counts as largest, and of equal magnitudes at the threshold the first places are taken.
-
-    A radix selection on the bits of |x|: one pass counts the numbers by their top bits, one notes the places of those
-    that may be chosen; the threshold's other bits are found among those that share its top bits, ever fewer. Nothing
-    branches on a number, so that time does not depend on how they lie.
-    """
-    words = _words(residual)
-    mask = np.iinfo(words.dtype).max
-    nan = 0x7F800001 if residual.itemsize == 4 else 0x7FF0000000000001  # every NaN is the same
-    shift = 8 * residual.itemsize - 1 - _BINS
-    count = np.zeros(1 << _BINS, np.int64)
-    for i in range(words.size):
-        count[min(words[i] & mask, nan) >> shift] += 1
-    threshold, left = _find(count, k)
-
-    # Each number is written down before it is judged, so there is room for one more.
-    places = np.empty(count[threshold:].sum() + 1, np.int32)
-    size, low = 0, threshold << shift
-    for i in range(words.size):
-        places[size] = i
-        size += (words[i] & mask) >= low
-    keys = np.empty(count[threshold] + 1, np.int64)
-    same = 0
-    for i in places[:size]:
-        keys[same] = min(words[i] & mask, nan)
-        same += keys[same] >> shift == threshold
-
-    while shift > 0:
-        bits = min(_BINS, shift)
-        shift -= bits
-        count[:] = 0
-        for key in keys[:same]:
-            count[(key >> shift) & ((1 << bits) - 1)] += 1
-        place, left = _find(count, left)
-        threshold = threshold << bits | place
-        before, same = same, 0
-        for key in keys[:before]:
-            keys[same] = key
-            same += key >> shift == threshold
-
-    at = j = 0
-    while at < k:
-        i = places[j]
-        key = min(words[i] & mask, nan)
-        chosen = (key > threshold) | ((key == threshold) & (left > 0))
-        left -= key == threshold
-        indices[at], values[at] = i, residual[i]
-        residual[i] = 0 if chosen else residual[i]
-        at += chosen
-        j += 1
-
-
-@jit
-def scatter(indices, values, row):
-    """Numbers that `top_k` has chosen back to their places in a flat row, 0 elsewhere."""
-    row[:] = 0
-    for i in range(indices.size):
-        row[indices[i]] = values[i]

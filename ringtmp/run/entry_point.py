@@ -73,7 +73,7 @@ def _before_numerics(threads: int) -> None:
     the 1.3 seconds that a rank takes to start. In a program of our own it finds none.
     """
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
-    import kernels  # noqa: F401 - says where compiled code is kept
+    import kernels._jit  # noqa: F401 - says where compiled code is kept
 
     there = sys.modules.get("scipy")
     sys.modules["scipy"] = None  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kernels
+from kernels.registry import compile_all
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm.mpi import from_rank_0, raise_on_all
 from ringtmp.config.schema import RunConfig, make_config, read_toml
@@ -124,7 +124,7 @@ class Job:
         return {
             "config": self.config.stored(),
             "data": self.info.to_json(),
-            "model": {"layers": self.model.to_list(), "loss": self.model.loss},
+            "model": {"layers": self.model.to_list(), "loss": self.model.loss.name},
             "environment": environment(),
         }
 
@@ -234,7 +234,7 @@ def rehearse(from_file: dict[str, Any], flags: dict[str, Any], reads: bool) -> N
     values = merge(from_file, flags)
     folder = open_run_folder(str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default)))
     config, info = make_config(merge(folder.config(), values)), DataInfo.from_json(folder.data())
-    kernels.compile_all(config.dtype, _model(config, info).families | {"keep", "serve"})
+    compile_all(config.dtype, _model(config, info).families | {"keep", "serve"})
     if reads:
         _data(config, None, info)
 
@@ -417,6 +417,7 @@ class Feeder:
         self.batch, self.per_epoch = job.config.batch_size, job.steps_per_epoch
         self.info, self.dtype = job.info, job.dtype
         self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._gives_r2 = job.model.loss.gives_r2
         self._spread: float | None = None
 
     def train(self, step: int, first: int, x: Array, labels: Array) -> None:
@@ -432,10 +433,10 @@ class Feeder:
         self.data.read("test", np.arange(first, first + len(x)), x, labels)
 
     def spread(self) -> float:
-        """What guessing the test targets' mean would lose, summed over the test samples; 0 for classes."""
+        """What guessing the test targets' mean would lose, summed over the test samples; 0 where R2 does not follow."""
         if self._spread is None:
             self._spread = 0.0
-            if self.info.target == "values":
+            if self._gives_r2:
                 every = np.empty((self.info.n_test, self.info.outputs), self.dtype)
                 for first in range(0, len(every), 256):
                     rows = every[first : first + 256]

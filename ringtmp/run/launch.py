@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kernels
+from kernels.denormals import flush_denormals
+from kernels.registry import compile_all
+from kernels.tile import simd
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.checkpoint.writer import Held, records_of
 from ringtmp.comm import ulfm
@@ -171,9 +173,9 @@ class Launch(ABC):
         self.reporter = self._reporter()
         self._say_first()
         log = self.reporter.say if self.reporter else None
-        kernels.compile_all(self.job.dtype, self.model.families | self.families(), log=log)
+        compile_all(self.job.dtype, self.model.families | self.families(), log=log)
         if self.config.node_speed:
-            kernels.compile_all(np.float64, {"clock"})
+            compile_all(np.float64, {"clock"})
         self.story.mark("split")
         self.probe = probe_from_environment()
         if self.config.state_copies and self.job.folder:
@@ -196,7 +198,7 @@ class Launch(ABC):
             self.reporter.first = self._recovered
         self.recorder.begin()
         try:
-            with kernels.flush_denormals():
+            with flush_denormals():
                 self.drive()
         except BaseException:
             self.recorder.flush()  # what led to it
@@ -287,7 +289,7 @@ class Launch(ABC):
                 **self.facts(),
                 "config": job.config.stored(),
                 "environment": environment(),
-                "simd": kernels.simd(),
+                "simd": simd(),
             },
         )
 
