@@ -5,7 +5,7 @@ registry      declares kernels (`kernel`) and compiles those of a family ahead o
 tile, gemm    the register tile and the matrix products on it
 scalar, activations, dense, conv, pool, attention, embedding, norm, elementwise    what layers are made of
 losses        one file a loss
-optimizers    one file an update rule; `update` makes their kernels, `serve` sums workers' gradients
+optimizers    one file an update rule; declared by means of `update`
 compression   float16 and largest numbers, for what travels between workers and servers
 denormals     numbers below the smallest normal one count as 0
 machine       what one core of this machine can do

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kernels.losses import LOSSES, Loss
+from kernels.names import LOSSES, Loss
 from kernels.registry import kernel
 
 

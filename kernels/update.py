@@ -5,7 +5,8 @@
 
 in place        the new numbers take the place of the old ones
 into            they go to other arrays, and the old ones stay as they are
-served          the gradient is the sum of several workers' (`kernels.serve`), the update in place
+served          the gradient is the sum of several workers', the update in place; both go over blocks that stay in the
+                first-level cache, so that sum, factor, bound and rule cost one pass over memory
 
 All three give the same bits. The rule becomes part of each kernel, so that LLVM sees whether old and new are one array.
 One kernel for both lost: given one array as old and new, the check at run time that they do not overlap fails, and a
@@ -23,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from kernels._jit import inlined
-from kernels.optimizers import OPTIMIZERS, Rule
+from kernels._jit import inlined, jit
+from kernels.elementwise import add_to, clip_value, scale_by
+from kernels.names import OPTIMIZERS, Rule
 from kernels.registry import kernel
-from kernels.serve import BLOCK, summed
 
+BLOCK = 2048  # numbers of a block of a served update, and at least of its room; a whole number of vectors
 RUN = ("lr", "weight_decay", "momentum", "step")  # what a run sets
 
 # The kernels as text, since the number of slots decides how many arrays they take.
@@ -54,6 +56,45 @@ def served_{name}(w, rows, which, scale, clip, room, {old}{settings}, first, las
         {parts}
         loop(x, g, {old_parts}x, {old_parts}{settings})
 """
+
+
+@jit
+def summed(rows, which, scale, clip, room, a, b):
+    """Sum of numbers a to b - 1 of some rows' gradients, times a factor, within a bound.
+
+    Equal bits rest on one pass for each row: between passes the sums stand in memory, so no compiler may regroup them.
+    A factor of 1 and an infinite bound are passed over, and leave every bit as it is.
+
+    Parameters
+    ----------
+    rows : array [workers, n]
+        Gradients, C-contiguous.
+    which : int64 array [k]
+        Rows that count, at least one; they are summed in this order.
+    scale, clip : float
+        Factor of the sum (1: none); bound of the absolute value of each number of it (inf: none). NaN stays.
+    room : array [BLOCK or more]
+        Takes the sum where it is no row by itself; each thread has its own.
+    a, b : int
+        Range, of at most BLOCK numbers.
+
+    Returns
+    -------
+    array [b - a]
+        Part of `room`, or of the only row.
+    """
+    if which.size == 1 and scale == 1.0 and clip == np.inf:
+        return rows[which[0], a:b]
+    g, start = room[: b - a], rows[which[0], a:b]
+    for i in range(g.size):  # as `g[:] = start`, which Numba makes four times as slow
+        g[i] = start[i]
+    for i in range(1, which.size):
+        add_to(g, rows[which[i], a:b])
+    if scale != 1.0:
+        scale_by(g, scale)
+    if clip != np.inf:
+        clip_value(g, clip)
+    return g
 
 
 def optimizer(

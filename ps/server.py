@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels.serve import BLOCK as SERVE_BLOCK
+from kernels.update import BLOCK as SERVE_BLOCK
 from ps import messages as post
 from ps.compression import Filter
 from ps.consistency import Consistency, VectorClock

@@ -104,7 +104,9 @@ class ServerLaunch(Launch):
         if self.config.batch_split == "even":
             return []
         rows = max(1, self.config.batch_size // len(self.roles.workers))
-        seconds = self.comm.allgather(sum(own_costs(self.comm, self.job, rows, 1)))
+        seconds = self.comm.allgather(
+            sum(own_costs(self.comm, self.job.model, self.job.dtype, self.job.optimizer(), self.job.pace, rows, 1))
+        )
         return [1.0 / seconds[worker] for worker in self.roles.workers]
 
     def families(self) -> set[str]:

@@ -11,10 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from kernels.losses import LOSSES
-from kernels.optimizers import OPTIMIZERS
+from kernels.names import LOSSES, OPTIMIZERS, Registry, one_of
 from ringtmp.errors import UserError
-from ringtmp.registry import Registry, one_of
 
 Count = Annotated[int, Field(ge=1)]
 

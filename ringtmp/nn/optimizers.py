@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from kernels.elementwise import clip_value, scale_by
-from kernels.optimizers import OPTIMIZERS, Rule
+from kernels.names import OPTIMIZERS, Rule
 from ringtmp.nn.layer import Array
 
 
@@ -18,7 +18,7 @@ class Optimizer:
     Parameters
     ----------
     name : str
-        One of `kernels.optimizers.OPTIMIZERS`; another one is a `UserError`.
+        One of `kernels.names.OPTIMIZERS`; another one is a `UserError`.
     weight_decay : float
         0 or more; the rule decides what it means.
     momentum : float
@@ -109,7 +109,7 @@ class Optimizer:
             Rows that count, in the order in which they are summed.
         scale : float
             Factor of the sum.
-        room : array [kernels.serve.BLOCK]
+        room : array [kernels.update.BLOCK]
             Scratch, for each thread its own.
         slots : dict of array [n]
             By name.

@@ -15,10 +15,11 @@ from ringtmp.emulate.node_speed import costs_on, costs_paced, own_costs
 from ringtmp.emulate.nodes import Pace, parse_courses, parse_pace
 from ringtmp.errors import UserError
 from ringtmp.nn.stage import slot_bytes
+from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.memory_model import Needs
 from ringtmp.run.job import Job
 from ringtmp.schedule.check import check
-from ringtmp.schedule.partition import Part, check_enough, deal, deal_round, parse_split
+from ringtmp.schedule.partition import StageCosts, check_enough, parse_split, split_layers
 from ringtmp.schedule.plan import SCHEDULES, Plan, build, forward_only
 from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
 from ringtmp.simulate.planner import RULE, Problem, explore, recommend
@@ -158,9 +159,11 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
 
 def members(comm: "Intracomm", job: Job) -> list[int]:
     """Ranks with which the ring is fastest, where slow ones may be left out. Collective over `comm`."""
-    costs = own_costs(comm, job, job.timetable().rows, job.config.micro_batches)
+    costs = own_costs(
+        comm, job.model, job.dtype, job.optimizer(), job.pace, job.timetable().rows, job.config.micro_batches
+    )
     needs = Needs.of(comm, job, 1)
-    counts = deal_round(comm, [Part.of(costs, needs.reach(1 + POSTED), idle=True)]).counts
+    counts = split_over_ring(comm, [StageCosts.of(costs, needs.reach(1 + POSTED), idle=True)]).counts
     return [rank for rank, count in enumerate(counts) if count] or list(range(comm.size))
 
 
@@ -196,16 +199,18 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
     check_enough(len(model.layers), stages)
     costs = [1.0 if how == "even" else float(layer.flops(1)) for layer in model.layers]
     if how == "measured":
-        costs = own_costs(comm, job, job.timetable().rows, job.config.micro_batches)
-    counts = deal_round(comm, [Part.of(costs, needs.reach(room)) for room in slots]).counts
+        costs = own_costs(
+            comm, job.model, job.dtype, job.optimizer(), job.pace, job.timetable().rows, job.config.micro_batches
+        )
+    counts = split_over_ring(comm, [StageCosts.of(costs, needs.reach(room)) for room in slots]).counts
     if not counts and chunks > 1:  # shares of a rank's room may be too small where the whole of it is not
-        return deal([Part.of(costs)] * stages).counts
+        return split_layers([StageCosts.of(costs)] * stages).counts
     if not counts:  # by what is it more than there is: an even deal shows it
-        ends = tuple(itertools.accumulate(deal([Part.of(costs)] * stages).counts))
+        ends = tuple(itertools.accumulate(split_layers([StageCosts.of(costs)] * stages).counts))
         with raise_on_all(comm):
             needs.check(replace(layout, ends=ends).layers(comm.rank), slots, ((True,),) * chunks, comm.rank)
         raise UserError(
-            f"memory_limit: no cut of the {len(model.layers)} layers over {stages} stages fits; "
+            f"memory_limit: no split of the {len(model.layers)} layers over {stages} stages fits; "
             f"{needs.advice(slots[0])}"
         )
     return counts

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringtmp.comm.point_to_point import receive
-from ringtmp.ring.messages import TAG_DEAL
+from ringtmp.ring.messages import TAG_SPLIT
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -172,11 +172,11 @@ def hand_over(
             there = here + step
             if rank == here % size:
                 for array in held.pop(layer):
-                    comm.Send(array, there % size, TAG_DEAL)
+                    comm.Send(array, there % size, TAG_SPLIT)
             elif rank == there % size:
                 held[layer] = make(layer)
                 for array in held[layer]:
-                    receive(comm, array, here % size, TAG_DEAL)
+                    receive(comm, array, here % size, TAG_SPLIT)
 
 
 def meet_round(comm: "Intracomm") -> None:
@@ -187,7 +187,7 @@ def meet_round(comm: "Intracomm") -> None:
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     for _ in range(2):
         if comm.rank:
-            receive(comm, note, left, TAG_DEAL)
-        comm.Send(note, right, TAG_DEAL)
+            receive(comm, note, left, TAG_SPLIT)
+        comm.Send(note, right, TAG_SPLIT)
         if not comm.rank:
-            receive(comm, note, left, TAG_DEAL)
+            receive(comm, note, left, TAG_SPLIT)

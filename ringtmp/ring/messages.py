@@ -21,7 +21,7 @@ from ringtmp.trace.recorder import clock
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
 
-TAG_LABELS, TAG_BACK, TAG_DEAL, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 4)
+TAG_LABELS, TAG_BACK, TAG_SPLIT, _TAG_STAGES = range(FIRST_TAG, FIRST_TAG + 4)
 _KINDS = ("activations", "gradients", "replica")
 
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
+from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.layout import cut_anew
 from ringtmp.ring.load_balance import WORTH, LoadMeter, Order, RebalancePolicy, hand_over, meet_round
-from ringtmp.schedule.partition import Part, deal_round
+from ringtmp.schedule.partition import StageCosts
 
 if TYPE_CHECKING:
     from ringtmp.ring.trainer import RingLaunch
@@ -59,8 +60,8 @@ class Rebalancer:
         mine = [layer for first, last in layout.layers(launch.rank) for layer in range(first, last)]
         factor = self.meter.busy / 1e9 / sum(self.times[layer] for layer in mine)
         costs = [factor * seconds for seconds in self.times]
-        parts = [Part.of(costs, layout.needs.reach(room)) for room in layout.rooms(launch.rank)]
-        counts, most = deal_round(launch.comm, parts)
+        parts = [StageCosts.of(costs, layout.needs.reach(room)) for room in layout.rooms(launch.rank)]
+        counts, most = split_over_ring(launch.comm, parts)
         ends = tuple(itertools.accumulate(counts))
         expected = most * layout.chunks * 1e9
         if expected > (1 - WORTH) * order.most or not self._fits(ends):

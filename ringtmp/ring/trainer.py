@@ -141,7 +141,18 @@ class RingLaunch(Launch):
             stage.commit(self.job.start)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
         if self.config.balance == "auto" and self.size > 1:
-            self.recut = Rebalancer(self, own_costs(self.comm, self.job, self.table.rows, self.config.micro_batches))
+            self.recut = Rebalancer(
+                self,
+                own_costs(
+                    self.comm,
+                    self.job.model,
+                    self.job.dtype,
+                    self.job.optimizer(),
+                    self.job.pace,
+                    self.table.rows,
+                    self.config.micro_batches,
+                ),
+            )
         self._ready()
 
     def _ready(self) -> None:

@@ -4,12 +4,9 @@ import os
 import sys
 import zlib
 from itertools import product
-from pathlib import Path
 
 import pytest
 from mpi4py import MPI
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # naive.py
 
 
 def chessboard(*axes):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import chessboard
+from launching import ROOT
 from mpi4py import MPI
 
 import ringtmp
@@ -79,9 +80,8 @@ def test_the_same_bits_each_time(comm):
 @pytest.mark.mpi
 def test_random_choices_are_those_of_the_whole_batch(comm, monkeypatch):
     """Dropout goes by the number of a sample in the batch, wherever it is trained."""
-    from pathlib import Path
 
-    text = Path(__file__).resolve().parents[2] / "README.md"
+    text = ROOT / "README.md"
     settings = settings_of(
         comm, model=GPT["model"], data=f"text:{text}", steps=3, batch_size=2 * comm.size + 1, eval_every=0
     )

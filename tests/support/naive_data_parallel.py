@@ -3,7 +3,7 @@
 import heapq
 import itertools
 
-from ringtmp.simulate.pipeline_clock import stretch
+from ringtmp.emulate.jitter import stretch
 
 F, I, W, U = range(4)  # noqa: E741
 

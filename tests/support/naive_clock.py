@@ -6,7 +6,7 @@ as they are given.
 
 from dataclasses import dataclass, field
 
-from ringtmp.simulate.pipeline_clock import stretch
+from ringtmp.emulate.jitter import stretch
 
 KINDS = "FIWU"
 

@@ -17,7 +17,7 @@ from ringtmp.analysis.draw import COLOURS
 from ringtmp.commands.draw import _arguments, draw
 from ringtmp.schedule.plan import build
 from ringtmp.simulate.pipeline import Scene, simulate
-from ringtmp.trace.recorder import KINDS
+from ringtmp.trace.events import KINDS
 
 mpl.use("agg")
 
@@ -419,16 +419,12 @@ def copied(run, tmp_path):
     return shutil.copytree(run.path, tmp_path / "copy") / "traces" / "000" / "rank-0000.h5"
 
 
-def test_a_trace_without_versions(run, tmp_path):
+def test_a_trace_of_another_format_is_named(run, tmp_path):
     path = copied(run, tmp_path)
     with h5py.File(path, "r+") as file:
-        del file["events/version"]
-    old = open_run(tmp_path / "copy")
-    assert (old.events()["version"] == -1).all()
-    assert old.events()["version"].dtype == run.events()["version"].dtype
-    assert len(run.events()) == len(old.events())
-    with pytest.raises(ringtmp.UserError, match="no weight versions"):
-        old.staleness()
+        file.attrs["format"] = "ringtmp-trace-1"
+    with pytest.raises(ringtmp.UserError, match=r"rank-0000.h5: expected format ringtmp-trace-2, got ringtmp-trace-1"):
+        open_run(tmp_path / "copy").events()
 
 
 def test_a_damaged_trace_is_named(run, tmp_path):
@@ -442,7 +438,7 @@ def test_a_trace_before_its_first_event(run, tmp_path):
     path = copied(run, tmp_path)
     with h5py.File(path, "r+") as file:
         del file.attrs["began"]
-    with pytest.raises(ringtmp.UserError, match=r"rank-0000.h5: no event had been written"):
+    with pytest.raises(ringtmp.UserError, match=r"rank-0000.h5: no event has been written"):
         open_run(tmp_path / "copy").events()
 
 
@@ -458,7 +454,7 @@ def drawn(monkeypatch):
         calls.append((events, settings["steps"]))
         return draw_gantt(events, **settings)
 
-    monkeypatch.setattr("ringtmp.commands.draw.draw_gantt", note)
+    monkeypatch.setattr("ringtmp.analysis.picture.draw_gantt", note)
     return calls
 
 
@@ -529,7 +525,7 @@ def test_the_command_writes_perfetto(run, tmp_path):
         (["RUN", "--chunks", "2", "--out", "a.png"], "chunks: goes with plan:NAME and rule, not with RUN"),
         (["RUN", "--steps", "x", "--out", "a.png"], "steps: expected A-B such as 40-41, or all, got 'x'"),
         (["RUN", "--steps", "90-91", "--out", "a.json"], "steps: RUN holds steps 0 to 10, got 90-91"),
-        (["RUN", "--launch", "3", "--out", "a.png"], "launch 3 left no trace"),
+        (["RUN", "--launch", "3", "--out", "a.png"], "launch 3 has no trace"),
     ],
 )
 def test_bad_input_of_the_command(run, tmp_path, monkeypatch, words, message):

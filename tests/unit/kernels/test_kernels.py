@@ -17,7 +17,7 @@ from kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_n
 from kernels.gemm import transpose_panels
 from kernels.losses.cross_entropy import softmax_cross_entropy
 from kernels.losses.mse import mean_squared_error
-from kernels.optimizers import OPTIMIZERS
+from kernels.names import OPTIMIZERS
 from kernels.tile import simd
 
 DTYPES = [np.float32, np.float64]

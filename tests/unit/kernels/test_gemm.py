@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import ROOT
 
 from kernels import gemm
 from kernels._jit import CACHE
@@ -199,12 +200,12 @@ def test_without_compilation():
             "no:cacheprovider",
             "-k",
             tests,
-            "tests/unit/test_gemm.py",
-            "tests/unit/test_kernels.py",
-            "tests/unit/test_network_kernels.py",
+            "tests/unit/kernels/test_gemm.py",
+            "tests/unit/kernels/test_kernels.py",
+            "tests/unit/kernels/test_network_kernels.py",
         ],
         env=env,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=250,

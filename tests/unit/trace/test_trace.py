@@ -9,7 +9,8 @@ from ringtmp.analysis import draw_gantt, open_run
 from ringtmp.analysis.reader import _align
 from ringtmp.errors import RunFailure
 from ringtmp.trace import recorder as trace
-from ringtmp.trace.recorder import EVENT, KINDS, Recorder, clock
+from ringtmp.trace.events import EVENT, KINDS
+from ringtmp.trace.recorder import Recorder, clock
 
 
 def test_what_goes_in_comes_out(tmp_path, monkeypatch):
@@ -72,7 +73,7 @@ def test_a_run_that_fails_leaves_its_trace(tmp_path):
 @pytest.mark.parametrize("traced", [True, False])
 def test_old_events_are_written_between_steps(tmp_path, monkeypatch, traced):
     """Without a file there is nothing to write, however much time has gone."""
-    monkeypatch.setattr(trace, "_PERIOD", -1)
+    monkeypatch.setattr(trace, "_FLUSH_PERIOD", -1)
     recorder = Recorder(tmp_path / "a.h5" if traced else None, {})
     recorder.record("F", 1, 3, 0)
     recorder.between_steps(0)

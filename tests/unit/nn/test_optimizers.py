@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.optimizers import OPTIMIZERS
+from kernels.names import OPTIMIZERS
 from kernels.registry import compile_all
 from ringtmp.nn.layer import aligned
 from ringtmp.nn.optimizers import Optimizer, learning_rate, make_slots, smaller

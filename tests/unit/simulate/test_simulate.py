@@ -7,11 +7,11 @@ import naive_clock
 import numpy as np
 import pytest
 
+from ringtmp.emulate.jitter import stretch, uniform
 from ringtmp.schedule.check import PlanError, check
 from ringtmp.schedule.plan import SCHEDULES, Plan, build, peak_in_flight
 from ringtmp.schedule.policies import LocalRule
 from ringtmp.simulate.pipeline import Scene, StuckError, record, simulate
-from ringtmp.simulate.pipeline_clock import stretch, uniform
 
 
 def simulated(p, m, name=None, v=1, steps=20, **how):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ringtmp.ring.load_balance import LEAST, WARM, WINDOW, WORTH, LoadMeter, RebalancePolicy, owners
-from ringtmp.schedule.partition import Part, deal
+from ringtmp.schedule.partition import StageCosts, split_layers
 
 MS = 1e6
 
@@ -16,7 +16,7 @@ class Ring:
         self.costs, self.speeds, self.noise = np.asarray(costs, float), speeds, noise
         self.rng = np.random.default_rng(seed)
         self.ranks = len(speeds(0))
-        self.ends = np.cumsum(deal([Part.of(costs)] * self.ranks).counts)
+        self.ends = np.cumsum(split_layers([StageCosts.of(costs)] * self.ranks).counts)
         self.meters, self.governor = [LoadMeter() for _ in range(self.ranks)], RebalancePolicy()
         self.now, self.busy = 0.0, np.zeros(self.ranks)
         self.cuts, self.orders, self.before = [tuple(self.ends)], [], []
@@ -47,10 +47,10 @@ class Ring:
         else:
             parts = []
             for load, a, b in zip(loads, starts, self.ends, strict=True):
-                parts.append(Part.of(load / 1e9 / self.costs[a:b].sum() * self.costs))
-            cut = deal(parts)
-            expected = cut.most * 1e9
-            after = tuple(np.cumsum(cut.counts)) if cut.most <= (1 - WORTH) * order.most / 1e9 else before
+                parts.append(StageCosts.of(load / 1e9 / self.costs[a:b].sum() * self.costs))
+            split = split_layers(parts)
+            expected = split.slowest * 1e9
+            after = tuple(np.cumsum(split.counts)) if split.slowest <= (1 - WORTH) * order.most / 1e9 else before
             if after != before:
                 self.before.append(before)
         self.ends = np.array(after)
@@ -68,7 +68,7 @@ class Ring:
 
 
 def best(ring, step):
-    return deal([Part.of(ring.costs / speed) for speed in ring.speeds(step)]).most
+    return split_layers([StageCosts.of(ring.costs / speed) for speed in ring.speeds(step)]).slowest
 
 
 @pytest.mark.parametrize("ranks", [4, 8])

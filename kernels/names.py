@@ -6,17 +6,18 @@ A thing of ours is found because its file lies in the package's folder. A thing 
 has been imported: before `ringtmp.train` in Python, or by an installed distribution that names the module as an entry
 point of the group `ringtmp.plugins`. Those modules are imported when a name is asked for that nothing else knows, so a
 run without plug-ins pays nothing for them.
+
+Optimizers and losses are described here, without Numba: a configuration is checked before anything compiled is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
-
-from ringtmp.errors import UserError
+from typing import Any, Generic, Literal, TypeVar
 
 PLUGINS = "ringtmp.plugins"
 
@@ -72,9 +73,9 @@ class Registry(Generic[Thing]):
         return iter(self.names())
 
     def __getitem__(self, name: str) -> Thing:
-        """The thing called `name`, its file imported if need be. Raises `UserError` naming what is known."""
+        """The thing called `name`, its file imported if need be. Raises `KeyError` naming what is known."""
         if name not in self:
-            raise UserError(f"{self.what}: expected {one_of(self.names())}, got {name!r}")
+            raise KeyError(f"{self.what}: expected {one_of(self.names())}, got {name!r}")
         if name not in self._things:
             import_module(self._own_files()[name])
         return self._things[name]
@@ -95,3 +96,79 @@ def one_of(names: list[str]) -> str:
     """'a', 'b' or 'c'."""
     quoted = [repr(name) for name in names]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule and its kernels.
+
+    Attributes
+    ----------
+    name : str
+    slots : tuple of str
+        Names of the arrays, as large as the parameters and 0 at first, that the rule keeps beside them.
+    weight_decay : float
+        Weight decay of a run that does not set it.
+    settings : dict
+        Names of the kernels' last arguments, in their order: None for what a run sets (`kernels.update.RUN`), and
+        otherwise the value.
+    in_place : callable
+        ``in_place(w, g, *slots, *settings)``, all arrays flat and of one dtype. Steps are counted from 1.
+    into : callable
+        ``into(w, g, *slots, w_new, *slots_new, *settings)``: the same numbers beside the old ones, which stay.
+    served : callable
+        ``served(w, rows, which, scale, clip, room, *slots, *settings, first, last)``: numbers `first` to `last` - 1 in
+        place, so that threads can share them; no split changes a bit. `kernels.update.summed` explains the others.
+    """
+
+    name: str
+    slots: tuple[str, ...]
+    weight_decay: float
+    settings: dict[str, float | None]
+    in_place: Callable[..., None]
+    into: Callable[..., None]
+    served: Callable[..., None]
+
+    def arguments(self, **given: float) -> list[float]:
+        """The kernels' last arguments, of which `given` holds what a run sets."""
+        return [given[name] if value is None else value for name, value in self.settings.items()]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss.
+
+    Attributes
+    ----------
+    name : str
+    target : str
+        ``classes``: labels are int64 numbers of classes, one for each prediction, that is for each row of numbers along
+        the last axis of the outputs. ``values``: labels are a row of numbers for each sample, as many as its outputs.
+    probabilities : str or None
+        Operator of ONNX that makes probabilities of the outputs, if any does.
+    gives_r2 : bool
+        Whether R2 is 1 - loss / (what the targets' mean would lose): of squared errors alone.
+    evaluate : callable
+        ``loss, correct = evaluate(outputs[m, c], labels, scale)``: the loss summed over the m predictions, and right
+        answers among them (NaN where the target is a value). With `scale` above 0 the outputs become the gradient of
+        `scale` times the sum; otherwise they stay. Labels are [m], or [m, c] for values.
+    """
+
+    name: str
+    target: Literal["classes", "values"]
+    probabilities: str | None
+    gives_r2: bool
+    evaluate: Callable[..., tuple[float, float]]
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the target is a class."""
+        return self.target == "classes"
+
+    def label_dtype(self, dtype: Any) -> Any:
+        """Dtype of labels in a run whose numbers are of `dtype`."""
+        return "int64" if self.of_classes else dtype
+
+
+OPTIMIZERS: Registry[Rule] = Registry("optimizer", "kernels.optimizers")
+LOSSES: Registry[Loss] = Registry("loss", "kernels.losses")

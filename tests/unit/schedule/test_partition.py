@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringtmp.errors import UserError
-from ringtmp.schedule.partition import Part, deal, parse_split, partition
+from ringtmp.schedule.partition import StageCosts, parse_split, partition, split_layers
 
 
 def every_split(n, stages, idle=()):
@@ -67,21 +67,25 @@ def reach(sizes, cap):
 @given(unequal())
 def test_unequal_ranks_with_caps(case):
     costs, sizes, caps, idle = case
-    parts = [Part.of(row, reach(sizes, cap), s in idle) for s, (row, cap) in enumerate(zip(costs, caps, strict=True))]
+    parts = [
+        StageCosts.of(row, reach(sizes, cap), s in idle) for s, (row, cap) in enumerate(zip(costs, caps, strict=True))
+    ]
     possible = [
         counts
         for counts in every_split(len(sizes), len(costs), idle)
         if all(load <= cap for load, cap in zip(loads([sizes] * len(costs), counts), caps, strict=True))
     ]
     best = min(possible, key=lambda counts: value(costs, counts), default=[])
-    assert deal(parts).counts == best
+    assert split_layers(parts).counts == best
 
 
 def test_a_slow_rank_takes_less_or_nothing():
     layers = np.ones(12)
-    assert deal([Part.of(layers), Part.of(2 * layers), Part.of(layers)]).counts == [5, 2, 5]
-    assert deal([Part.of(layers), Part.of(9 * layers), Part.of(layers)]).counts == [6, 1, 5]
-    assert deal([Part.of(layers), Part.of(9 * layers, idle=True), Part.of(layers)]).counts == [6, 0, 6]
+    assert split_layers([StageCosts.of(layers), StageCosts.of(2 * layers), StageCosts.of(layers)]).counts == [5, 2, 5]
+    assert split_layers([StageCosts.of(layers), StageCosts.of(9 * layers), StageCosts.of(layers)]).counts == [6, 1, 5]
+    assert split_layers(
+        [StageCosts.of(layers), StageCosts.of(9 * layers, idle=True), StageCosts.of(layers)]
+    ).counts == [6, 0, 6]
 
 
 def test_equal_layers():

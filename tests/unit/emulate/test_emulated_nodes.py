@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringtmp.emulate import nodes as module
+from ringtmp.emulate.jitter import stretch
 from ringtmp.emulate.nodes import Course, Pace, Paced, nominal, parse_courses, parse_pace
 from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
 from ringtmp.ring.engine import Engine
-from ringtmp.simulate.pipeline_clock import stretch
 from ringtmp.trace.recorder import clock
 
 ATTENTION = [
