@@ -24,8 +24,8 @@ from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.threads import Pool
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.schedule.local_rule import U
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

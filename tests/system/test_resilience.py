@@ -14,7 +14,7 @@ import pytest
 from launching import command
 
 from jobs.experiments.faults import Supervised, cases, kills, nodes
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 pytestmark = pytest.mark.alone
 

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.experiments.faults import Healing, Struck, open_mpi
 from ringtmp.comm.mpi import runs
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 STEPS = 120
 FLAGS = [

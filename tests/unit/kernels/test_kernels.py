@@ -110,8 +110,9 @@ def test_losses(dtype, shape):
     before = logits.copy()
     close(softmax_cross_entropy(logits, labels, 0.0)[0], loss, dtype)
     gradient = logits.copy()
-    loss = mean_squared_error(gradient, target, 0.25)
-    assert mean_squared_error(logits, target, 0.0) == loss
+    loss, right = mean_squared_error(gradient, target, 0.25)
+    assert mean_squared_error(logits, target, 0.0)[0] == loss
+    assert np.isnan(right)
     np.testing.assert_array_equal(logits, before)  # scale 0 leaves them alone
     want, want_gradient = naive.mean_squared_error(logits, target, 0.25)
     close(loss, want, dtype)

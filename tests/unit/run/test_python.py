@@ -7,8 +7,8 @@ from mpi4py import MPI
 
 import ringtmp
 from ringtmp.data.dataset import epoch_order, open_data
-from ringtmp.ring.trainer import RingLaunch
-from ringtmp.run.modes import launch
+from ringtmp.ring.trainer import RingTrainer
+from ringtmp.run.launch import launch
 
 SETTINGS = {"model": "mlp:5-8-6-3,activation=tanh", "batch_size": 10, "micro_batches": 3, "progress": False}
 
@@ -160,7 +160,7 @@ def test_stop(tmp_path, updates):
 
     flags = SETTINGS | {"data": "arrays", "steps": 12, "eval_every": 4, "out": str(tmp_path), "name": "a"}
     flags.pop("progress")
-    result = launch(RingLaunch, MPI.COMM_SELF, {}, flags, arrays=samples(), show=False, stop_request=stop)
+    result = launch(RingTrainer, MPI.COMM_SELF, {}, flags, arrays=samples(), show=False, stop_request=stop)
     assert result.step == updates
     assert (result.state, result.signal) == (("finished", 0) if updates == 12 else ("stopped", 15))
     rows = result.rows
