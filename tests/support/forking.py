@@ -12,10 +12,11 @@ from types import TracebackType
 
 # Imports what the programs import, MPI apart, which cannot be used after a fork. For each line it forks a process.
 _SERVER = """
-import importlib, json, os, runpy, signal, sys
+import gc, importlib, json, os, runpy, signal, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 assert "mpi4py.MPI" not in sys.modules
+gc.freeze()  # else each process copies all pages as it ends
 while line := sys.stdin.readline():
     module, folder, arguments = json.loads(line)
     files = [os.open(os.devnull, os.O_RDWR), os.memfd_create("out"), os.memfd_create("err")]
