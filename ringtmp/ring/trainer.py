@@ -15,13 +15,11 @@ from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
 from ringtmp.resilience.node_memory import Copy
 from ringtmp.resilience.recovery import Recalled, fetch, room_for, shape_of
-from ringtmp.ring.data_parallel import CrossRingSums, RingLeaders
-from ringtmp.ring.engine import Engine
+from ringtmp.ring.engine import Engine, EngineSettings
 from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
-from ringtmp.ring.load_balance import Order, owners
+from ringtmp.ring.load_balance import owners
 from ringtmp.ring.rebalance import Rebalancer
-from ringtmp.ring.replicas import Replicas
-from ringtmp.ring.tokens import TEST, TOKEN
+from ringtmp.ring.replicas import CopySettings
 from ringtmp.run.job import Job
 from ringtmp.run.launch import launch_from_python
 from ringtmp.run.listener import RunListener
@@ -29,6 +27,7 @@ from ringtmp.run.result import Result
 from ringtmp.run.session import Session
 from ringtmp.run.timetable import Phase
 from ringtmp.run.trainer import Traits
+from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
@@ -92,10 +91,11 @@ class RingTrainer:
         self.writers: Sequence[int] = range(self.size)
         self.notes: list[str] = []
         self.membership = 0  # how often the layers have been divided anew
-        self.recut: Rebalancer | None = None
+        self.rebalancer: Rebalancer | None = None
         self.late: list[Pace] = []  # of stages that are no more
         self.missing: set[int] = set()  # ranks that have ended, which MPI has not reported yet
         self.engine: Engine | None = None
+        self.listener: RunListener | None = None  # on rank 0
 
     @staticmethod
     def check(config: RunConfig, ranks: int) -> None:
@@ -167,7 +167,9 @@ class RingTrainer:
             self.sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
         if self.config.balance == "auto" and self.size > 1:
             costs = self.job.own_costs(self.session.comm, self.table.rows, self.config.micro_batches)
-            self.recut = Rebalancer(self, costs)
+            reporter = self.session.reporter
+            say = reporter.say if reporter else None
+            self.rebalancer = Rebalancer(self.session.comm, self, costs, say, self.session.probe)
         self._ready()
 
     def _ready(self) -> None:
@@ -194,57 +196,47 @@ class RingTrainer:
 
     def connect_from(self, start: int) -> None:
         """Make an engine that continues after `start` updates. Collective."""
-        config, session = self.config, self.session
-        if self.recut:
-            self.recut.meter.restart(self._computed())
-        self.engine = engine = Engine(
+        config, session, copies = self.config, self.session, None
+        if self.rebalancer:
+            self.rebalancer.restart()
+        if session.memory:
+            depth = min(config.state_copies, self.size - 1)
+            copies = CopySettings(self.sides, session.memory, session.nodes, depth, self.forget_older)
+        self.engine = Engine(
             session.net,
             self.stages,
             self.table,
             self.policy,
             self,
             session.recorder,
-            start=start,
-            w_group=self.layout.w_group,
-            seed=config.seed,
-            crowded=session.is_crowded(),
-            synchronous=config.sends == "synchronous",
-            delay=config.delay,
-            stall_timeout=config.stall_timeout,
-            lag=self.layout.lag,
-            stashed=self.stashed,
-            paces=self.paces,
+            session.checkpoints,
+            EngineSettings(
+                start=start,
+                lag=self.layout.lag,
+                stashed=self.stashed,
+                w_group=self.layout.w_group,
+                seed=config.seed,
+                crowded=session.is_crowded(),
+                synchronous=config.sends == "synchronous",
+                delay=config.delay,
+                stall_timeout=config.stall_timeout,
+                heartbeat_timeout=config.heartbeat_timeout,
+            ),
+            listener=self.listener,
             stop_request=session.stop_request,
-            heartbeat=config.heartbeat_timeout,
+            paces=self.paces,
+            balance=self.rebalancer,
+            across=self.job.across,
+            copies=copies,
             probe=session.probe,
-            rings=config.rings,
-            leads=self.job.ring == 0,
         )
-        if self.job.across:
-            engine.across = CrossRingSums(self.job.across, engine.chunks, session.recorder)
-            if self.rank == 0:
-                engine.sisters = RingLeaders(self.job.across, self._of_all_rings, self._stop)
-        if session.memory:
-            engine.replicas = Replicas(
-                session.net,
-                engine.back,
-                self.sides,
-                engine.chunks,
-                session.memory,
-                session.nodes,
-                min(config.state_copies, self.size - 1),
-                start,
-                session.recorder,
-                self.forget_older,
-                session.probe,
-            )
 
     def train(self) -> None:
         """Run the engine to the end, through any rebalancing on the way. On return no message is on its way."""
         self._engine.run()
-        while order := self._engine.tokens.cut:
-            assert self.recut
-            self.recut.obey(order)
+        while order := self._engine.rebalance:
+            assert self.rebalancer
+            self.rebalancer.execute(order)
             self._engine.run()
         with self.session.recorder.timed("wait", self.step):
             self.session.comm.Barrier()  # every rank has acted for the last time: no message is on its way
@@ -253,6 +245,16 @@ class RingTrainer:
     def disconnect(self) -> None:
         """Free the engine's requests. Collective."""
         self._engine.close()
+
+    @property
+    def recorder(self) -> Recorder:
+        """This rank's recorder."""
+        return self.session.recorder
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether stages are copied to other nodes."""
+        return self.session.memory is not None
 
     @property
     def _engine(self) -> Engine:
@@ -381,71 +383,6 @@ class RingTrainer:
         """Learning rate of `step`."""
         return self.job.rate(step)
 
-    def written(self) -> tuple[int, float]:
-        """Step of the newest set whose part this rank has finished, and the seconds for which it was held up."""
-        return self.session.checkpoints.newest, self.session.checkpoints.cost
-
-    def wants_set(self, step: int) -> bool:
-        """Whether a set after `step` updates is to be ordered now (rank 0)."""
-        return self.session.checkpoints.wanted(step)
-
-    def ordered(self, step: int, made: int) -> None:
-        """A set after `step` updates is ordered, of which so many are `made` here."""
-        self.session.checkpoints.ordered(step, made)
-
-    def _computed(self) -> int:
-        """Nanoseconds that this rank has spent on F, I, W and U."""
-        return sum(self.session.recorder.totals[kind] for kind in "FIWU")
-
-    def stepped(self, step: int) -> None:
-        """This rank has made all its updates of a step."""
-        if self.recut:
-            self.recut.meter.stepped(self._computed())
-
-    def busy(self) -> float:
-        """How long this rank computes in a step, in nanoseconds."""
-        return self.recut.meter.busy if self.recut else 0.0
-
-    def weighed(self, step: int, mean: float, most: float) -> Order | None:
-        """So many steps are done everywhere (rank 0): whether the ring is to stop for a new cut."""
-        return self.recut.governor.stepped(step, mean, most) if self.recut else None
-
-    def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
-        """A step is done on every rank, and each part of a set up to that of step `written` (rank 0)."""
-        self.idle = idle
-        self.session.checkpoints.settle_up_to(written, cost)
-        self._report(TOKEN, step, loss, correct)
-
-    def tested(self, step: int, loss: float, correct: float) -> None:
-        """An evaluation is complete (rank 0)."""
-        self._report(TEST, step, loss, correct)
-
-    def _report(self, kind: int, step: int, loss: float, correct: float) -> None:
-        """A step or an evaluation of this ring is complete (rank 0)."""
-        signal = self.stop_signal
-        if self._engine.sisters:
-            self._engine.sisters.report(kind, step, loss, correct, signal)
-        else:
-            self._of_all_rings(kind, step, loss, correct, signal)
-
-    def _of_all_rings(self, kind: float, step: int, loss: float, correct: float, signal: int) -> None:
-        """A step or an evaluation of all rings together is complete (rank 0 of the first)."""
-        self._engine.tokens.stop_signal = self.stop_signal or signal
-        if kind == TOKEN:
-            self.listener.step_done(step, loss, correct, self.idle)
-        else:
-            self.listener.test_done(step, loss, correct)
-
-    def stopped(self, index: int, signal: int) -> None:
-        """The phases from `index` on are left out (rank 0)."""
-        if self._engine.sisters and self.job.ring == 0:
-            self._engine.sisters.order(index, signal)
-
-    def _stop(self, index: int, signal: int) -> None:
-        """The first ring has ordered a stop."""
-        self._engine.tokens.stop_signal = signal
-        self._engine.tokens.order_stop(index)
-
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""
         return self.engine.requests() if self.engine else []
@@ -529,4 +466,4 @@ class RingTrainer:
     @property
     def stop_signal(self) -> int:
         """The signal that stopped the run, or 0 (rank 0)."""
-        return self._engine.tokens.stop_signal
+        return self._engine.stop_signal
