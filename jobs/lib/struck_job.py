@@ -5,7 +5,8 @@
         job.kill(2)                     # SIGKILL, from outside, by process number
     print(job.text)
 
-A rank is held where `ringtmp.resilience.fault_probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
+A rank is held where `ringtmp.trace.fault_probe` has it ask; so a kill falls into the named phase and not, by chance,
+beside it.
 """
 
 import json
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from ringtmp.comm.mpi import runs
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 
 class Struck:

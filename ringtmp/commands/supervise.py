@@ -86,7 +86,7 @@ def _mpirun() -> str:
 def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any]]:
     """Divide the command into interpreter, module and flags, with the settings that these give. Raises `UserError`."""
     from ringtmp.config.command_line import parse
-    from ringtmp.run.job import merge
+    from ringtmp.config.overrides import merge
 
     words = words[1:] if words[:1] == ["--"] else words
     if "-m" not in words[:4] or words[words.index("-m") + 1 :][:1] == []:
@@ -114,7 +114,7 @@ def _state_copies(module: str, values: dict[str, Any], stored: dict[str, Any]) -
     stored : dict
         Settings of the run folder, if the run has begun; else empty.
     """
-    from ringtmp.run.job import merge
+    from ringtmp.config.overrides import merge
 
     if "state_copies" in values:
         return []

@@ -111,19 +111,17 @@ def test_a_run_folder_and_a_resume(comm, shared_path):
 @pytest.mark.mpi
 def test_a_stop_comes_to_all_rings(comm, monkeypatch):
     """A signal to a rank of the last ring: all end after the same step."""
-    from ringtmp.run import launch as module
+    from ringtmp.ring.trainer import RingTrainer
 
     for rings in rings_of(comm):
-        launches = []
-        whole = module.Launch.__init__
+        whole = RingTrainer.__init__
 
-        def note(self, *arguments, whole=whole, launches=launches):
-            whole(self, *arguments)
-            launches.append(self)
+        def note(self, session, whole=whole):
+            whole(self, session)
             if comm.rank == comm.size - 1:
-                self.stop_request = lambda: 15 if self.engine.updates >= 5 else 0
+                session.stop_request = lambda: 15 if self.step >= 5 else 0
 
-        monkeypatch.setattr(module.Launch, "__init__", note)
+        monkeypatch.setattr(RingTrainer, "__init__", note)
         result = ringtmp.train(comm=comm, **settings_of(comm, steps=4000, eval_every=50), rings=rings)
         monkeypatch.undo()
         assert result.state == "stopped"

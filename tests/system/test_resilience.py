@@ -15,7 +15,7 @@ from launching import command
 
 from jobs.lib.strikes import cases, kills, nodes
 from jobs.lib.struck_job import Supervised
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 pytestmark = pytest.mark.alone
 

@@ -9,7 +9,7 @@ import pytest
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.interval import FIRST_SECONDS, FIRST_STEPS, CheckpointInterval, interval
 from ringtmp.checkpoint.manager import CheckpointManager, Part
-from ringtmp.checkpoint.writer import Snapshot, Writer
+from ringtmp.checkpoint.writer import LayerArrays, Snapshot, Writer
 from ringtmp.nn.model import build_model
 from ringtmp.storage.run_folder import RunFolder
 from ringtmp.trace.recorder import Recorder
@@ -95,7 +95,7 @@ def test_snapshot_is_a_copy_in_the_same_memory():
     counts = [layer.count for layer in model.layers]
     flats = [np.arange(count, dtype=np.float32) for count in counts]
     slots = [{"m": flat + 0.5} for flat in flats]
-    held = list(zip(range(len(counts)), flats, slots, strict=True))
+    held = [LayerArrays(*each) for each in zip(range(len(counts)), flats, slots, strict=True)]
     snapshot = Snapshot(model)
     snapshot.take(held)
     where = [copy.ctypes.data for _, copy, _ in snapshot._copies]
@@ -119,16 +119,27 @@ def job(tmp_path):
     """As much of a job as sets ask for, of 100 steps with a set after every 10."""
     model = build_model("mlp:5-4-3", "auto", (5,), "classes", 3)
     config = SimpleNamespace(checkpoint_every=10, mtbf=None)
-    return SimpleNamespace(config=config, model=model, folder=RunFolder(tmp_path), facts=lambda: {"config": {}})
+    return SimpleNamespace(config=config, model=model, folder=RunFolder(tmp_path))
 
 
 def held(job, value):
     counts = [layer.count for layer in job.model.layers]
-    return [(n, np.full(count, value, np.float32), {}) for n, count in enumerate(counts)]
+    return [LayerArrays(n, np.full(count, value, np.float32), {}) for n, count in enumerate(counts)]
 
 
 def make(job, ranks=1):
-    return CheckpointManager(job, 0, range(ranks), 100, Recorder(None, {}))
+    config = job.config
+    return CheckpointManager(
+        job.folder,
+        job.model,
+        {"config": {}},
+        0,
+        range(ranks),
+        100,
+        Recorder(None, {}),
+        every=config.checkpoint_every,
+        mtbf=config.mtbf,
+    )
 
 
 def test_when_sets_are_due(job):

@@ -5,9 +5,9 @@ import tomllib
 import pytest
 
 from ringtmp.config.command_line import parse, parser
+from ringtmp.config.overrides import merge
 from ringtmp.config.schema import RunConfig, make_config
 from ringtmp.errors import UserError
-from ringtmp.run.job import merge
 from ringtmp.storage.run_folder import RunFolder, make_run_folder
 
 KEYS = list(RunConfig.model_fields)

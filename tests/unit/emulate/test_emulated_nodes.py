@@ -12,7 +12,7 @@ from ringtmp.emulate.jitter import stretch
 from ringtmp.emulate.nodes import Course, Pace, Paced, nominal, parse_courses, parse_pace
 from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
-from ringtmp.ring.engine import Engine
+from ringtmp.ring.actions import Actions
 from ringtmp.trace.recorder import clock
 
 ATTENTION = [
@@ -133,10 +133,10 @@ def asked(pace, name, first, last, rows):
     pace.until = lambda begin, nanoseconds: lasts.append(nanoseconds)
     held = [n for n, layer in enumerate(MODELS[name].layers[first:last]) if layer.count]
     works = [SimpleNamespace(dy=np.zeros((each, 1))) for each in rows]
-    engine = SimpleNamespace(paces=[pace], _index=lambda chunk: 0)
+    actions = SimpleNamespace(paces={0: pace})
     for piece in range(1, max(1, len(held)) + 1):
-        chunk = SimpleNamespace(stage=SimpleNamespace(pieces=[(n,) for n in held]), piece=piece)
-        Engine._last_piece(engine, chunk, 0, works, 4)
+        chunk = SimpleNamespace(stage=SimpleNamespace(pieces=[(n,) for n in held]), piece=piece, index=0)
+        Actions._pace_piece(actions, chunk, 0, works, 4)
     return lasts
 
 

@@ -50,7 +50,8 @@ class Ring:
                 parts.append(StageCosts.of(load / 1e9 / self.costs[a:b].sum() * self.costs))
             split = split_layers(parts)
             expected = split.slowest * 1e9
-            after = tuple(np.cumsum(split.counts)) if split.slowest <= (1 - WORTH) * order.most / 1e9 else before
+            worth = split.slowest <= (1 - WORTH) * order.busiest / 1e9
+            after = tuple(np.cumsum(split.counts)) if worth else before
             if after != before:
                 self.before.append(before)
         self.ends = np.array(after)
@@ -147,7 +148,7 @@ def test_what_does_not_help_is_undone():
     while not order:
         step, now = step + 1, now + 0.1
         order = governor.stepped(step, 50 * MS, 100 * MS, now)
-    assert (order.most, order.mean, order.undo) == (100 * MS, 50 * MS, False)
+    assert (order.busiest, order.mean, order.undo) == (100 * MS, 50 * MS, False)
     assert order.seconds == pytest.approx(0.1)
     governor.dealt(step, True, order, 50 * MS)
     order = None

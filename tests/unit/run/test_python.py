@@ -7,8 +7,8 @@ from mpi4py import MPI
 
 import ringtmp
 from ringtmp.data.dataset import epoch_order, open_data
-from ringtmp.ring.trainer import RingLaunch
-from ringtmp.run.modes import launch
+from ringtmp.ring.trainer import RingTrainer
+from ringtmp.run.launch import launch
 
 SETTINGS = {"model": "mlp:5-8-6-3,activation=tanh", "batch_size": 10, "micro_batches": 3, "progress": False}
 
@@ -130,12 +130,12 @@ def test_gradients_that_are_no_numbers(monkeypatch, scale):
 
 def test_no_kernel_runs_before_all_are_compiled(monkeypatch):
     """Ranks that compile side by side break Numba's cache: start values, made with kernels, come after."""
-    import kernels
     from ringtmp.nn.stage import Stage
+    from ringtmp.run import launch
 
     order = []
-    compile_all, initialise = kernels.compile_all, Stage.initialise
-    monkeypatch.setattr(kernels, "compile_all", lambda *a, **k: order.append("compile") or compile_all(*a, **k))
+    compile_all, initialise = launch.compile_all, Stage.initialise
+    monkeypatch.setattr(launch, "compile_all", lambda *a, **k: order.append("compile") or compile_all(*a, **k))
     monkeypatch.setattr(Stage, "initialise", lambda *a: order.append("start values") or initialise(*a))
     ringtmp.train(data=samples(), steps=1, **SETTINGS)
     assert order == ["compile", "start values"]
@@ -160,7 +160,7 @@ def test_stop(tmp_path, updates):
 
     flags = SETTINGS | {"data": "arrays", "steps": 12, "eval_every": 4, "out": str(tmp_path), "name": "a"}
     flags.pop("progress")
-    result = launch(RingLaunch, MPI.COMM_SELF, {}, flags, arrays=samples(), show=False, stop_request=stop)
+    result = launch(RingTrainer, MPI.COMM_SELF, {}, flags, arrays=samples(), show=False, stop_request=stop)
     assert result.step == updates
     assert (result.state, result.signal) == (("finished", 0) if updates == 12 else ("stopped", 15))
     rows = result.rows
