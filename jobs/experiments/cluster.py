@@ -69,9 +69,9 @@ def measure(number: int, rate: str, gflops: float, count: int, seconds: float) -
     with Hosts(number, rate) as hosts:
         link = Link(**measure_link(hosts))
         for at, found in rounds(WAYS, count, lambda ways: [run(hosts, case, way, link, seconds) for way in ways]):
-            for name, each in found.items():
-                seen[name].append(each)
-            said = ", ".join(f"{name} {1e3 * each['seconds']:.0f} ms" for name, each in found.items())
+            for name, one in found.items():
+                seen[name].append(one)
+            said = ", ".join(f"{name} {1e3 * one['seconds']:.0f} ms" for name, one in found.items())
             print(f"{number} hosts ({at + 1} of {count}): {said}", flush=True)
     rows = []
     for way, each in seen.items():

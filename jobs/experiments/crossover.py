@@ -314,7 +314,8 @@ class Crossover(Experiment):
             curve, points = predicted(setting, factors)
         else:
             with Hosts(setting.hosts, setting.rate) as hosts:
-                setting = replace(setting, **measure_link(hosts))
+                link = measure_link(hosts)
+                setting = replace(setting, bandwidth=link["bandwidth"], latency=link["latency"])
                 curve, points = predicted(setting, factors)
                 print(f"a link: {setting.bandwidth / 1e6:.2f} MB/s, {setting.latency * 1e6:.0f} us", flush=True)
                 every = list(dict.fromkeys(point for sweep in SWEEPS for point in points[sweep]))

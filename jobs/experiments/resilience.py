@@ -341,12 +341,12 @@ class Resilience(Experiment):
         if every := table.get("outcomes", []):
             ours = [row for row in every if row["role"].startswith(("ring", "first"))]
             theirs = [row for row in every if row not in ours]
-            alive, others = (sum(bool(row["survived"]) for row in some) for some in (ours, theirs))
+            alive, theirs_alive = (sum(bool(row["survived"]) for row in some) for some in (ours, theirs))
             found.append(
                 Claim(
                     f"{alive} of {len(ours)} faults of ring ranks survived, at most "
                     f"{max(row['pause'] for row in ours):.1f} s without a step",
-                    f"of server and workers {others} of {len(theirs)}, "
+                    f"of server and workers {theirs_alive} of {len(theirs)}, "
                     f"at most {max(row['pause'] for row in theirs):.1f} s",
                     "real faults",
                     self.name,

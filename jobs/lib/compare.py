@@ -1,7 +1,7 @@
 """Comparing samples of measurements: by turns, medians, quartiles, rows of a benchmark."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -65,5 +65,5 @@ def quartiles(values: Sequence[float], interpolate: bool = False) -> list[float]
     """
     if not len(values):
         return [float("nan")] * 3
-    method = "linear" if interpolate else "nearest"
+    method: Literal["linear", "nearest"] = "linear" if interpolate else "nearest"
     return [float(np.percentile(values, q, method=method)) for q in (50, 25, 75)]

@@ -5,16 +5,14 @@ for number, found in rounds(runs, 3, lambda some: launch(4, some)): ...
 """
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from jobs.lib.hosts import Hosts
+from typing import Any, Protocol, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIRUN = os.environ.get("MPIRUN") or str(Path(sys.executable).parent / "mpirun")
@@ -22,6 +20,20 @@ _HELD_BACK = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # hold OpenBLAS below wh
 _ON_RANKS = "jobs.lib.on_ranks"
 
 Found = TypeVar("Found")
+
+
+class Elsewhere(Protocol):
+    """Hosts other than this machine, as `jobs.lib.hosts.Hosts` makes them."""
+
+    def mpirun(
+        self,
+        words: Sequence[str],
+        ranks: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path = ".",
+        timeout: float | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a program there, one rank on each host by default."""
 
 
 class LaunchFailed(SystemExit):
@@ -56,7 +68,7 @@ def fair_environment() -> dict[str, str]:
 
 
 def run_json(
-    module: str, asked: Mapping[str, Any], ranks: int = 0, hosts: "Hosts | None" = None, timeout: float = 600
+    module: str, asked: Mapping[str, Any], ranks: int = 0, hosts: Elsewhere | None = None, timeout: float = 600
 ) -> Any:
     """Run `python -m module ASKED` and return the JSON of the last line that it prints.
 
@@ -68,7 +80,7 @@ def run_json(
         That JSON.
     ranks : int
         Start it under mpirun on this many ranks; 0: alone.
-    hosts : Hosts, optional
+    hosts : Elsewhere, optional
         Start it there, one rank on each host, instead of on this machine.
     timeout : float
         Seconds after which the launch is killed.
@@ -92,7 +104,7 @@ def run_json(
 def launch(
     ranks: int,
     runs: Sequence[Mapping[str, Any]],
-    hosts: "Hosts | None" = None,
+    hosts: Elsewhere | None = None,
     timeout: float = 600,
     memory_limit: int = 0,
 ) -> list[dict[str, Any]]:
@@ -117,15 +129,13 @@ def launch(
     return run_json(_ON_RANKS, {"runs": list(runs), "memory_limit": memory_limit}, ranks, hosts, timeout)
 
 
-def measure_link(hosts: "Hosts | None" = None) -> dict[str, float]:
+def measure_link(hosts: Elsewhere | None = None) -> dict[str, float]:
     """Measured `latency` (seconds) and `bandwidth` (bytes a second, each way) between two ranks."""
     return run_json(_ON_RANKS, {"link": True}, 2, hosts, 60)
 
 
 def steps_for(step: float, seconds: float, skip: int, least: int, most: int) -> int:
     """Steps of a run: `skip`, and as many as last about `seconds` where one takes `step` seconds, within bounds."""
-    import math
-
     return skip + min(most, max(least, math.ceil(seconds / step)))
 
 

@@ -7,6 +7,8 @@ mpirun; or '{"link": true}' on 2 ranks or more. `jobs.lib.launch` starts it.
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +48,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     import ringtmp
 
     trainer = ps.train if asked.get("trainer") == "ps" else ringtmp.train
-    with _Moves() as moves:
+    with noted_moves() as moves:
         result = trainer(progress=False, **asked["train"])
     if MPI.COMM_WORLD.rank:
         return {}
@@ -60,7 +62,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         "late": [row.get("late", 0.0) for row in result.ranks],
         "memory": [row["memory"] for row in result.ranks],
         "expected": [row.get("expected", 0) for row in result.ranks],
-        "moves": moves.steps,
+        "moves": moves,
     }
 
 
@@ -70,31 +72,24 @@ def waited(result: dict[str, Any]) -> float:
     return sum(part["wait"] for part in parts) / sum(sum(part.values()) for part in parts)
 
 
-class _Moves:
-    """The steps at which this rank's layers moved while a run trained: the steps of its `Rebalancer._move` calls.
+@contextmanager
+def noted_moves() -> Iterator[list[int]]:
+    """The steps at which this rank's layers move within the block.
 
-    A trace cannot tell: its `balance` event stands for every order, also for one that leaves the layers where they are.
+    No trace tells: its `balance` event stands for every order, also for one that leaves the layers where they are.
     """
+    from unittest.mock import patch
 
-    def __init__(self) -> None:
-        self.steps: list[int] = []
+    from ringtmp.ring.rebalance import Rebalancer
 
-    def __enter__(self) -> "_Moves":
-        from ringtmp.ring.rebalance import Rebalancer
+    move, steps = Rebalancer._move, []
 
-        self.whole, steps = Rebalancer._move, self.steps
+    def note(rebalancer: Rebalancer, before: Any, after: Any, step: int) -> None:
+        steps.append(step)
+        move(rebalancer, before, after, step)
 
-        def note(rebalancer: Rebalancer, before: Any, after: Any, step: int) -> None:
-            steps.append(step)
-            self.whole(rebalancer, before, after, step)
-
-        Rebalancer._move = note  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        from ringtmp.ring.rebalance import Rebalancer
-
-        Rebalancer._move = self.whole  # type: ignore[method-assign]
+    with patch.object(Rebalancer, "_move", note):
+        yield steps
 
 
 def measure_link(comm: "Intracomm") -> dict[str, float]:

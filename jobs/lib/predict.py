@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Link:
     latency: float
 
 
-def exchange_kind(way: Way) -> str:
+def exchange_kind(way: Way) -> Literal["server", "colocate", "allreduce"]:
     """How a data-parallel way exchanges gradients, in the word of `ringtmp.simulate.data_parallel.Exchange`."""
     if way.settings.get("consistency") == "allreduce":
         return "allreduce"
