@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 _ABOUT = (
-    "Train a neural network whose layers are dealt over the ranks of a ring. Micro-batches go round\n"
-    "as activations, their gradients come back, and every rank updates its own layers."
+    "Train a neural network whose layers are distributed over the ranks of a ring. Micro-batches travel\n"
+    "round as activations, their gradients travel back, and each rank updates its own layers."
 )
 _read = partial(read_settings, "ringtmp.train", _ABOUT, without="Server")
 

@@ -23,10 +23,10 @@ def chessboard(*axes):
 WHOLE = (
     "test_same_numbers",
     "test_schedules",
-    "test_deal",
+    "test_layer_split",
     "test_balance",
     "test_memory",
-    "test_across",
+    "test_rings_side_by_side",
 )  # on 5 and on 8 ranks
 
 

@@ -1,5 +1,4 @@
-"""Promises 1 and 6: the same weights, bit for bit, whatever the ranks, the schedule, the timing, the resume and the
-number of micro-batches."""
+"""The same weights, bit for bit, for any number of ranks, schedule, timing, resume and number of micro-batches."""
 
 import numpy as np
 import pytest

@@ -215,7 +215,7 @@ def test_bad_input(runs, tmp_path):
         (("predict", folder, tmp_path / "y.npz", "o.h5"), "y.npz: has no 'x'; it holds y"),
         (("predict", folder, tmp_path / "no.npz", "o.h5"), "no.npz: cannot be read"),
         (("predict", folder, tmp_path / "short.npz", tmp_path / "o.h5"), "x: samples have shape (5,); expected (64,)"),
-        (("predict", folder, tmp_path / "y.npz", tmp_path / "there.h5"), "there.h5 is there already"),
+        (("predict", folder, tmp_path / "y.npz", tmp_path / "there.h5"), "there.h5 exists already"),
         (("export", folder, tmp_path / "net.pt"), "net.pt: expected a name that ends in .safetensors or .onnx"),
         (("export", folder, tmp_path / "deep" / "net.onnx"), "cannot write"),
     ]
