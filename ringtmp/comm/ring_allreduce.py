@@ -214,9 +214,7 @@ class RingSums:
         while True:
             begin, hop = clock(), ring.hop
             complete = ring.came()
-            self.recorder.record(
-                "receive", begin, clock(), one.step, hop, self.left, ring.bytes[hop], one.stage
-            )
+            self.recorder.record("receive", begin, clock(), one.step, hop, self.left, ring.bytes[hop], one.stage)
             if complete or not ring.awaited.Test():
                 break
         if complete:
