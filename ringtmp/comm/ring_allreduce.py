@@ -7,7 +7,7 @@ of the ring, and then passed on, so that all ranks have the same bits, and the s
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import kernels
+from kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned, pieces
 from ringtmp.trace.recorder import Recorder, clock
 
@@ -78,7 +78,7 @@ class RingAllreduce:
         """The `awaited` part has arrived: add it or keep it, and send the next hop; whether the sum is complete."""
         added = self._adds[self.hop]
         if added is not None:
-            kernels.add_to(*added)
+            add_to(*added)
         self.hop += 1
         if self.hop < self.hops:
             self._send()
