@@ -208,7 +208,8 @@ class ServerTrainer:
         if session.reporter:
             assert self.job.data
             sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
-            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, sampler.spread)
+            spread = sampler.spread if self.job.model.loss.gives_r2 else None
+            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
         self.member = RankLoop(self)
 
     def train(self) -> None:

@@ -7,7 +7,7 @@ the ring, and then handed on, so that all ranks have the same bits, and the same
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import kernels
+from kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned, pieces
 from ringtmp.trace.recorder import clock
 
@@ -78,7 +78,7 @@ class RingAllreduce:
         """What was awaited is here: add it or keep it, and hand on; whether that was the last of it."""
         added = self._adds[self.hop]
         if added is not None:
-            kernels.add_to(*added)
+            add_to(*added)
         self.hop += 1
         if self.hop < self.hops:
             self._hand_on()

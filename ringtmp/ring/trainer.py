@@ -182,7 +182,8 @@ class RingTrainer:
         self.hung_ranks = HungRanks(session.peers, self.rank, self.config.heartbeat_timeout)
         if self.sampler:
             assert session.reporter
-            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, self.sampler.spread)
+            spread = self.sampler.spread if self.job.model.loss.gives_r2 else None
+            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
         self.connect_from(self.job.start)
 
     def connect_from(self, start: int) -> None:
