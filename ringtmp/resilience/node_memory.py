@@ -33,7 +33,7 @@ import numpy as np
 from ringtmp.nn.layer import Array
 from ringtmp.storage.checksum import checksum
 
-_MAGIC = b"RINGTMP1"
+_MAGIC = b"RINGTMP1"  # ends with the version of the format
 _FIXED = struct.Struct("<8sqq")
 _TEXT = 64  # where the description begins
 _LINE = 64
@@ -168,6 +168,8 @@ class StageReplica:
             if len(self.memory) < _TEXT:
                 raise ValueError("cut short")
             magic, length, _ = _FIXED.unpack_from(self.memory, 0)
+            if magic[:-1] == _MAGIC[:-1] and magic != _MAGIC:
+                raise ValueError(f"expected format {_MAGIC.decode()}, got {magic.decode(errors='replace')}")
             if magic != _MAGIC:
                 raise ValueError("not a replica of a stage")
             layout = ReplicaLayout.read(self.memory[_TEXT : _TEXT + length])
