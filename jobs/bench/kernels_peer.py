@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-import kernels
 from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
 from kernels.machine import bandwidth, peak_flops
+from kernels.tile import simd
 from ringtmp.data.dataset import epoch_order, open_data
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.model import Model, build_model
@@ -202,7 +202,7 @@ def main() -> None:
         )
     torch.set_num_threads(1)
     flops, bytes_per_s = peak_flops(np.float32), bandwidth()
-    print(f"{kernels.simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
+    print(f"{simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
     chosen = {name: case for name, case in CASES.items() if options.only in name}
     rows = [compare(name, case, options.pairs, flops, bytes_per_s, options.compile) for name, case in chosen.items()]
     if not options.only and not options.compile:
