@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kernels
+from kernels.update import BLOCK as SERVE_BLOCK
 from ps import messages as post
 from ps.compression import Filter
 from ps.consistency import Consistency, VectorClock
@@ -147,7 +147,7 @@ class Server:
         ]
         self.threads = Pool(threads)
         self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
-        self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
+        self.rooms = [aligned(SERVE_BLOCK, dtype) for _ in range(threads)]
         self.arrived: Callable[[Served], None] = lambda served: (
             None
         )  # a range has passed a step (`CheckpointCollector`)

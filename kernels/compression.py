@@ -1,91 +1,13 @@
-"""What a parameter server computes: updates from many workers' gradients, float16 transport, the largest numbers.
-
-Gradients of all workers lie in rows, one worker each. An update goes over them in blocks that stay in the first-level
-cache, so that sum, factor, bound and rule cost one pass over memory. The rules are those of `kernels.optimizers`.
-"""
+"""Compression of what travels between workers and servers: float16, and the largest numbers of a gradient."""
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
 from kernels._jit import jit
-from kernels.elementwise import add_to, clip_value, scale_by
-from kernels.optimizers import adam_rule, adamw_rule, momentum_rule, sgd_rule
+from kernels.registry import kernel
 
-BLOCK = 2048  # numbers of a block, and at least of the room; a whole number of vectors
 _BINS = 11  # bits of a number that one pass of the selection sorts by
-
-
-@jit
-def _gradient(rows, which, scale, clip, room, a, b):
-    """Sum of numbers a to b of the rows `which`, in that order, times `scale`, within `clip`; in `room` if it is new.
-
-    The promise of equal bits rests on one pass for each row: between passes the sums stand in memory, so no compiler
-    may regroup them. A factor of 1 and an infinite bound are passed over, and leave every bit as it is.
-    """
-    if which.size == 1 and scale == 1.0 and clip == np.inf:
-        return rows[which[0], a:b]
-    g, start = room[: b - a], rows[which[0], a:b]
-    for i in range(g.size):  # as `g[:] = start`, which Numba makes four times as slow
-        g[i] = start[i]
-    for i in range(1, which.size):
-        add_to(g, rows[which[i], a:b])
-    if scale != 1.0:
-        scale_by(g, scale)
-    if clip != np.inf:
-        clip_value(g, clip)
-    return g
-
-
-@jit
-def served_sgd(w, rows, which, scale, clip, room, lr, weight_decay, first, last):
-    """`sgd` of numbers `first` to `last` by the gradients of several workers.
-
-    Parameters
-    ----------
-    w : array [n]
-    rows : array [workers, n]
-        Gradients, C-contiguous.
-    which : int64 array [k]
-        Rows that count, at least one; they are summed in this order.
-    scale, clip : float
-        Factor of the sum (1: none); bound of the absolute value of each number of it (inf: none). NaN stays.
-    room : array [BLOCK or more]
-        For a block of the sum; each thread has its own.
-    first, last : int
-        Range that is updated, so that threads can share w. No split changes a bit.
-    """
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g = w[a:b], _gradient(rows, which, scale, clip, room, a, b)
-        sgd_rule(x, g, x, lr, weight_decay)
-
-
-@jit
-def served_momentum(w, rows, which, scale, clip, room, velocity, lr, mu, weight_decay, first, last):
-    """As `served_sgd`, by `momentum`."""
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g, u = w[a:b], _gradient(rows, which, scale, clip, room, a, b), velocity[a:b]
-        momentum_rule(x, g, u, x, u, lr, mu, weight_decay)
-
-
-@jit
-def served_adam(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):
-    """As `served_sgd`, by `adam`."""
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g, p, q = w[a:b], _gradient(rows, which, scale, clip, room, a, b), m[a:b], v[a:b]
-        adam_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
-
-
-@jit
-def served_adamw(w, rows, which, scale, clip, room, m, v, lr, beta1, beta2, epsilon, weight_decay, step, first, last):
-    """As `served_sgd`, by `adamw`."""
-    for a in range(first, last, BLOCK):
-        b = min(a + BLOCK, last)
-        x, g, p, q = w[a:b], _gradient(rows, which, scale, clip, room, a, b), m[a:b], v[a:b]
-        adamw_rule(x, g, p, q, x, p, q, lr, beta1, beta2, epsilon, weight_decay, step)
 
 
 def _words(x):
@@ -144,7 +66,7 @@ def _from_half(half):
     return -x if half & 0x8000 else x
 
 
-@jit
+@kernel("serve", (1,), np.zeros(3, np.uint16))
 def to_half(source, half):
     """Pack flat source[n] into uint16 half[n + 2]: its largest magnitude as float32, then source / that as float16.
 
@@ -166,7 +88,7 @@ def to_half(source, half):
         half[i + 2] = _to_half(source[i] / scale)
 
 
-@jit
+@kernel("serve", np.zeros(3, np.uint16), (1,))
 def from_half(half, target):
     """Unpack what `to_half` packed into flat target[n]."""
     scale = target.dtype.type(_number(np.int32(half[0]) | np.int32(half[1]) << 16))
@@ -184,7 +106,7 @@ def _find(count, left):
     return place, left
 
 
-@jit
+@kernel("serve", (1,), 1, np.zeros(1, np.int32), (1,))
 def top_k(residual, k, indices, values):
     """Move the k numbers of largest magnitude of flat residual[n] out; what is left is fed back into the next step.
 
@@ -241,7 +163,7 @@ def top_k(residual, k, indices, values):
         j += 1
 
 
-@jit
+@kernel("serve", np.zeros(1, np.int32), (1,), (1,))
 def scatter(indices, values, row):
     """Numbers that `top_k` has chosen back to their places in a flat row, 0 elsewhere."""
     row[:] = 0
