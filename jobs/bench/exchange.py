@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from jobs.bench.report import compared, publish
+from jobs.lib.compare import compared
+from jobs.lib.store import publish_benchmark
 from kernels.registry import compile_all
 from ps.compression import Filter
 from ps.consistency import Consistency
@@ -141,7 +142,7 @@ def main() -> None:
     if world.rank == 0:
         library = MPI.Get_library_version().split("\n")[0]
         title = "Push and pull beside bare Isend and Irecv"
-        publish("exchange", title, rows, peer="Isend, Irecv, Waitany", mpi=library, ranks=world.size)
+        publish_benchmark("exchange", rows, title, peer="Isend, Irecv, Waitany", mpi=library, ranks=world.size)
 
 
 if __name__ == "__main__":

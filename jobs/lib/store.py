@@ -5,7 +5,6 @@ else as JSON (attribute `json`). All else is JSON in a data set of its own, prov
 """
 
 import json
-import os
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from jobs.lib.page import Page, benchmark_table
+from jobs.lib.provenance import provenance
 from ringtmp.storage.files import hdf5, whole
 
-_HERE = Path(__file__).parent
+_JOBS = Path(__file__).resolve().parents[1]
 _TEXT = h5py.string_dtype()
 
 
@@ -27,7 +25,7 @@ def places(name: str, out: str | None = None) -> tuple[Path, Path]:
     """Result file and picture of an experiment: the project's, or both in a folder."""
     if out:
         return Path(out) / f"{name}.h5", Path(out) / f"{name}.png"
-    return _HERE / "results" / f"{name}.h5", _HERE.parent / "figures" / f"{name}.png"
+    return _JOBS / "experiments" / "results" / f"{name}.h5", _JOBS / "figures" / f"{name}.png"
 
 
 def plain(value: Any) -> Any:
@@ -103,39 +101,6 @@ def sources(table: dict[str, Any]) -> list[dict[str, Any]]:
     return [each["provenance"] for each in table.get("cases", []) if "provenance" in each] + parts
 
 
-class Page(Console):
-    """A terminal that remembers the tables it has shown."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width=max(width, int(os.environ.get("COLUMNS", 0))))
-        self.tables: list[Table] = []
-
-    def print(self, *objects: Any, **more: Any) -> None:
-        """Show, and remember tables."""
-        self.tables += [each for each in objects if isinstance(each, Table)]
-        super().print(*objects, **more)
-
-    def markdown(self) -> str:
-        """All tables."""
-        return "\n".join(map(markdown, self.tables))
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown has it."""
-
-    def words(cell: Any) -> str:
-        return Text.from_markup(str(cell)).plain.replace("|", "\\|").replace("\n", " ")
-
-    rows = zip(*(list(column.cells) for column in table.columns), strict=True)
-    lines = [
-        [words(column.header) for column in table.columns],
-        ["--:" if column.justify == "right" else "---" for column in table.columns],
-        *([words(cell) for cell in row] for row in rows),
-    ]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{words(table.title)}**\n\n{text}\n" if table.title else f"{text}\n"
-
-
 def publish(
     name: str, out: str | None, table: dict[str, Any], page: Page, draw: Callable[[dict[str, Any], Path], None] | None
 ) -> None:
@@ -146,3 +111,33 @@ def publish(
     if draw:
         draw(table, figure)
     print(f"written to {result}" + (f" and {figure}" if draw else ""))
+
+
+def publish_benchmark(
+    name: str, rows: list[dict[str, Any]], title: str = "", keep: bool = True, **facts: Any
+) -> dict[str, Any]:
+    """Print the table of a benchmark and write jobs/bench/results/NAME.json; its provenance.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+    rows : list of dict
+        As `jobs.lib.compare.compared` and `measured` make them, where a `title` is given.
+    title : str
+        Of the table; empty: none is printed.
+    keep : bool
+        Whether to write the file.
+    **facts
+        More for its provenance.
+    """
+    origin = provenance(**facts)
+    if title:
+        print_table = benchmark_table(f"{title} ({origin['cpu']}, {origin['cores']} cores)", rows)
+        Page(130).print(print_table)
+    if keep:
+        path = _JOBS / "bench" / "results" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
+        print(f"written to {path.relative_to(_JOBS.parent)}")
+    return origin

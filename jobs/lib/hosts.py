@@ -1,6 +1,6 @@
 """Hosts with addresses and rate-limited links of their own, on this one machine: messages take the time they take.
 
-Usage: python -m jobs.experiments.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
+Usage: python -m jobs.lib.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
 runs a program with one rank on each, prints what went over each link, takes all down. Needs Linux, root and MPICH.
 
 A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and a /dev/shm of its own: with a net
@@ -27,16 +27,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.bench.report import MPIRUN
+from jobs.lib.launch import MPIRUN
 from ringtmp.errors import UserError
 
+MPIRUN_TO_HOSTS = (MPIRUN, "-launcher", "ssh", "-launcher-exec", "/dev/shm/agent")
 GRACE = 10.0  # seconds that an interrupted program has to write its checkpoint
 _SWITCH = ("unshare", "--net", "--uts", "--ipc", "--mount")
 _HOST = (*_SWITCH, "--pid", "--fork", "--kill-child", "--mount-proc")
 _TBF = "root tbf burst 32kb latency 20ms rate"
 _TRY = f"ip link add one type veth peer name two && ip link add hub type bridge && tc qdisc add dev one {_TBF} 1mbit"
 # MPICH by itself takes UCX; OFI by itself takes `sockets`, which moves nothing while the sender computes.
-_MPICH = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
+MPICH_OVER_TCP = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
 # What pid 1 does; $1 is the host's name, $2 the /etc/hosts of all. No IPv6: it talks unasked, and has addresses too.
 _HOLD = """set -e
 for each in all default; do echo 1 >/proc/sys/net/ipv6/conf/$each/disable_ipv6 || :; done 2>/dev/null
@@ -157,6 +158,21 @@ class Hosts:
             self._in(name, "tc -batch -", [f"qdisc replace dev eth0 {how}"])
         self.rate = rate
 
+    def cut(self, rank: int) -> None:
+        """Take the link of host number `rank` down at the switch; its processes go on."""
+        self._in("switch", f"ip link set {self.names[rank]} down")
+
+    def lose(self, rank: int) -> None:
+        """Switch host number `rank` off: its processes die, and no connection is closed on the network."""
+        self.cut(rank)
+        with suppress(OSError):
+            os.killpg(self._held[self.names[rank]].pid, signal.SIGKILL)
+
+    def at_switch(self, folder: Path | None = None) -> list[str]:
+        """Words that run a program at the switch, from which all hosts can be entered; in `folder` if it is given."""
+        enter = ["nsenter", f"--target={self._held['switch'].pid}", "--net", "--uts", "--mount"]
+        return [*enter, f"--wd={folder}"] if folder else enter
+
     def bytes(self) -> dict[str, tuple[int, int]]:
         """What each host has sent and received so far, headers included, by the counters of its link."""
         ports = {link["ifname"]: link["stats64"] for link in json.loads(self._in("switch", "ip -s -j link"))}
@@ -189,16 +205,8 @@ class Hosts:
         """
         each = -(-(ranks or 1) // len(self.names))
         command = [
-            "nsenter",
-            f"--target={self._held['switch'].pid}",
-            "--net",
-            "--uts",
-            "--mount",
-            MPIRUN,
-            "-launcher",
-            "ssh",
-            "-launcher-exec",
-            "/dev/shm/agent",
+            *self.at_switch(),
+            *MPIRUN_TO_HOSTS,
             "-wdir",
             str(Path(cwd).resolve()),
             "-hosts",
@@ -207,7 +215,7 @@ class Hosts:
             str(ranks or len(self.names)),
             *words,
         ]
-        pipe, env = subprocess.PIPE if capture else None, os.environ | _MPICH | dict(env or {})
+        pipe, env = subprocess.PIPE if capture else None, os.environ | MPICH_OVER_TCP | dict(env or {})
         with subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         ) as job:
