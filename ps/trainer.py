@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ps.batch_split import Shares
 from ps.checkpointing import homes
 from ps.mirror import holder_of
-from ps.node_memory import Sides, Taken, holders, shape_of, take
+from ps.node_memory import Sides, Taken, holders, layout_of, take
 from ps.rank import RankLoop
 from ps.roles import Roles, check
 from ringtmp.checkpoint import format as checkpoint
@@ -168,7 +168,7 @@ class ServerTrainer:
         }
         mine = [server for server, holder in self.mirrors.items() if self.rank in (server, holder)]
         shapes = [
-            shape_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation)
+            layout_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation)
             for server in mine
         ]
         self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.session.comm, memory, shapes), strict=True))

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
+from jobs.lib.compare import compared, measured
+from jobs.lib.launch import ROOT, fair_environment
+from jobs.lib.store import publish_benchmark
 from kernels.machine import bandwidth, peak_flops
 from kernels.tile import simd
 from ringtmp.data.dataset import epoch_order, open_data
@@ -213,10 +215,10 @@ def main() -> None:
     peer = (
         f"torch=={torch.__version__} (CPU build), {'torch.compile' if options.compile else 'eager'}, fused optimizers"
     )
-    publish(
+    publish_benchmark(
         "kernels_compiled" if options.compile else "kernels",
-        "Training steps beside PyTorch, one thread",
         rows,
+        "Training steps beside PyTorch, one thread",
         peer=peer,
         peak_gflops=flops / 1e9,
         memory_gb_s=bytes_per_s / 1e9,

@@ -1,7 +1,8 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead) polled as `ringtmp.ring.chunk.Chunk.poll` polls them;
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled as in
+`ringtmp.ring.chunk.Chunk.poll`;
 the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
 whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
 
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.bench.report import compared, measured, publish
+from jobs.lib.compare import compared, measured
+from jobs.lib.store import publish_benchmark
 from ringtmp.comm.mpi import StopRequest, run_main
 from ringtmp.comm.point_to_point import ReceiveQueue
 from ringtmp.comm.waiting import Backoff
@@ -96,7 +98,7 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until so many messages have left rank 0, and come to rank 1; as patiently as the engine."""
+        """Poll until `retired` messages have left rank 0 and `taken` have reached rank 1."""
         self.poll()
         if self.retired < retired or self.taken < taken:
             self.patience.reset()
@@ -222,7 +224,7 @@ class Compute:
         self.work = self.stage.work(0, 32)
 
     def run(self, polls: int, poll: Callable[[], Any]) -> None:
-        """All products, with so many polls evenly between them."""
+        """All products, with polls evenly between them."""
         at = {round(PRODUCTS * (n + 1) / (polls + 1)) for n in range(polls)}
         for number in range(PRODUCTS):
             if number in at:
@@ -276,7 +278,7 @@ def main(comm: "Intracomm", rounds: int) -> int:
         raise UserError(f"bench-link: expected 2 ranks, got {comm.size}")
     rows = stream_rows(comm, rounds) + overlap_rows(comm, rounds)
     if comm.rank == 0:
-        publish("link", "Use of a link between two ranks", rows, peer="bare mpi4py Isend/Irecv", slots=SLOTS)
+        publish_benchmark("link", rows, "Use of a link between two ranks", peer="bare mpi4py Isend/Irecv", slots=SLOTS)
         cut = [row for row in rows if "pieces, beside whole" in row["case"] and row["low"] > 1]
         print("pieces are faster than whole for: " + ("; ".join(row["case"] for row in cut) or "no size"))
         cost = {row["case"]: row["ours"] for row in rows}

@@ -36,7 +36,7 @@ class LayerState:
 
 
 class Side(Protocol):
-    """Memory for one version of a stage's parameters and slots (`ringtmp.resilience.node_memory.Copy`)."""
+    """Memory for one version of a stage's parameters and slots (`ringtmp.resilience.node_memory.StageReplica`)."""
 
     def begin(self) -> None:
         """It is being written: what it holds counts no more."""

@@ -10,8 +10,8 @@ from ringtmp.emulate.nodes import Pace, lateness
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
-from ringtmp.resilience.node_memory import Copy
-from ringtmp.resilience.recovery import room_for, shape_of
+from ringtmp.resilience.node_memory import StageReplica
+from ringtmp.resilience.recovery import layout_of, room_for
 from ringtmp.ring.engine import Engine, EngineSettings
 from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
 from ringtmp.ring.liveness import HungRanks
@@ -279,8 +279,8 @@ class RingTrainer:
         """Keep this rank's stages in the node's memory, in two versions. Collective."""
         memory = self.session.memory
         assert memory
-        shapes = [
-            shape_of(
+        layouts = [
+            layout_of(
                 self.model,
                 first,
                 last,
@@ -292,7 +292,7 @@ class RingTrainer:
             )
             for c, (first, last) in enumerate(self.layout.layers(self.rank))
         ]
-        self.sides: list[tuple[Copy, Copy]] = room_for(self.session.comm, memory, shapes)
+        self.sides: list[tuple[StageReplica, StageReplica]] = room_for(self.session.comm, memory, layouts)
         for stage, sides in zip(self.stages, self.sides, strict=True):
             stage.house(sides)
             stage.between = self._between if self.session.probe else None

