@@ -1,7 +1,8 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead) polled as `ringtmp.ring.chunk.Chunk.poll` polls them;
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled as in
+`ringtmp.ring.chunk.Chunk.poll`;
 the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
 whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
 
@@ -97,7 +98,7 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until so many messages have left rank 0, and come to rank 1; as patiently as the engine."""
+        """Poll until `retired` messages have left rank 0 and `taken` have reached rank 1."""
         self.poll()
         if self.retired < retired or self.taken < taken:
             self.patience.reset()
@@ -223,7 +224,7 @@ class Compute:
         self.work = self.stage.work(0, 32)
 
     def run(self, polls: int, poll: Callable[[], Any]) -> None:
-        """All products, with so many polls evenly between them."""
+        """All products, with polls evenly between them."""
         at = {round(PRODUCTS * (n + 1) / (polls + 1)) for n in range(polls)}
         for number in range(PRODUCTS):
             if number in at:

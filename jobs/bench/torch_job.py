@@ -57,7 +57,7 @@ Step = Callable[[Tensor, Tensor], list[Tensor]]  # trains on a batch up to the u
 
 @dataclass
 class Settings:
-    """What a run is told."""
+    """Settings of a run."""
 
     batch_size: int
     micro_batches: int

@@ -1,4 +1,4 @@
-"""PyTorch twins of our models: the same layers, start values, loss and optimizers, in eager mode on one thread."""
+"""PyTorch twins of RingTMP's models: the same layers, start values, loss and optimizers, eager, on one thread."""
 
 from typing import Any
 
@@ -129,7 +129,7 @@ def _twin(layer: Layer, p: dict[str, Any]) -> nn.Module:
 
 
 class Twin:
-    """A PyTorch network with the weights of ours, and its optimizer (fused kernels: PyTorch's fastest).
+    """A PyTorch network with the weights of a RingTMP model, and its optimizer (fused kernels: PyTorch's fastest).
 
     Parameters
     ----------

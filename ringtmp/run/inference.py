@@ -1,4 +1,4 @@
-"""A trained network, from a checkpoint: what it says of new samples, and how good it is.
+"""A trained network, loaded from a checkpoint: predictions for new samples, and scores.
 
     from ringtmp.run.inference import TrainedNetwork
     net = TrainedNetwork("runs/first")
