@@ -1,8 +1,8 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled the way
-`ringtmp.ring.chunk.Chunk.poll` does;
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled as in
+`ringtmp.ring.chunk.Chunk.poll`;
 the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
 whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
 

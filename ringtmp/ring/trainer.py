@@ -9,7 +9,8 @@ from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace, lateness
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
-from ringtmp.nn.stage import LayerState, Stage
+from ringtmp.nn.layer_state import LayerState
+from ringtmp.nn.stage import Stage
 from ringtmp.resilience.node_memory import StageReplica
 from ringtmp.resilience.recovery import layout_of, room_for
 from ringtmp.ring.engine import Engine, EngineSettings
@@ -270,7 +271,7 @@ class RingTrainer:
                 if into is not array:
                     into[...] = array
         for stage in self.stages:
-            stage.derive()
+            stage.refresh_cache()
             stage.commit(step)
         self.late += self.paces
         self._ready()
