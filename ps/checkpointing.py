@@ -12,7 +12,7 @@ import numpy as np
 
 from ps.server import Served
 from ringtmp.checkpoint.manager import CheckpointManager
-from ringtmp.checkpoint.writer import Held, records_of
+from ringtmp.checkpoint.writer import LayerArrays, records_of
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
@@ -171,7 +171,7 @@ class CheckpointCollector:
         """No set is being made that can still be completed."""
         return not any(len(each.copies) == len(self.served) for each in self.sets.values())
 
-    def final(self) -> list[Held]:
+    def final(self) -> list[LayerArrays]:
         """The layers at home here as they are now. Collective over all servers, when nothing is on its way."""
         being_made = _Set()
         being_made.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
@@ -180,8 +180,8 @@ class CheckpointCollector:
             request.Wait()
         return self._held(being_made)
 
-    def _held(self, being_made: _Set) -> list[Held]:
+    def _held(self, being_made: _Set) -> list[LayerArrays]:
         return [
-            (layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
+            LayerArrays(layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
             for layer, arrays in sorted(being_made.layers.items())
         ]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-import kernels
+from kernels.compression import from_half, scatter, to_half, top_k
+from kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned
 
 
@@ -51,16 +52,16 @@ class Half(Filter):
         return self.wire(size)
 
     def pack(self, number: int, gradient: Array, wire: Array) -> None:
-        kernels.to_half(gradient, wire)
+        to_half(gradient, wire)
 
     def unpack(self, wire: Array, row: Array) -> None:
-        kernels.from_half(wire, row)
+        from_half(wire, row)
 
     def pack_weights(self, weights: Array, wire: Array) -> None:
-        kernels.to_half(weights, wire)
+        to_half(weights, wire)
 
     def unpack_weights(self, wire: Array, weights: Array) -> None:
-        kernels.from_half(wire, weights)
+        from_half(wire, weights)
 
 
 class TopK(Filter):
@@ -87,13 +88,13 @@ class TopK(Filter):
         if number not in self.rest:
             self.rest[number] = aligned(gradient.size, self.dtype)
         rest = self.rest[number]
-        kernels.add_to(rest, gradient)
+        add_to(rest, gradient)
         values, places = self._parts(wire)
-        kernels.top_k(rest, len(places), places, values)
+        top_k(rest, len(places), places, values)
 
     def unpack(self, wire: Array, row: Array) -> None:
         values, places = self._parts(wire)
-        kernels.scatter(places, values, row)
+        scatter(places, values, row)
 
     def _parts(self, wire: Array) -> tuple[Array, Array]:
         count = len(wire) // (self.dtype.itemsize + 4)

@@ -5,23 +5,13 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from ps import messages as post
 from ps.batch_split import Shares
 from ps.messages import Message, Post
 from ringtmp.comm.mpi import runs
 from ringtmp.errors import RunFailure
-
-
-class Home(Protocol):
-    """What is told where reports come in."""
-
-    def stepped(self, step: int, loss: float, correct: float, idle: float) -> None: ...
-    def tested(self, step: int, loss: float, correct: float) -> None: ...
-    def saved(self, step: int, whole: bool, cost: float) -> None: ...
-    def wants_set(self, step: int) -> bool: ...
-    def say(self, text: str) -> None: ...
+from ringtmp.run.listener import RunListener
 
 
 class Coordinator:
@@ -35,7 +25,7 @@ class Coordinator:
         All, with those that only serve.
     writers : sequence of int
         Ranks that write a part of each set.
-    home : Home
+    home : RunListener
     places : sequence of tuple
         Host and process number of each rank.
     batch_size, test_samples : int
@@ -49,7 +39,7 @@ class Coordinator:
         shares: Shares,
         ranks: Sequence[int],
         writers: Sequence[int],
-        home: Home,
+        home: RunListener,
         places: Sequence[tuple[str, int]],
         *,
         batch_size: int,
@@ -118,7 +108,7 @@ class Coordinator:
             loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
             waited, gone = (sum(each[n] for each in self.shares_of_time.values()) for n in (0, 1))
             whole = self.batch_size / samples
-            self.home.stepped(step, loss * whole, correct * whole, waited / max(gone, 1.0))
+            self.home.step_done(step, loss * whole, correct * whole, waited / max(gone, 1.0))
             self._order_set()
 
     def _tested(self, worker: int, message: Message) -> None:
@@ -136,7 +126,7 @@ class Coordinator:
             del self.tests[step]
             loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
             whole = self.test_samples / max(samples, 1)
-            self.home.tested(step, loss * whole, correct * whole)
+            self.home.test_done(step, loss * whole, correct * whole)
 
     def _saved(self, rank: int, message: Message) -> None:
         step, whole, cost = int(message[1]), bool(message[2]), message[3]
@@ -144,7 +134,9 @@ class Coordinator:
         parts[rank] = whole, cost
         if len(parts) == len(self.writers):
             del self.parts[step]
-            self.home.saved(step, all(whole for whole, _ in parts.values()), max(cost for _, cost in parts.values()))
+            self.home.parts_done(
+                step, all(whole for whole, _ in parts.values()), max(cost for _, cost in parts.values())
+            )
 
     # ---- orders -------------------------------------------------------------------------------------------------
 
@@ -158,7 +150,7 @@ class Coordinator:
     def _order_set(self) -> None:
         """Have a set written, if one is wanted, after the first step with an exchange that nobody can have made."""
         step = -(-(self._safe() + 1) // self.period) * self.period
-        if not self.stop_signal and self.home.wants_set(step):
+        if not self.stop_signal and self.home.wants_checkpoint(step):
             self.post.tell(self.ranks, post.SET, step)
 
     def _asked(self, rank: int, message: Message) -> None:

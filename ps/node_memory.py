@@ -26,14 +26,14 @@ from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.node_memory import Copy, Part, Shape, arrays_of
+from ringtmp.resilience.node_memory import ParameterRange, ReplicaLayout, StageReplica, arrays_of
 from ringtmp.resilience.recovery import Recalled
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-Sides = tuple[Copy, Copy]
+Sides = tuple[StageReplica, StageReplica]
 Taken = dict[int, tuple[Array, dict[str, Array]]]  # by key range: weights and slots
 
 
@@ -42,20 +42,20 @@ def holders(ranges: Sequence[KeyRange]) -> list[int]:
     return sorted({keys.server for keys in ranges})
 
 
-def shape_of(
+def layout_of(
     model: Model, ranges: Sequence[KeyRange], server: int, slots: Sequence[str], dtype: str, generation: int
-) -> Shape:
+) -> ReplicaLayout:
     """What a copy of a server's ranges holds; the first one's also layers that have no parameters."""
     parts = [(s.layer, s.start, s.stop) for keys in ranges if keys.server == server for s in keys.segments]
     if server == holders(ranges)[0]:
         parts += [(n, 0, 0) for n, layer in enumerate(model.layers) if not layer.count]
-    return Shape(
+    return ReplicaLayout(
         generation,
         server,
         server,
         tuple(n for n, _, _ in parts),
         tuple(stop - start for _, start, stop in parts),
-        tuple(model.layers[n].to_dict() for n, _, _ in parts),
+        tuple(model.layers[n].to_table() for n, _, _ in parts),
         len(model.layers),
         tuple(slots),
         dtype,
@@ -108,7 +108,7 @@ class Versions:
             self.places[number] = place
             place += len(each.keys.segments)
         for side in sides:
-            for empty in range(place, len(side.shape.layers)):
+            for empty in range(place, len(side.layout.layers)):
                 side.seal(empty)
         self.target = start  # the version that is being written, or was last
         self.committed = self.durable = -1
@@ -281,7 +281,7 @@ def take(
     return taken
 
 
-def _put(keys: KeyRange, part: Part, numbers: Array, into: Array) -> None:
+def _put(keys: KeyRange, part: ParameterRange, numbers: Array, into: Array) -> None:
     """Put what a range has of a part of a layer in its place."""
     for layer, start, stop, at in keys.segments:
         first, last = max(start, part.start), min(stop, part.stop)
@@ -289,7 +289,7 @@ def _put(keys: KeyRange, part: Part, numbers: Array, into: Array) -> None:
             into[at + first - start : at + last - start] = numbers[first - part.start : last - part.start]
 
 
-def _meets(ranges: Sequence[KeyRange], server: int, part: Part) -> bool:
+def _meets(ranges: Sequence[KeyRange], server: int, part: ParameterRange) -> bool:
     """Whether a server has numbers of a part of a layer."""
     mine = (segment for keys in ranges if keys.server == server for segment in keys.segments)
     return any(s.layer == part.layer and s.start < part.stop and part.start < s.stop for s in mine)

@@ -1,7 +1,5 @@
 """A rank while it trains: it serves, works, coordinates, or several of these; and how all come to an end together."""
 
-import os
-import socket
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -23,15 +21,15 @@ from ps.worker import Dropped, Worker
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm import mpi
 from ringtmp.comm.waiting import Backoff
+from ringtmp.data.sampler import Sampler
 from ringtmp.errors import RunFailure
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.run.job import Feeder
 from ringtmp.trace.recorder import clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-    from ps.trainer import ServerLaunch
+    from ps.trainer import ServerTrainer
 
 _GLANCE = 500_000_000  # nanoseconds between two looks at who is there
 
@@ -39,23 +37,28 @@ _GLANCE = 500_000_000  # nanoseconds between two looks at who is there
 class RankLoop:
     """This rank's part in a launch. Collective over the launch's `comm`."""
 
-    def __init__(self, launch: "ServerLaunch") -> None:
+    def __init__(self, launch: "ServerTrainer") -> None:
         self.launch, self.rank, self.size = launch, launch.rank, launch.size
-        self.config, self.job, self.roles, self.recorder = launch.config, launch.job, launch.roles, launch.recorder
+        self.config, self.job, self.roles, self.recorder = (
+            launch.config,
+            launch.job,
+            launch.roles,
+            launch.session.recorder,
+        )
         self.end = launch.table.total  # steps that are made, unless a stop is ordered
         self.over = self.asked = False
         self.made = self.job.start  # steps that this worker has made without servers
         self.lost: set[int] = set()  # workers whose processes do not answer
         self.shares = launch.shares
-        self.places = launch.comm.allgather((socket.gethostname(), os.getpid()))
-        self.ship = launch.comm.Dup()  # for sets alone
-        self.lanes = launch.comm.Dup() if launch.memory else None  # for versions alone
+        self.places = launch.session.peers.places
+        self.ship = launch.session.comm.Dup()  # for sets alone
+        self.lanes = launch.session.comm.Dup() if launch.session.memory else None  # for versions alone
         self.incoming: list[Incoming] = []  # versions of other servers
         self.outgoing: Outgoing | None = None
         self.joined = -1  # the step from which this worker is taken back
-        crowded = launch.crowded()
+        crowded = launch.session.is_crowded()
         self.patience = Backoff(crowded)
-        self.post = Post(launch.net, self._peers(), self.recorder)
+        self.post = Post(launch.session.net, self._peers(), self.recorder)
         heeds = (
             (post.OVER, self._over),
             (post.DROP, self._drop),
@@ -81,7 +84,7 @@ class RankLoop:
                 self.shares,
                 range(self.size),
                 launch.writers,
-                launch,
+                launch.listener,
                 self.places,
                 batch_size=self.config.batch_size,
                 test_samples=self.job.info.n_test,
@@ -105,7 +108,7 @@ class RankLoop:
         local = config.local_steps > 1  # workers' own optimizers have been at work
         mine = [keys for keys in launch.ranges if keys.server == self.rank]
         self.server = server = Server(
-            launch.net,
+            launch.session.net,
             mine,
             self.roles.workers,
             Consistency(config.bound, config.backup),
@@ -113,14 +116,14 @@ class RankLoop:
             self.filter,
             self.post,
             self.recorder,
-            rate=(lambda step: 1.0) if local else launch.rate,
+            rate=(lambda step: 1.0) if local else launch.job.rate,
             batch_size=config.batch_size,
             start=job.start,
             threads=config.threads,
             paced=launch.paced,
             nanoseconds=launch.nanoseconds,
         )
-        server.probe = launch.probe
+        server.probe = launch.session.probe
         for number, (weights, remembered) in launch.taken.items():
             served = server.numbered[number]
             served.weights[...] = weights
@@ -132,10 +135,10 @@ class RankLoop:
             kind = launch.model.layers[layer]
             flat, slots = np.zeros(kind.count, job.dtype), {}
             if layer in stored:
-                kind.store(flat, stored[layer].parameters)
+                kind.pack(flat, stored[layer].parameters)
                 for name, slot in stored[layer].slots.items():
                     slots[name] = np.zeros(kind.count, job.dtype)
-                    kind.store(slots[name], slot)
+                    kind.pack(slots[name], slot)
             else:
                 kind.initialise(flat, config.seed, layer)
             server.load(layer, flat, slots)
@@ -145,7 +148,7 @@ class RankLoop:
             launch.ranges,
             server.served,
             job.optimizer().slots,
-            launch.sets,
+            launch.session.checkpoints,
             config.local_steps,
             job.start,
         )
@@ -169,7 +172,7 @@ class RankLoop:
             if self.rank != server or not sides or not self.server:
                 continue
             if holder >= 0:
-                self.outgoing = Outgoing(comm, holder, sides, ranges, self.recorder, launch.probe)
+                self.outgoing = Outgoing(comm, holder, sides, ranges, self.recorder, launch.session.probe)
             self.server.versions = Versions(
                 self.server.served,
                 sides,
@@ -184,14 +187,15 @@ class RankLoop:
 
     def _make_worker(self, crowded: bool) -> None:
         launch, config, stage = self.launch, self.config, self.launch.stage
-        assert stage
+        data = self.job.data
+        assert stage and data
         local = config.local_steps > 1
         parameters = Parameters(launch.ranges, stage.states)
         exchange: Exchange
         if self.roles.servers:
             share = (lambda samples: samples / config.batch_size) if local else None
             exchange = ServerLink(
-                launch.net,
+                launch.session.net,
                 parameters,
                 self.filter,
                 self.post,
@@ -202,10 +206,10 @@ class RankLoop:
             )
         else:
             exchange = AllReduce(
-                launch.net,
+                launch.session.net,
                 parameters,
                 self.job.optimizer(),
-                launch.rate,
+                launch.job.rate,
                 self.recorder,
                 launch.paced,
                 launch.nanoseconds,
@@ -218,7 +222,7 @@ class RankLoop:
             self.shares,
             self.post,
             self.recorder,
-            Feeder(self.job),
+            Sampler(data, self.config.seed, self.config.batch_size),
             launch.paces,
             self._serve,
             start=self.job.start,
@@ -229,7 +233,7 @@ class RankLoop:
             local=self._local_step if local else None,
             passed=(lambda step: None) if self.roles.servers else self._made,
             come_back=self._come_back if self.roles.servers and not self.launch.serves else None,
-            probe=launch.probe,
+            probe=launch.session.probe,
         )
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -308,8 +312,8 @@ class RankLoop:
             for slot in state.slots.values():
                 slot.fill(0)
         optimizer.clip(state.gradient, 0.0)
-        optimizer.update(state.flat, state.gradient, state.slots, self.launch.rate(step), number + 1)
-        state.layer.derive(state.parameters)
+        optimizer.update(state.flat, state.gradient, state.slots, self.launch.job.rate(step), number + 1)
+        state.layer.refresh_cache(state.parameters)
 
     def _serve(self) -> bool:
         """What this rank does beside working, or alone; whether anything has happened."""
@@ -321,7 +325,7 @@ class RankLoop:
                 moved |= self.server.versions.poll(not moved)
         for each in self.incoming:
             moved |= each.poll()
-        for part in self.launch.sets.poll():
+        for part in self.launch.session.checkpoints.poll():
             self.post.send(0, post.SAVED, *part)
             moved = True
         now = clock()
@@ -334,15 +338,14 @@ class RankLoop:
 
     def _glance(self, now: int) -> None:
         """Has a signal come? Is everybody there? Without a server nobody can go on, without a worker all others can."""
-        if self.launch.stop_request() and not self.asked:
+        if self.launch.session.stop_request() and not self.asked:
             self.asked = True
-            self.post.send(0, post.ASK, self.launch.stop_request())
+            self.post.send(0, post.ASK, self.launch.session.stop_request())
         if not self.worker:
             self.recorder.between_steps(-1)
-        here = self.places[self.rank][0]
         for server in self.roles.servers:
             host, pid = self.places[server]
-            if host == here and not mpi.runs(pid):
+            if self.launch.session.peers.has_ended(server):
                 raise RunFailure(f"the server on rank {server} of {host} (process {pid}) was killed")
         if self.coordinator and self.server and not self.worker:
             limit = self.config.worker_timeout
@@ -379,7 +382,7 @@ class RankLoop:
         """Every worker has its last weights, every report is in, every set is written (rank 0)."""
         if not self.coordinator or not self.coordinator.finished():
             return False
-        if self.launch.sets.writer.busy:
+        if self.launch.session.checkpoints.writer.busy:
             return False
         return not self.server or not self.keeper or (self.server.finished() and self.keeper.idle())
 
@@ -388,10 +391,13 @@ class RankLoop:
         launch = self.launch
         with self.recorder.timed("wait", -1):
             if self.lost:
-                there = launch.comm.group.Excl(sorted(self.lost))
-                launch.comm, launch.net = launch.comm.Create_group(there), launch.net.Create_group(there, 1)
-                mpi.mark_degraded(launch.comm, self.coordinator.fence if self.coordinator else lambda: None)
-            launch.comm.Barrier()
+                there = launch.session.comm.group.Excl(sorted(self.lost))
+                launch.session.comm, launch.session.net = (
+                    launch.session.comm.Create_group(there),
+                    launch.session.net.Create_group(there, 1),
+                )
+                mpi.mark_degraded(launch.session.comm, self.coordinator.fence if self.coordinator else lambda: None)
+            launch.session.comm.Barrier()
 
     def _close(self) -> None:
         if self.lost:
@@ -446,15 +452,15 @@ class RankLoop:
     def _made(self, step: int) -> None:
         """Without servers every rank has its layers written as it passes the step of a set."""
         self.made = step
-        if self.launch.sets.due(step) and self.rank in self.launch.writers:
+        if self.launch.session.checkpoints.due(step) and self.rank in self.launch.writers:
             assert self.worker
             self.worker.take_all()
-            self.launch.sets.save(step, self.launch.mine())
+            self.launch.session.checkpoints.save(step, self.launch.mine())
 
     def _set(self, sender: int, message: Message) -> None:
         step = int(message[1])
         if self.keeper:
-            self.launch.sets.orders.add(step)
+            self.launch.session.checkpoints.orders.add(step)
             self.keeper.ordered(step)
         elif self.rank in self.launch.writers:
-            self.launch.sets.ordered(step, self.made)
+            self.launch.session.checkpoints.ordered(step, self.made)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kernels
+from kernels.update import BLOCK as SERVE_BLOCK
 from ps import messages as post
 from ps.compression import Filter
 from ps.consistency import Consistency, VectorClock
@@ -24,8 +24,8 @@ from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.threads import Pool
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.schedule.local_rule import U
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Server:
         ]
         self.threads = Pool(threads)
         self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
-        self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
+        self.rooms = [aligned(SERVE_BLOCK, dtype) for _ in range(threads)]
         self.arrived: Callable[[Served], None] = lambda served: (
             None
         )  # a range has passed a step (`CheckpointCollector`)

@@ -1,4 +1,4 @@
-"""`ps.train`: from a configuration to trained weights, with parameter servers or an all-reduce."""
+"""The servers' trainer, and `ps.train`: from a configuration to trained weights, with servers or an all-reduce."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,29 +6,32 @@ from typing import TYPE_CHECKING, Any
 from ps.batch_split import Shares
 from ps.checkpointing import homes
 from ps.mirror import holder_of
-from ps.node_memory import Sides, Taken, holders, shape_of, take
+from ps.node_memory import Sides, Taken, holders, layout_of, take
 from ps.rank import RankLoop
 from ps.roles import Roles, check
 from ringtmp.checkpoint import format as checkpoint
-from ringtmp.checkpoint.writer import Held
+from ringtmp.checkpoint.loading import load_layers
+from ringtmp.checkpoint.writer import LayerArrays
+from ringtmp.config.schema import RunConfig
 from ringtmp.config.units import parse_bytes, show_bytes
 from ringtmp.data.dataset import share_data
-from ringtmp.emulate.node_speed import own_costs
+from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import key_ranges
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.node_memory import NodeMemory
 from ringtmp.resilience.recovery import room_for
-from ringtmp.run.job import Feeder
-from ringtmp.run.launch import Launch
-from ringtmp.run.modes import train_with
+from ringtmp.run.job import Job
+from ringtmp.run.launch import launch_from_python
+from ringtmp.run.listener import RunListener
 from ringtmp.run.result import Result
+from ringtmp.run.session import Session
+from ringtmp.run.trainer import Traits
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from mpi4py.MPI import Intracomm, Prequest
 
 
 def train(
@@ -56,17 +59,38 @@ def train(
     UserError
         Bad input; on every rank.
     """
-    return train_with(ServerLaunch, comm, data, out, progress, settings)
+    return launch_from_python(ServerTrainer, comm, data, out, progress, settings)
 
 
-class ServerLaunch(Launch):
-    """One launch on a rank that serves, works, or both."""
+class ServerTrainer:
+    """One launch on a rank that serves, works, or both (`ringtmp.run.trainer.Trainer`).
 
-    heading = "role"
-    recalls = True
-    check = staticmethod(check)
+    Parameters
+    ----------
+    session : Session
+    """
+
+    traits = Traits("role", uses_node_memory=True, survives_losses=False, side_by_side=False)
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.job, self.config, self.model = session, session.job, session.job.config, session.job.model
+        self.rank, self.size = session.rank, session.size
+        self.table = self.job.timetable()
+        self.notes: list[str] = []
+        self.writers: Sequence[int] = range(self.size)
+
+    @staticmethod
+    def check(config: RunConfig, ranks: int) -> None:
+        """Raise `UserError` for settings with which servers and workers cannot train on `ranks` ranks (rank 0)."""
+        check(config, ranks)
+
+    @staticmethod
+    def members(comm: "Intracomm", job: Job) -> list[int]:
+        """Ranks that take part: all."""
+        return list(range(comm.size))
 
     def build(self) -> None:
+        """Divide parameters over servers and batches over workers, and allocate a worker's layers. Collective."""
         config, job = self.config, self.job
         self.roles = Roles.of(config, self.size)
         self.serves, self.works = self.rank in self.roles.servers, self.rank in self.roles.workers
@@ -79,7 +103,7 @@ class ServerLaunch(Launch):
         self.homes = homes(self.ranges, len(counts)) if self.roles.servers else dealt
         self.writers = sorted({*self.homes})
         self.courses = parse_courses(config.node_speed, self.size) if config.node_speed else []
-        job.data = share_data(self.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
+        job.data = share_data(self.session.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
         self.shares = Shares(self.roles.workers, self._speeds())
         self.stage: Stage | None = None
         if self.works:
@@ -104,31 +128,30 @@ class ServerLaunch(Launch):
         if self.config.batch_split == "even":
             return []
         rows = max(1, self.config.batch_size // len(self.roles.workers))
-        seconds = self.comm.allgather(
-            sum(own_costs(self.comm, self.job.model, self.job.dtype, self.job.optimizer(), self.job.pace, rows, 1))
-        )
+        seconds = self.session.comm.allgather(sum(self.job.own_costs(self.session.comm, rows, 1)))
         return [1.0 / seconds[worker] for worker in self.roles.workers]
 
-    def families(self) -> set[str]:
+    def kernel_families(self) -> set[str]:
+        """Kernels beside the model's: those of servers, and of copies in the nodes' memory."""
         return {"serve", "keep"} if self.config.state_copies else {"serve"}
 
     def load(self) -> None:
+        """Set start values or stored ones, and run every kernel once."""
         self.taken: Taken = {}
         if self.job.recalled:
             ranges = self.ranges if self.roles.servers else []
-            self.taken = take(self.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage)
+            self.taken = take(
+                self.session.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage
+            )
         if self.stage:
             if self.job.marker is None:
                 self.stage.initialise(self.config.seed)
             elif self.job.recalled:
-                self.stage.derive()
+                self.stage.refresh_cache()
             else:
-                stored = self.stored(range(len(self.model.layers)))
-                for state, record in zip(self.stage.states, stored, strict=True):
-                    state.layer.store(state.flat, record.parameters)
-                    for name, flat in state.slots.items():
-                        state.layer.store(flat, record.slots.get(name, {}))
-                self.stage.derive()
+                assert self.job.resume
+                load_layers(self.job.resume.checkpoints, self.job.marker, self.model, self.stage.states)
+                self.stage.refresh_cache()
             self.stage.warm_up(pieces(self._share(), self.config.worker_micro_batches))
         self.paces: list[Pace] = []
         self.paced: Paced | None = None
@@ -136,16 +159,19 @@ class ServerLaunch(Launch):
         if self.courses:
             self._emulate(self.courses[self.rank])
 
-    def house(self, memory: NodeMemory) -> None:
+    def reserve(self) -> None:
         """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
-        servers, workers = self.roles.servers, self.roles.workers
-        self.mirrors = {server: holder_of(server, servers, workers, self.nodes) for server in holders(self.ranges)}
+        servers, workers, memory = self.roles.servers, self.roles.workers, self.session.memory
+        assert memory
+        self.mirrors = {
+            server: holder_of(server, servers, workers, self.session.nodes) for server in holders(self.ranges)
+        }
         mine = [server for server, holder in self.mirrors.items() if self.rank in (server, holder)]
         shapes = [
-            shape_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.generation)
+            layout_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation)
             for server in mine
         ]
-        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.comm, memory, shapes), strict=True))
+        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.session.comm, memory, shapes), strict=True))
 
     @property
     def server_slots(self) -> tuple[str, ...]:
@@ -171,54 +197,48 @@ class ServerLaunch(Launch):
             self.paced = Paced(stages + self.rank, config.jitter, config.seed, course)
             self.nanoseconds = UPDATE_FLOPS / course.first
 
-    def connect(self) -> None:
-        self.member = RankLoop(self)
-        self.feeder = Feeder(self.job) if self.rank == 0 else None
+    def forget_older(self) -> None:
+        """Remove copies of earlier generations from the node's memory: nothing can need them any more."""
+        if self.session.memory:
+            self.session.memory.forget(self.session.generation)
 
-    def drive(self) -> None:
+    def connect(self) -> None:
+        """Make what serves, works and coordinates on this rank."""
+        session = self.session
+        if session.reporter:
+            assert self.job.data
+            sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
+            spread = sampler.spread if self.job.model.loss.gives_r2 else None
+            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
+        self.member = RankLoop(self)
+
+    def train(self) -> None:
+        """Train. On return no message is on its way."""
         self.member.run()
 
-    # ---- what the coordinator tells -----------------------------------------------------------------------------
-
-    def stepped(self, step: int, loss: float, correct: float, idle: float) -> None:
-        """A step is done by every worker (rank 0)."""
-        assert self.reporter
-        self.reporter.trained(step, loss, correct, idle, self.rate(step))
-
-    def tested(self, step: int, loss: float, correct: float) -> None:
-        """An evaluation is complete (rank 0)."""
-        assert self.reporter and self.feeder
-        self.reporter.tested(step, loss, correct, self.feeder.spread())
-
-    def saved(self, step: int, whole: bool, cost: float) -> None:
-        """Every part of a set has been written, or not (rank 0)."""
-        self.sets.settle(step, whole, cost)
-
-    def wants_set(self, step: int) -> bool:
-        """Whether a set after `step` updates is to be ordered now (rank 0)."""
-        return self.sets.wanted(step)
-
-    def say(self, text: str) -> None:
-        """A line for whoever watches (rank 0)."""
-        assert self.reporter
-        self.reporter.say(text)
+    def requests(self) -> "list[Prequest]":
+        """None: this trainer does not survive losses within a job."""
+        return []
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
-    def held(self) -> list[Held]:
+    def layers(self) -> list[LayerArrays]:
+        """The layers that this rank writes and digests, as they are now. Collective over the servers."""
         if self.member.keeper:
             return self.member.keeper.final()
         if self.roles.servers or not self.stage:
             return []
         return self.mine()
 
-    def mine(self) -> list[Held]:
+    def mine(self) -> list[LayerArrays]:
         """The layers that this worker writes where there are no servers."""
         assert self.stage
         states = self.stage.states
-        return [(each.index, each.flat, each.slots) for each in states if self.homes[each.index] == self.rank]
+        mine = [state for state in states if self.homes[state.index] == self.rank]
+        return [LayerArrays(state.index, state.flat, state.slots) for state in mine]
 
     def describe(self) -> str:
+        """How the work is divided."""
         config, roles = self.config, self.roles
         words = [config.consistency + (f" (staleness {config.bound})" if config.bound > 0 else "")]
         if config.colocate:
@@ -235,7 +255,8 @@ class ServerLaunch(Launch):
         words += [f"emulated nodes of {speeds} GFLOP/s"] * bool(speeds)
         return f"batch {config.batch_size}; " + ", ".join(words)
 
-    def facts(self) -> dict[str, Any]:
+    def trace_facts(self) -> dict[str, Any]:
+        """This rank's part, as its trace states it."""
         return {
             "role": self.roles.word(self.rank),
             "consistency": self.config.consistency,
@@ -246,6 +267,7 @@ class ServerLaunch(Launch):
         }
 
     def row(self) -> dict[str, Any]:
+        """This rank's row of the table at the end."""
         role = self.roles.word(self.rank)
         served = sum(keys.size for keys in self.ranges if keys.server == self.rank) if self.roles.servers else 0
         shown = role + (", left" if self.works and not self.member.shares.there(self.rank) else "")
@@ -258,8 +280,10 @@ class ServerLaunch(Launch):
 
     @property
     def step(self) -> int:
+        """Updates made since the run's first step."""
         return self.member.end
 
     @property
     def stop_signal(self) -> int:
+        """The signal that stopped the run, or 0 (rank 0)."""
         return self.member.coordinator.stop_signal if self.member.coordinator else 0

@@ -10,13 +10,13 @@ from ps.batch_split import Shares
 from ps.exchange import Exchange
 from ps.messages import Message, Post
 from ringtmp.comm.waiting import Backoff
+from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace
 from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import StepContext, pieces
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.resilience.fault_probe import FaultProbe
-from ringtmp.run.job import Feeder
 from ringtmp.schedule.local_rule import F, I, W
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Worker:
     shares : Shares
     letters : Post
     recorder : Recorder
-    feeder : Feeder
+    feeder : Sampler
     paces : sequence of Pace
         One for each layer on an emulated node, else empty.
     serve : callable
@@ -73,7 +73,7 @@ class Worker:
         shares: Shares,
         letters: Post,
         recorder: Recorder,
-        feeder: Feeder,
+        feeder: Sampler,
         paces: Sequence[Pace],
         serve: Callable[[], bool],
         *,
@@ -234,7 +234,7 @@ class Worker:
         self._await(lambda: self.exchange.missing(layer))
         begin = clock()
         state = self.stage.states[layer]
-        state.layer.derive(state.parameters)
+        state.layer.refresh_cache(state.parameters)
         self.fresh[layer] = True
         self.recorder.record("U", begin, clock(), self.step - 1, stage=layer)
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-import kernels
-from jobs.bench.report import compared, publish
+from jobs.lib.compare import compared
+from jobs.lib.store import publish_benchmark
+from kernels.registry import compile_all
 from ps.compression import Filter
 from ps.consistency import Consistency
 from ps.exchange import Parameters, ServerLink
@@ -62,7 +63,7 @@ class Ours:
             self.link = ServerLink(comm, parameters, Filter(dtype), self.post, recorder, None)
 
     def run(self, times: int) -> None:
-        """All parameters there and back, so many times."""
+        """All parameters there and back, `times` times."""
         for _ in range(times):
             self.patience.reset()
             if self.link:
@@ -91,7 +92,7 @@ class Bare:
         self.outgoing = [np.zeros(size, np.float32) for size in sizes]
 
     def run(self, times: int) -> None:
-        """All of them there and back, so many times."""
+        """All of them there and back, `times` times."""
         comm, count = self.comm, len(self.outgoing)
         for _ in range(times):
             if comm.rank:
@@ -115,10 +116,10 @@ def main() -> None:
     arguments.add_argument("--message-size", type=int, default=1 << 20, help="bytes of a range [1048576]")
     options = arguments.parse_args()
     world = MPI.COMM_WORLD
-    kernels.compile_all(np.float32, {"base", "serve"})
+    compile_all(np.float32, {"base", "serve"})
     rows = []
     for name, model in CASES.items():
-        ours = Ours(world.Dup(), model, options.chunk)
+        ours = Ours(world.Dup(), model, options.message_size)
         bare = Bare(world.Dup(), [keys.size for keys in ours.ranges])
         moved = 2 * 4 * sum(keys.size for keys in ours.ranges) * (world.size - 1)
         times = max(3, int(4e8 / moved))
@@ -141,7 +142,7 @@ def main() -> None:
     if world.rank == 0:
         library = MPI.Get_library_version().split("\n")[0]
         title = "Push and pull beside bare Isend and Irecv"
-        publish("exchange", title, rows, peer="Isend, Irecv, Waitany", mpi=library, ranks=world.size)
+        publish_benchmark("exchange", rows, title, peer="Isend, Irecv, Waitany", mpi=library, ranks=world.size)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-import kernels
-from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
+from jobs.lib.compare import compared, measured
+from jobs.lib.launch import ROOT, fair_environment
+from jobs.lib.store import publish_benchmark
 from kernels.machine import bandwidth, peak_flops
+from kernels.tile import simd
 from ringtmp.data.dataset import epoch_order, open_data
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.model import Model, build_model
@@ -79,10 +81,10 @@ class Ours:
             part = slice(number * self.rows, (number + 1) * self.rows)
             work = self.stage.work(len(waiting), self.rows)
             work.x[...], work.labels[...] = x[part], y[part].reshape(work.labels.shape)
-            moment = StepContext(True, 0, self.updates, part.start)
-            self.stage.forward(work, moment)
+            context = StepContext(True, 0, self.updates, part.start)
+            self.stage.forward(work, context)
             total += self.stage.loss(work, self.scale)[0]
-            self.stage.backward_input(work, moment)
+            self.stage.backward_input(work, context)
             waiting.append(work)
             if len(waiting) == self.group or number == self.case.pieces - 1:
                 self.stage.backward_weight(waiting, fresh)
@@ -118,7 +120,7 @@ def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float,
     lr = 1e-3
     model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
-    twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, lr)
+    twin = Twin(model, [s.layer.unpack(s.flat) for s in ours.stage.states], case.optimizer, lr)
     if compiled:
         twin.compile()
     data = batches(model, case, 4)
@@ -170,7 +172,7 @@ def curve(steps: int = 200) -> dict[str, Any]:
     case.outputs, case.labels = data.info.outputs, 64
     model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
-    twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, 1e-3)
+    twin = Twin(model, [s.layer.unpack(s.flat) for s in ours.stage.states], case.optimizer, 1e-3)
     x, y = (np.empty((case.batch, 64), np.int64) for _ in range(2))
     mine, theirs = [], []
     for step in range(steps):
@@ -202,7 +204,7 @@ def main() -> None:
         )
     torch.set_num_threads(1)
     flops, bytes_per_s = peak_flops(np.float32), bandwidth()
-    print(f"{kernels.simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
+    print(f"{simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
     chosen = {name: case for name, case in CASES.items() if options.only in name}
     rows = [compare(name, case, options.pairs, flops, bytes_per_s, options.compile) for name, case in chosen.items()]
     if not options.only and not options.compile:
@@ -213,10 +215,10 @@ def main() -> None:
     peer = (
         f"torch=={torch.__version__} (CPU build), {'torch.compile' if options.compile else 'eager'}, fused optimizers"
     )
-    publish(
+    publish_benchmark(
         "kernels_compiled" if options.compile else "kernels",
-        "Training steps beside PyTorch, one thread",
         rows,
+        "Training steps beside PyTorch, one thread",
         peer=peer,
         peak_gflops=flops / 1e9,
         memory_gb_s=bytes_per_s / 1e9,

@@ -1,10 +1,10 @@
 """What replication costs while nothing fails: the same run with copies of each update and without, by turns.
 
-Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies 1` beside
-`off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels and a rank
-only writes its new state beside the old one; on nodes with memory of their own, where each rank's state goes to its
-neighbour after every update; and on emulated nodes, which compute by sleeping, so that there is a core for those who
-copy. On 2 cores 2 ranks that compute leave none.
+Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies 1`
+beside `off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels and
+a rank only writes its new state beside the old one; on nodes with memory of their own, where each rank's state goes to
+its neighbour after every update; and on emulated nodes, which compute by sleeping, so that a core is free for copying.
+On 2 cores 2 ranks that compute leave none.
 
 Memory: bytes of the nodes' memory beside the state (weights and moments) of their ranks, taken while it trains. What a
 rank trains lies there itself, so 1 of it is the state that is there without replication too. And the most resident
@@ -26,8 +26,10 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.bench.report import alternate, compared, measured, publish, run_json
-from jobs.bench.steady import steady_rate
+from jobs.lib.compare import alternate, compared, measured
+from jobs.lib.launch import run_json
+from jobs.lib.on_ranks import steady_rate
+from jobs.lib.store import publish_benchmark
 
 AIM, AIM_MEMORY = 0.965, 2.0
 MODEL = "mlp:64-512x7-10"  # 1.6 million parameters, 20 MB with the moments of AdamW
@@ -132,10 +134,10 @@ def main() -> None:
     if options.quick:
         print(json.dumps(rows, indent=1))
         return
-    publish(
+    publish_benchmark(
         "replication",
-        "Training with copies of every update beside training without",
         rows,
+        "Training with copies of every update beside training without",
         pairs=pairs,
         seconds_of_a_run=seconds,
         state_bytes=STATE * parameters(),

@@ -10,13 +10,14 @@ wake it; a message whose receiver is busy is only a time of arrival in a ring bu
 one core. The plain twin, which does the same with records and lists, is `tests/naive_clock.py`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import FAST, inlined, jit
+from kernels._jit import inlined, jit
+from kernels.registry import declare
 from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
 from ringtmp.simulate.event_heap import enlarged, new_heap, schedule, take
@@ -26,7 +27,6 @@ Floats, Ints, Bools = NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]
 NEVER = np.inf
 RIGHT, LEFT = range(2)  # ways of a message: an activation to the next stage, a gradient to the one before
 ENDS, WAKES = range(2)  # events of a rank: its action ends; a message arrives while it stands idle
-loop = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST, _nrt=False)
 _urgent, _fill, _held_back, _adapt = jit(urgent), jit(fill), jit(held_back), jit(adapt)
 
 
@@ -204,7 +204,7 @@ def run(ring, orders, log):
     return now if finished else -1.0, state.busy, state.peak_held, state.step_ends, state.actions[0]
 
 
-@loop
+@partial(jit, counts_references=False)
 def _advance(ring, orders, state, heap, now, active, log):
     """Run from moment to moment until nothing happens any more, or the heap is nearly full.
 
@@ -465,11 +465,11 @@ def _learn(orders, state, rank, now):
     state.step_began[rank], state.idle[rank], state.limited_idle[rank], state.forced[rank] = now, 0.0, 0.0, 0
 
 
-def example() -> tuple[Ring, Orders, Floats]:
-    """Arguments of a small `run`, with which it is compiled: one micro-batch on two ranks."""
-    ring = Ring(
-        2, 1, 1, np.ones(2), np.ones((2, 4)), np.ones(2), np.arange(1, 3), 0.0, 0.0, np.zeros((2, 2)), 0.0, 0, 0
-    )
-    bounds = np.ones((2, 1), np.int64)
-    orders = Orders(np.zeros(0, np.int64), np.zeros(2, np.int64), bounds, bounds.copy(), 1, 0, 1)
-    return ring, orders, np.zeros((0, 6))
+_BOUNDS = np.ones((2, 1), np.int64)
+declare(  # one step of two micro-batches on two ranks
+    "pipeline_clock",
+    run,
+    Ring(2, 1, 1, np.ones(2), np.ones((2, 4)), np.ones(2), np.arange(1, 3), 0.0, 0.0, np.zeros((2, 2)), 0.0, 0, 0),
+    Orders(np.zeros(0, np.int64), np.zeros(2, np.int64), _BOUNDS, _BOUNDS.copy(), 1, 0, 1),
+    np.zeros((0, 6)),
+)

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 import ringtmp
 from ringtmp.ring import memory_model as footprint
-from ringtmp.ring.trainer import RingLaunch
+from ringtmp.ring.trainer import RingTrainer
 from ringtmp.run.memory_limits import Limit
 
 
@@ -24,13 +24,13 @@ def bare(monkeypatch):
 @pytest.fixture
 def layouts(monkeypatch):
     """The layouts that are made."""
-    made, build = [], RingLaunch.build
+    made, build = [], RingTrainer.build
 
     def note(self):
         build(self)
         made.append(self.layout)
 
-    monkeypatch.setattr(RingLaunch, "build", note)
+    monkeypatch.setattr(RingTrainer, "build", note)
     return made
 
 
@@ -60,7 +60,7 @@ def test_as_much_is_made_again_as_the_cap_calls_for(comm, bare, layouts, way, sh
     taken = comm.bcast(capped.ranks and [rank["expected"] for rank in capped.ranks])
     assert max(taken) <= cap
     assert plain.sha256 == again.sha256 == capped.sha256
-    flagged = comm.allreduce(sum(sum(flags) for flags in layouts[-1].again))
+    flagged = comm.allreduce(sum(sum(flags) for flags in layouts[-1].recompute))
     total = 3 * comm.size + 1
     # In ready mode fewer micro-batches are held as long as that is enough for all ranks to be busy.
     assert 0 < flagged < total or share > 0.05 + 0.9 * ("schedule" in way)

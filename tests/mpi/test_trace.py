@@ -37,7 +37,7 @@ def run(comm, shared_path):
 
 
 def test_neighbours_only(comm, run):
-    """Promise 2: entries of the communication matrix lie beside its diagonal and in its corners."""
+    """Neighbours only: entries of the communication matrix lie beside its diagonal and in its corners."""
     matrix, n = run.communication().to_numpy(), comm.size
     allowed = {(r, (r + s) % n) for r in range(n) for s in (1, -1)} if n > 1 else set()
     assert {(int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True)} <= allowed
@@ -117,5 +117,5 @@ def test_attributes_say_what_was_run(comm, run):
 
 def test_trace_off(comm, shared_path):
     result = ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="untraced", trace="off")
-    with pytest.raises(ringtmp.UserError, match="left no trace"):
+    with pytest.raises(ringtmp.UserError, match="has no trace"):
         open_run(result.folder).events()

@@ -11,13 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from launching import command
 
-from ringtmp.resilience import fault_probe as probe
-
-sys.path.insert(0, str(ROOT))
-
-from jobs.experiments.faults import Supervised, cases, kills, nodes
+from jobs.lib.strikes import cases, kills, nodes
+from jobs.lib.struck_job import Supervised
+from ringtmp.trace import fault_probe as probe
 
 pytestmark = pytest.mark.alone
 

@@ -5,19 +5,16 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command
+from launching import command
 
+from jobs.lib.strikes import nodes, strike_all
+from jobs.lib.struck_job import Struck, Supervised
 from ringtmp.analysis import open_run
-
-sys.path.insert(0, str(ROOT))
-
-from jobs.experiments.faults import Struck, Supervised, nodes, strike_all
 
 pytestmark = pytest.mark.alone
 

@@ -10,11 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import MPIRUN, ROOT
+from launching import MPIRUN, ROOT
 
-sys.path.insert(0, str(ROOT))
-
-from jobs.experiments.slurm import Slurm, why_not
+from jobs.lib.slurm import Slurm, why_not
 from kernels import _jit
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
