@@ -14,7 +14,7 @@ from ringtmp.config.units import parse_bytes, show_bytes, show_seconds
 from ringtmp.emulate.node_speed import costs_on, costs_paced
 from ringtmp.emulate.nodes import Pace, parse_courses, parse_pace
 from ringtmp.errors import UserError
-from ringtmp.nn.stage import slot_bytes
+from ringtmp.nn.buffers import slot_bytes
 from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.memory_model import Needs
 from ringtmp.run.job import Job

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ringtmp.config.units import show_bytes
 from ringtmp.errors import UserError
+from ringtmp.nn.buffers import slot_bytes, state_bytes
 from ringtmp.nn.optimizers import smaller
-from ringtmp.nn.stage import slot_bytes, state_bytes
 from ringtmp.run.job import Job
 from ringtmp.run.memory_limits import Limit, tightest, used
 from ringtmp.schedule.policies import POSTED
