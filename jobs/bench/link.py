@@ -61,7 +61,7 @@ class EngineLink:
         self.parts = [np.array_split(buffer, pieces) for buffer in buffers]
         self.pending: list[list[Request]] = [[] for _ in buffers]
         self.sent = self.retired = self.taken = 0
-        self.patience = Backoff(crowded=False)
+        self.backoff = Backoff(crowded=False)
         if comm.rank == 0:
             self.outbox = SendRequests(comm, 1, TAG_STREAM, synchronous=False)
         else:
@@ -75,14 +75,14 @@ class EngineLink:
             self.inbox.post(slot * self.pieces + piece)
 
     def send(self) -> None:
-        """Start the next message; its slot must be free."""
+        """Send the next message; its slot must be free."""
         slot = self.sent % len(self.parts)
         for piece, part in enumerate(self.parts[slot]):
             self.pending[slot].append(self.outbox.send((slot, piece), part))
         self.sent += 1
 
     def poll(self) -> None:
-        """Retire what has been sent; or take what has come, and post its slot again."""
+        """Free the slots of messages that have left; or take those that have arrived, and post their slots again."""
         slots = len(self.parts)
         if self.comm.rank:
             self.inbox.poll()
@@ -99,12 +99,12 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until `retired` messages have left rank 0 and `taken` have reached rank 1."""
+        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; backs off like the engine."""
         self.poll()
         if self.retired < retired or self.taken < taken:
-            self.patience.reset()
+            self.backoff.reset()
             while self.retired < retired or self.taken < taken:
-                self.patience.pause()
+                self.backoff.pause()
                 self.poll()
 
     def stream(self, count: int) -> None:
@@ -120,7 +120,7 @@ class EngineLink:
         self.wait(self.sent, 0)
 
     def close(self) -> None:
-        """Give back all requests."""
+        """Free all requests."""
         if self.comm.rank:
             self.inbox.close()
         else:
@@ -128,7 +128,7 @@ class EngineLink:
 
 
 def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """Bare: all slots at once, then Waitall."""
+    """The bare loop: send from all slots at once, then Waitall."""
     from mpi4py.MPI import Request
 
     for first in range(0, count, len(buffers)):
@@ -140,7 +140,7 @@ def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """Bare: the oldest message is waited for, and its slot used again at once."""
+    """The bare loop: wait for the oldest message, and use its slot again at once."""
     slots = len(buffers)
     begin = (
         partial(comm.Isend, dest=1, tag=TAG_STREAM) if comm.rank == 0 else partial(comm.Irecv, source=0, tag=TAG_STREAM)
@@ -155,7 +155,7 @@ def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
-    """Each way once a round, every other round backwards; the first round warms up and is dropped. Collective."""
+    """Call each way once a round, in every other round backwards; drop the first round, which warms up. Collective."""
 
     def timed(some: list[Callable[[], float]]) -> list[float]:
         values = []
@@ -172,7 +172,7 @@ def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float
     """GB/s of each way for messages of `size` bytes; on rank 0. Collective over `comm`."""
     buffers = [aligned(size // 4, np.float32) for _ in range(SLOTS)]
     for buffer in buffers:
-        buffer[...] = 1 - comm.rank  # pages are there from the start; what rank 1 has in the end, it was sent
+        buffer[...] = 1 - comm.rank  # maps all pages; what rank 1 holds in the end shows that all has arrived
     count = max(SLOTS, min(MESSAGES, VOLUME // size))
     note = np.zeros(1)
 
@@ -219,7 +219,7 @@ def stream_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
 
 
 class Compute:
-    """An action of several milliseconds, which can be left in the middle."""
+    """A compute action of several milliseconds that can poll in between."""
 
     def __init__(self) -> None:
         model = build_model("mlp:1024-1024x1-10", "auto", 1024, "classes", 10)
@@ -229,7 +229,7 @@ class Compute:
         self.work = self.stage.work(0, 32)
 
     def run(self, polls: int, poll: Callable[[], Any]) -> None:
-        """All products, with polls evenly between them."""
+        """Compute all products, with `polls` calls of `poll` evenly between them."""
         at = {round(PRODUCTS * (n + 1) / (polls + 1)) for n in range(polls)}
         for number in range(PRODUCTS):
             if number in at:

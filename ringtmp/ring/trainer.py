@@ -295,8 +295,7 @@ class RingTrainer:
         ]
         self.sides: list[tuple[StageReplica, StageReplica]] = room_for(self.session.comm, memory, layouts)
         for stage, sides in zip(self.stages, self.sides, strict=True):
-            stage.house(sides)
-            stage.between = self._between if self.session.probe else None
+            stage.house(sides, self._between if self.session.probe else None)
 
     def _between(self) -> None:
         """Tell the fault probe that an update is half done."""
