@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ps.exchange import Parameters
-from ps.server import push_tag
+from ps.exchange import KeyRangeViews
+from ps.tags import push_tag
 from ringtmp.comm.ring_allreduce import RingAllreduce
 from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
@@ -38,7 +38,7 @@ class AllReduce:
     Parameters
     ----------
     comm : Intracomm
-    parameters : Parameters
+    parameters : KeyRangeViews
     optimizer : Optimizer
     rate : callable
         Learning rate of a step.
@@ -50,7 +50,7 @@ class AllReduce:
     def __init__(
         self,
         comm: "Intracomm",
-        parameters: Parameters,
+        parameters: KeyRangeViews,
         optimizer: Optimizer,
         rate: Callable[[int], float],
         recorder: Recorder,

@@ -1,18 +1,20 @@
-"""Checkpoints of servers: ranges are copied as they pass the step of a set, and brought together layer by layer.
+"""Checkpoints of servers: ranges are copied as they pass the step of a checkpoint, and collected layer by layer.
 
-Each layer has a home, the server of its first key, which writes it whole, so that a set does not tell who held what. No
-server waits for another: copies travel, and are written, beside the training.
+Each layer has a home, the server of its first key, which writes it whole, so that a checkpoint does not depend on how
+the keys were divided. No server waits for another: copies travel, and are written, beside the training.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ps.server import Served
+from ps.messages import CheckpointOrder
+from ps.served_range import ServedRange
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.checkpoint.writer import Held, records_of
+from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
@@ -20,49 +22,61 @@ from ringtmp.nn.shards import KeyRange
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-_FLAT = "flat"
+_FLAT = "flat"  # name of the parameters among a range's or a layer's arrays
 
 
-def homes(ranges: Sequence[KeyRange], layers: int) -> list[int]:
-    """The server at which each layer is at home; that of rank 0 for layers without parameters."""
-    found = [-1] * layers
+def layer_homes(ranges: Sequence[KeyRange], layers: int) -> list[int]:
+    """The server that writes each layer: that of its first key, or rank 0 for a layer without parameters.
+
+    Parameters
+    ----------
+    ranges : sequence of KeyRange
+        All ranges.
+    layers : int
+        Number of layers.
+    """
+    homes = [-1] * layers
     for keys in ranges:
         for segment in keys.segments:
-            if found[segment.layer] < 0:
-                found[segment.layer] = keys.server
-    return [max(home, 0) for home in found]
+            if homes[segment.layer] < 0:
+                homes[segment.layer] = keys.server
+    return [max(home, 0) for home in homes]
 
 
-class _Set:
-    """A set that is being made: copies of this server's ranges, layers of which it is the home, what is on its way."""
+class _Collection:
+    """A checkpoint that is being collected on one server."""
 
     def __init__(self) -> None:
-        self.copies: dict[int, dict[str, Array]] = {}
-        self.void = np.zeros(1)  # 1: copies of this server are of another step
-        self.voids: list[Array] = []  # the same of those who send something here
+        self.copies: dict[int, dict[str, Array]] = {}  # of this server's ranges, by number and name
+        self.late = np.zeros(1)  # 1: copies of this server are of a later step
+        self.others_late: list[Array] = []  # the same of the servers that send something here
         self.seconds = 0.0  # for which this server was held up
-        self.layers: dict[int, dict[str, Array]] = {}
+        self.layers: dict[int, dict[str, Array]] = {}  # whose home this is, by index and name
         self.requests: list[Any] = []
 
 
 class CheckpointCollector:
-    """This server's part in all sets.
+    """This server's part in all checkpoints.
 
     Parameters
     ----------
     comm : Intracomm
-        Where nothing else is sent.
+        Carries nothing else.
     model : Model
     ranges : sequence of KeyRange
-        All of them.
-    served : sequence of Served
+        All ranges.
+    served : sequence of ServedRange
         This server's.
     slots : sequence of str
-        Names of the optimizer's slots; those that servers do not have are stored as zeros.
-    sets : CheckpointManager
-        Has this rank's part of a set written beside the rest; says when sets are due.
+        Names of the optimizer's slots; those that servers do not keep are stored as zeros.
+    checkpoints : CheckpointManager
+        Writes this rank's parts; tells when checkpoints are due.
     period : int
-        Steps between two exchanges.
+        Steps between two exchanges, at least 1.
+    start : int
+        Steps made before this launch.
+    mailbox : Mailbox or None
+        Delivers orders.
     """
 
     def __init__(
@@ -70,118 +84,177 @@ class CheckpointCollector:
         comm: "Intracomm",
         model: Model,
         ranges: Sequence[KeyRange],
-        served: Sequence[Served],
+        served: Sequence[ServedRange],
         slots: Sequence[str],
-        to: CheckpointManager,
+        checkpoints: CheckpointManager,
         period: int,
         start: int,
+        mailbox: Mailbox,
     ) -> None:
         self.comm, self.model, self.ranges, self.served, self.slots = comm, model, ranges, served, slots
-        self.to, self.period = to, period
-        self.homes = homes(ranges, len(model.layers))
-        self.made = {each.keys.number: start for each in served}
-        self.wanted = {each.keys.number: to.following(start, period) for each in served}
-        self.sets: dict[int, _Set] = {}
+        self.checkpoints, self.period = checkpoints, period
+        self.homes = layer_homes(ranges, len(model.layers))
+        self.made = {each.keys.number: start for each in served}  # steps that each range has passed
+        self._next = {each.keys.number: checkpoints.following(start, period) for each in served}  # checkpoint; -1: none
+        self._open: dict[int, _Collection] = {}  # by step
+        mailbox.on(CheckpointOrder, self._on_order)
 
-    def passed(self, served: Served, steps: int) -> None:
-        """A range holds the updates of so many steps."""
-        self.made[served.keys.number] = steps
-        wanted = self.wanted[served.keys.number]
-        while 0 <= wanted <= steps:
-            self._copy(served, wanted)
-            self.wanted[served.keys.number] = wanted = self.to.following(wanted, self.period)
+    def _on_order(self, sender: int, message: CheckpointOrder) -> None:
+        self.checkpoints.orders.add(message.step)
+        self.ordered(message.step)
 
     def ordered(self, step: int) -> None:
-        """A set after so many steps is ordered.
+        """Take part in the checkpoint after `step` steps.
 
-        Where a range holds them already the order has come too late. The range is copied as it is, since the others
-        wait for it, and who gets it is told that the set is void.
+        A range that has passed that step already is copied as it is, since others wait for the copy, and is marked
+        as late: the checkpoint fails.
         """
         for served in self.served:
-            if self.made[served.keys.number] >= step:
-                self.sets.setdefault(step, _Set()).void[:] = 1
+            number = served.keys.number
+            if self.made[number] >= step:
+                self._open.setdefault(step, _Collection()).late[:] = 1
                 self._copy(served, step)
-            elif self.wanted[served.keys.number] < 0:
-                self.wanted[served.keys.number] = step
+            elif self._next[number] < 0:
+                self._next[number] = step
 
-    def _copy(self, served: Served, step: int) -> None:
-        """Keep a range as it is for the set of `step`; with the last one of this server layers come together."""
+    def passed(self, served: ServedRange, steps: int) -> None:
+        """A range contains every active worker's gradients of the first `steps` steps."""
+        number = served.keys.number
+        self.made[number] = steps
+        while 0 <= self._next[number] <= steps:
+            self._copy(served, self._next[number])
+            self._next[number] = self.checkpoints.following(self._next[number], self.period)
+
+    def _copy(self, served: ServedRange, step: int) -> None:
+        """Copy a range for the checkpoint of `step`; after this server's last one collect the layers."""
         begin = time.perf_counter()
-        being_made = self.sets.setdefault(step, _Set())
-        being_made.copies[served.keys.number] = {_FLAT: served.weights.copy()} | {
+        collection = self._open.setdefault(step, _Collection())
+        collection.copies[served.keys.number] = {_FLAT: served.weights.copy()} | {
             name: slot.copy() for name, slot in served.slots.items()
         }
-        if len(being_made.copies) == len(self.served):
-            self._bring_together(being_made)
-        being_made.seconds += time.perf_counter() - begin
+        if len(collection.copies) == len(self.served):
+            self._collect(collection)
+        collection.seconds += time.perf_counter() - begin
 
-    def _bring_together(self, being_made: _Set) -> None:
-        """Put what belongs to layers at home here in place, send what does not, receive the rest."""
-        mine = self.comm.rank
-        kinds = (_FLAT, *self.slots)
+    def _collect(self, collection: _Collection) -> None:
+        """Put together the layers whose home is here: copy what is here, receive the rest, send what others need."""
+        mine, names = self.comm.rank, (_FLAT, *self.slots)
+
+        # Make room.
         for layer, home in enumerate(self.homes):
             if home == mine:
                 count = self.model.layers[layer].count
-                dtype = next(iter(being_made.copies.values()))[_FLAT].dtype
-                being_made.layers[layer] = {kind: aligned(count, dtype) for kind in kinds}
+                dtype = next(iter(collection.copies.values()))[_FLAT].dtype
+                collection.layers[layer] = {name: aligned(count, dtype) for name in names}
+
+        # Every server tells those to which it sends a part whether its copies are late.
         for sender, home in sorted({(k.server, self.homes[s.layer]) for k in self.ranges for s in k.segments}):
             if home == mine != sender:
-                being_made.voids.append(np.zeros(1))
-                being_made.requests.append(self.comm.Irecv(being_made.voids[-1], sender, 0))
+                collection.others_late.append(np.zeros(1))
+                collection.requests.append(self.comm.Irecv(collection.others_late[-1], sender, 0))
             elif sender == mine != home:
-                being_made.requests.append(self.comm.Isend(being_made.void, home, 0))
+                collection.requests.append(self.comm.Isend(collection.late, home, 0))
+
+        # Then come the parts, each under a tag that all servers count alike.
         tag = 0
         for keys in self.ranges:
             for layer, start, stop, at in keys.segments:
                 home = self.homes[layer]
-                for kind in kinds:
+                for name in names:
                     tag += 1
-                    here = being_made.copies[keys.number].get(kind) if keys.server == mine else None
+                    copy = collection.copies[keys.number].get(name) if keys.server == mine else None
                     if home == mine and keys.server == mine:
-                        if here is not None:
-                            being_made.layers[layer][kind][start:stop] = here[at : at + stop - start]
-                    elif home == mine and self._kept(kind):
-                        into = being_made.layers[layer][kind][start:stop]
-                        being_made.requests.append(self.comm.Irecv(into, keys.server, tag))
-                    elif keys.server == mine and here is not None:
-                        being_made.requests.append(self.comm.Isend(here[at : at + stop - start], home, tag))
+                        if copy is not None:
+                            collection.layers[layer][name][start:stop] = copy[at : at + stop - start]
+                    elif home == mine and self._kept(name):
+                        into = collection.layers[layer][name][start:stop]
+                        collection.requests.append(self.comm.Irecv(into, keys.server, tag))
+                    elif keys.server == mine and copy is not None:
+                        collection.requests.append(self.comm.Isend(copy[at : at + stop - start], home, tag))
 
-    def _kept(self, kind: str) -> bool:
-        """Whether servers have this slot."""
-        return kind == _FLAT or kind in self.served[0].slots
+    def _kept(self, name: str) -> bool:
+        """Whether servers keep the array of that name."""
+        return name == _FLAT or name in self.served[0].slots
 
     def poll(self) -> bool:
-        """Have the next set written that has come together; whether there was one."""
+        """Hand the next checkpoint that is collected to the writer; True if there was one."""
         moved = False
-        for step, being_made in sorted(self.sets.items()):
-            if len(being_made.copies) < len(self.served) or not all(each.Test() for each in being_made.requests):
+        for step, collection in sorted(self._open.items()):
+            collected = len(collection.copies) == len(self.served)
+            if not collected or not all(request.Test() for request in collection.requests):
                 continue
-            if self.to.writer.busy:  # it waits, and this server does not
+            if self.checkpoints.writer.busy:  # the checkpoint waits, and this server does not
                 break
-            del self.sets[step]
+            del self._open[step]
             if self.comm.rank in self.homes:
-                if any(void[0] for void in (being_made.void, *being_made.voids)):
-                    self.to.fail(step, "it was ordered too late")
+                if any(late[0] for late in (collection.late, *collection.others_late)):
+                    self.checkpoints.fail(step, "it was ordered too late")
                 else:
-                    self.to.hand_over(step, records_of(self.model, self._held(being_made)), being_made.seconds)
+                    records = records_of(self.model, self._layers(collection))
+                    self.checkpoints.hand_over(step, records, collection.seconds)
             moved = True
         return moved
 
     def idle(self) -> bool:
-        """No set is being made that can still be completed."""
-        return not any(len(each.copies) == len(self.served) for each in self.sets.values())
+        """Whether no checkpoint is being collected that can still be completed."""
+        return not any(len(each.copies) == len(self.served) for each in self._open.values())
 
     def final(self) -> list[Held]:
-        """The layers at home here as they are now. Collective over all servers, when nothing is on its way."""
-        being_made = _Set()
-        being_made.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
-        self._bring_together(being_made)
-        for request in being_made.requests:
+        """The layers whose home is here, as they are now. Collective over all servers, when no copy is under way."""
+        collection = _Collection()
+        collection.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
+        self._collect(collection)
+        for request in collection.requests:
             request.Wait()
-        return self._held(being_made)
+        return self._layers(collection)
 
-    def _held(self, being_made: _Set) -> list[Held]:
+    def _layers(self, collection: _Collection) -> list[Held]:
         return [
             (layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
-            for layer, arrays in sorted(being_made.layers.items())
+            for layer, arrays in sorted(collection.layers.items())
         ]
+
+
+class WorkerCheckpoints:
+    """A worker's part in checkpoints where there are no servers: each writer saves layers as it passes the step.
+
+    Parameters
+    ----------
+    rank : int
+        Of this worker.
+    writers : collection of int
+        Ranks that write a part of each checkpoint.
+    checkpoints : CheckpointManager
+    layers : callable
+        The layers that this rank writes, as they are now.
+    start : int
+        Steps made before this launch.
+    mailbox : Mailbox
+        Delivers orders.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        writers: Collection[int],
+        checkpoints: CheckpointManager,
+        layers: Callable[[], list[Held]],
+        start: int,
+        mailbox: Mailbox,
+    ) -> None:
+        self.writes, self.checkpoints, self.layers = rank in writers, checkpoints, layers
+        self._made = start
+        mailbox.on(CheckpointOrder, self._on_order)
+
+    def _on_order(self, sender: int, message: CheckpointOrder) -> None:
+        if self.writes:
+            self.checkpoints.ordered(message.step, self._made)
+
+    def passed(self, step: int) -> bool:
+        """This worker has made `step` steps; whether its layers are to be saved now."""
+        self._made = step
+        return self.checkpoints.due(step) and self.writes
+
+    def save(self, step: int) -> None:
+        """Save the layers, which hold the weights after `step` steps."""
+        self.checkpoints.save(step, self.layers())

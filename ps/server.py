@@ -1,81 +1,28 @@
-"""A server: it keeps key ranges, adds up what workers push, updates, and answers with new weights.
+"""A server: it receives the gradients of its key ranges, updates, and answers with new weights.
 
-    receive -> may somebody read? -> update with all that has come -> answer, first layers first
+    receive -> may a worker read? -> update with all gradients that have arrived -> answer, first layers first
 
-Everything is persistent requests on buffers made once. A range's weights stay as they are while an answer is under way:
-if an update is due, it goes to another buffer.
+Messages travel over persistent requests on buffers that are made once. What a range holds is in `ps.served_range`, the
+update in `ps.updates`, the answers in `ps.answers`, and which pushes count in `ps.membership.PushLedger`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-import kernels
-from ps import messages as post
-from ps.compression import Filter
-from ps.consistency import Consistency, VectorClock
-from ps.messages import Message, Post
-from ps.send_queue import SendQueue
-from ringtmp.comm.point_to_point import FIRST_TAG
-from ringtmp.emulate.nodes import Paced
-from ringtmp.nn.layer import Array, aligned
-from ringtmp.nn.optimizers import Optimizer, make_slots
-from ringtmp.nn.shards import KeyRange
-from ringtmp.nn.threads import Pool
-from ringtmp.resilience.fault_probe import FaultProbe
-from ringtmp.schedule.local_rule import U
+from ps.answers import AnswerSender
+from ps.compression import Compressor
+from ps.consistency import Consistency
+from ps.membership import PushLedger
+from ps.messages import Alive, Begin, Done, Drop, Loss, Rejoin, Skip, StepDone, TestDone
+from ps.served_range import AnswerGate, RangeListener, ServedRange
+from ps.tags import push_tag
+from ps.updates import Updater
+from ringtmp.comm.messages import Mailbox
+from ringtmp.nn.layer import Array
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
-
-    from ps.node_memory import Versions
-
-
-@dataclass
-class Served:
-    """A key range on its server.
-
-    Attributes
-    ----------
-    keys : KeyRange
-    buffers : list of array [size]
-        The weights are in `buffers[live]`; what travels may still lie in others.
-    wires : list of array
-        What travels, where it is not the weights themselves; `wire` is the newest.
-    busy : list of int
-        Answers under way from each of what travels.
-    rows : array [workers, size]
-        The gradient of each worker.
-    version : int
-        Updates made.
-    came, left : dict
-        By worker: gradients received, and answers sent. After each gradient it waits for one.
-    """
-
-    keys: KeyRange
-    buffers: list[Array]
-    slots: dict[str, Array]
-    rows: Array
-    clock: VectorClock
-    version: int
-    met: dict[int, int]  # version of each worker's weights
-    busy: list[int] = field(default_factory=lambda: [0])
-    wires: list[Array] = field(default_factory=list)
-    live: int = 0
-    packed: int = -1  # version that `wires[wire]` holds
-    wire: int = 0
-    pending: dict[int, tuple[int, int]] = field(default_factory=dict)  # by worker: step and samples, not yet applied
-    owed: dict[int, int] = field(default_factory=dict)  # by worker: the step whose answer it waits for
-    came: dict[int, int] = field(default_factory=dict)
-    left: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def weights(self) -> Array:
-        """The newest weights."""
-        return self.buffers[self.live]
 
 
 class Server:
@@ -84,215 +31,154 @@ class Server:
     Parameters
     ----------
     comm : Intracomm
-    ranges : sequence of KeyRange
-        Those of this server, with `load` to give them weights.
+    ranges : sequence of ServedRange
+        Those of this server, with their weights.
     workers : sequence of int
-        Ranks that work; this one may be among them.
+        Ranks that work, in the order of the rows of `ServedRange.gradients`; this rank may be among them.
     rule : Consistency
-    optimizer : Optimizer
-    filtered : Filter
-    letters : Post
+    updater : Updater
+    compressor : Compressor
+    mailbox : Mailbox
     recorder : Recorder
-    rate : callable
-        Learning rate of a step.
-    batch_size : int
-        Samples of a step.
-    start : int
-        Steps made before.
-    threads : int
-    paced : Paced or None
-        The emulated node, with `nanoseconds` for an update of one parameter.
+    listeners : sequence of RangeListener
+        Told when a range has passed a step.
+    gate : AnswerGate or None
+        May hold answers back.
     """
 
     def __init__(
         self,
         comm: "Intracomm",
-        ranges: Sequence[KeyRange],
+        ranges: Sequence[ServedRange],
         workers: Sequence[int],
         rule: Consistency,
-        optimizer: Optimizer,
-        filtered: Filter,
-        letters: Post,
+        updater: Updater,
+        compressor: Compressor,
+        mailbox: Mailbox,
         recorder: Recorder,
-        *,
-        rate: Callable[[int], float],
-        batch_size: int,
-        start: int = 0,
-        threads: int = 1,
-        paced: Paced | None = None,
-        nanoseconds: float = 0.0,
+        listeners: Sequence[RangeListener] = (),
+        gate: AnswerGate | None = None,
     ) -> None:
         from mpi4py import MPI
 
-        self.comm, self.rank, self.rule, self.optimizer, self.filter = comm, comm.rank, rule, optimizer, filtered
-        self.post, self.recorder, self.rate, self.batch_size = letters, recorder, rate, batch_size
-        self.paced, self.nanoseconds = paced, nanoseconds
-        self.testsome = MPI.Prequest.Testsome
-        self.alive = list(workers)
-        self.row = {worker: n for n, worker in enumerate(workers)}
-        dtype = filtered.dtype
-        self.served = [
-            Served(
-                keys,
-                [aligned(keys.size, dtype)],
-                make_slots(optimizer, aligned(keys.size, dtype), aligned),
-                aligned(len(workers) * keys.size, dtype).reshape(len(workers), -1),
-                VectorClock(workers, start),
-                start,
-                dict.fromkeys(workers, start),
-                came=dict.fromkeys(workers, 0),
-                left=dict.fromkeys(workers, 0),
-            )
-            for keys in ranges
-        ]
-        self.threads = Pool(threads)
-        self.which: dict[tuple[int, ...], Array] = {}  # rows of workers, as the kernels take them
-        self.rooms = [aligned(kernels.SERVE_BLOCK, dtype) for _ in range(threads)]
-        self.arrived: Callable[[Served], None] = lambda served: (
-            None
-        )  # a range has passed a step (`CheckpointCollector`)
-        self.versions: Versions | None = None
-        self.probe: FaultProbe | None = None
-        self.withheld: list[tuple[Served, int, int]] = []  # answers that wait for a version: range, worker, step
-        self.local: Callable[[int, Array], None] | None = None  # how this rank's own worker is answered
-        self.begun: dict[int, dict[int, list[int]]] = {w: {} for w in workers}  # by push: step, samples, ranges to come
-        self.count = dict.fromkeys(workers, 0)  # announcements
-        self.generation = 0  # workers that have come back
-        self.since = dict.fromkeys(workers, 0)  # the generation in which a worker came (back): what is older is void
-        self.void = dict.fromkeys(workers, 0)  # pushes of a worker before that
-        self.ahead: list[tuple[int, Message]] = []  # announcements of a generation that is not known here yet
-        self.early: list[tuple[Served, int]] = []  # gradients that came before their announcement
-        self.heard = dict.fromkeys(workers, clock())
-        self.ended: set[int] = set()
-        self._connect(MPI)
-        for kind in (post.BEGIN, post.DONE, post.TEST, post.ALIVE, post.END):
-            letters.on(kind, self._hear)
-        letters.on(post.BEGIN, self._begin)
-        letters.on(post.END, lambda worker, message: self.ended.add(worker))
+        self.comm, self.rank, self.ranges, self.rule, self.compressor = comm, comm.rank, ranges, rule, compressor
+        self.updater, self.mailbox, self.recorder = updater, mailbox, recorder
+        self.listeners, self.gate = listeners, gate
+        self.answers = AnswerSender(comm, ranges, workers, rule, compressor, recorder)
+        self.active = list(workers)
+        self._testsome = MPI.Prequest.Testsome
+        self._row = {worker: row for row, worker in enumerate(workers)}
+        self._numbered = {served.keys.number: served for served in ranges}
+        self._ledger = PushLedger(workers, len(ranges))
+        self._early: list[tuple[ServedRange, int]] = []  # gradients, by worker, that came before their Begin message
+        self._withheld: list[tuple[ServedRange, int, int]] = []  # answers that the gate holds back: worker and step
+        self._answer_own_worker: Callable[[int, Array], None] | None = None
+        self._heard = dict.fromkeys(workers, clock())  # when something came from each worker
+        self._done: set[int] = set()  # workers that have their last weights
+        self._post_receives()
+        for kind in (Begin, StepDone, TestDone, Alive, Done):
+            mailbox.on(kind, self._on_sign_of_life)
+        mailbox.on(Begin, self._ledger.announce)
+        mailbox.on(Done, lambda worker, message: self._done.add(worker))
+        mailbox.on(Drop, self._on_drop)
+        mailbox.on(Rejoin, self._on_rejoin)
 
-    def load(self, layer: int, flat: Array, slots: dict[str, Array]) -> None:
-        """Take this server's part of a layer's parameters, and of those slots that it has."""
-        for served in self.served:
-            for index, start, stop, at in served.keys.segments:
-                if index == layer:
-                    served.weights[at : at + stop - start] = flat[start:stop]
-                    for name in served.slots.keys() & slots.keys():
-                        served.slots[name][at : at + stop - start] = slots[name][start:stop]
-
-    def _connect(self, mpi: Any) -> None:
-        """Receives of every worker's gradients, all posted; answers are made when first sent."""
-        self.receives: list[Any] = []
-        self.posted: list[bool] = []  # whether each is under way
-        self.origin: list[tuple[Served, int]] = []  # of each
-        self.place: dict[tuple[int, int], int] = {}
-        self.inboxes: dict[tuple[int, int], Array] = {}
-        for served in self.served:
-            number = served.keys.number
-            for worker, row in self.row.items():
+    def _post_receives(self) -> None:
+        """Post a receive for the gradient of every worker and range."""
+        self._receives: list[Any] = []
+        self._posted: list[bool] = []  # whether each is under way
+        self._sources: list[tuple[ServedRange, int]] = []  # range and worker of each
+        self._index: dict[tuple[int, int], int] = {}  # by key range and worker
+        self._messages: list[Array] = []  # what each receives
+        for served in self.ranges:
+            number, size = served.keys.number, served.keys.size
+            for worker, row in self._row.items():
                 if worker == self.rank:
                     continue
-                wire = self.filter.wire(served.keys.size) if self.filter.pushes else served.rows[row]
-                request = self.comm.Recv_init(wire, worker, push_tag(number))
+                compressed = self.compressor.compresses_gradients
+                message = self.compressor.gradient_buffer(size) if compressed else served.gradients[row]
+                request = self.comm.Recv_init(message, worker, push_tag(number))
                 request.Start()
-                self.place[number, worker] = len(self.receives)
-                self.receives.append(request)
-                self.posted.append(True)
-                self.origin.append((served, worker))
-                self.inboxes[number, worker] = wire
-        self.sends: dict[tuple[int, int, int], Any] = {}  # by key range, buffer and worker
-        self.answers = SendQueue(self.row, self._start, self._gone)
-        self.numbered = {served.keys.number: served for served in self.served}
+                self._index[number, worker] = len(self._receives)
+                self._receives.append(request)
+                self._posted.append(True)
+                self._sources.append((served, worker))
+                self._messages.append(message)
 
-    # ---- what comes ---------------------------------------------------------------------------------------------
+    # ---- pushes -------------------------------------------------------------------------------------------------
 
     def poll(self) -> bool:
-        """Take what has come, update, answer; whether anything has happened. `Post.poll` comes before it."""
+        """Take gradients that have arrived, update, answer; True if anything has happened. Poll the mailbox before."""
         begin = clock()
         moved = False
-        done = self.testsome(self.receives) if self.receives else None
+        done = self._testsome(self._receives) if self._receives else None
         if done:
             moved = True
-            for at in done:
-                self._receive(*self.origin[at], begin)
+            for index in done:
+                self._receive(index, begin)
                 begin = clock()
-        if self.withheld and self.versions:
-            waiting, self.withheld = self.withheld, []
-            for each in waiting:
-                if self.versions.withholds(each[0], each[2]):
-                    self.withheld.append(each)
-                else:
-                    self._answer(*each)
-                    moved = True
-        if self.early:
-            early, self.early = self.early, []
+        if self._withheld:
+            moved |= self._retry_withheld()
+        if self._early:
+            early, self._early = self._early, []
             for served, worker in early:
                 moved |= self._take(served, worker, begin)
         return self.answers.poll() or moved
 
-    def _hear(self, worker: int, message: Message) -> None:
-        self.heard[worker] = clock()
+    def connect_own_worker(self, answer: Callable[[int, Array], None]) -> None:
+        """Answer the worker of this rank by calling `answer` with the number of a key range and its weights.
 
-    def _begin(self, worker: int, message: Message) -> None:
-        step, samples, generation = (int(number) for number in message[1:4])
-        if generation > self.generation:
-            self.ahead.append((worker, message))
-        elif worker in self.count and generation >= self.since[worker]:
-            self.begun[worker][self.count[worker]] = [step, samples, len(self.served)]
-            self.count[worker] += 1
+        The weights must not be kept: the next update overwrites them.
+        """
+        self._answer_own_worker = answer
 
     def push(self, number: int, gradient: Array) -> None:
-        """Take the gradient of this rank's own worker."""
-        served = self.numbered[number]
-        served.rows[self.row[self.rank]][...] = gradient
-        served.came[self.rank] += 1
+        """Take the gradient of key range `number` of this rank's own worker, which has sent its Begin message."""
+        served = self._numbered[number]
+        served.gradients[self._row[self.rank]][...] = gradient
+        served.received[self.rank] += 1
         self._take(served, self.rank, clock())
 
-    def _receive(self, served: Served, worker: int, begin: int) -> None:
-        served.came[worker] += 1
-        self.posted[self.place[served.keys.number, worker]] = False
-        if served.came[worker] <= self.void[worker]:  # of before it was dropped
-            self._release(served, worker)
+    def _receive(self, index: int, begin: int) -> None:
+        served, worker = self._sources[index]
+        served.received[worker] += 1
+        self._posted[index] = False
+        if served.received[worker] <= self._ledger.void(worker):
+            self._answer_void(served, worker)
             return
-        if self.filter.pushes:
-            self.filter.unpack(self.inboxes[served.keys.number, worker], served.rows[self.row[worker]])
+        if self.compressor.compresses_gradients:
+            self.compressor.decompress_gradient(self._messages[index], served.gradients[self._row[worker]])
         self._take(served, worker, begin)
 
-    def _take(self, served: Served, worker: int, begin: int) -> bool:
-        """A gradient is here: let it count, and answer whoever may be answered. False if it is not known whose it is.
+    def _take(self, served: ServedRange, worker: int, begin: int) -> bool:
+        """Count a gradient that has arrived, and answer the workers that may read; False if its Begin is missing.
 
-        One that comes after its step was made without it (backup workers) counts for nothing, and so does one of no
-        samples: a worker that is back asks for weights.
+        A gradient that arrives after its step was made without it (backup workers) is ignored, and so is one of no
+        samples: a worker that has rejoined requests weights.
         """
+        # Find its step.
         if worker not in served.clock.ticks:
             return False
-        number = served.came[worker] - 1
-        known = self.begun[worker].get(number)
+        known = self._ledger.match(worker, served.received[worker] - 1)
         if known is None:
-            self.early.append((served, worker))
+            self._early.append((served, worker))
             return False
-        step, samples, _ = known
-        known[2] -= 1
-        if not known[2]:
-            del self.begun[worker][number]
-        self.heard[worker] = clock()
+        step, samples = known
+        now = self._heard[worker] = clock()
         late = bool(self.rule.backup) and step < served.version
         counts = samples > 0 and not late
-        size = 0 if worker == self.rank else self.inboxes[served.keys.number, worker].nbytes
-        self.recorder.record(
-            "receive",
-            begin,
-            self.heard[worker],
-            step,
-            -1,
-            worker,
-            size,
-            served.keys.number,
-            served.met[worker] if counts else -1,
-        )
+
+        # Note it in the trace.
+        number = served.keys.number
+        size = 0 if worker == self.rank else self._messages[self._index[number, worker]].nbytes
+        read = served.read_version[worker] if counts else -1
+        self.recorder.record("receive", begin, now, step, -1, worker, size, number, read)
+
+        # Count it.
         if samples:
             served.clock.tick(worker, step + 1)
         if late:
-            self.post.send(worker, post.SKIP, served.version)
+            self.mailbox.send(worker, Skip(served.version), served.version)
             self._answer(served, worker, step)
         else:
             if counts:
@@ -301,192 +187,120 @@ class Server:
         self._settle(served)
         return True
 
-    def _settle(self, served: Served) -> None:
-        """Update, if somebody may read what would come of it, and answer them."""
+    def _settle(self, served: ServedRange) -> None:
+        """Update a range if a worker may read the result, and answer those workers."""
         due = [worker for worker, step in served.owed.items() if self.rule.may_read(served.clock, step)]
         if not due:
             return
         if served.pending:
-            self._update(served)
-        self.arrived(served)
+            if self.gate:
+                self.gate.before_update(served)
+            self.updater.update(served)
+        self._tell_passed(served)
         for worker in due:
             step = served.owed.pop(worker)
-            if self.versions and self.versions.withholds(served, step):
-                self.withheld.append((served, worker, step))
+            if self.gate and self.gate.withholds(served, step):
+                self._withheld.append((served, worker, step))
             else:
                 self._answer(served, worker, step)
 
-    def _update(self, served: Served) -> None:
-        if self.versions:
-            self.versions.before_update(served)
-        begin = clock()
-        order = tuple(sorted(served.pending))
-        counted = sum(samples for _, samples in served.pending.values())
-        step = max(step for step, _ in served.pending.values())
-        # A step of BSP is a mean over its samples; otherwise every sample counts as much, whoever saw it when.
-        scale = self.batch_size / counted if self.rule.bound == 0 and counted != self.batch_size else 1.0
-        served.pending.clear()
-        if not self.filter.pulls:
-            self._move(served)
-        which = self.which.get(order)
-        if which is None:
-            which = self.which[order] = np.array([self.row[worker] for worker in order], np.int64)
-        rate, number, size = self.rate(step), served.version + 1, served.keys.size
+    def _tell_passed(self, served: ServedRange) -> None:
+        steps = served.version if self.rule.backup else served.clock.least()
+        for listener in self.listeners:
+            listener.passed(served, steps)
 
-        def run(thread: int) -> None:
-            first = size * thread // len(self.rooms)
-            last = size * (thread + 1) // len(self.rooms)
-            self.optimizer.serve(
-                served.weights, served.rows, which, scale, self.rooms[thread], served.slots, rate, number, first, last
-            )
-
-        self.threads.each(run, range(len(self.rooms)))
-        if self.probe:
-            self.probe.at("U", step)  # the other ranges of the step are made, or not
-        served.version = number
-        if self.paced:
-            self.paced.stepped(step)
-            factor = self.paced.factor(U, number)
-            self.paced.until(begin, size * self.nanoseconds * factor)
-        self.recorder.record("U", begin, clock(), step, -1, -1, 0, served.keys.number, number)
-
-    def _move(self, served: Served) -> None:
-        """Let the next update go to a buffer from which nothing is being sent."""
-        if served.busy[served.live]:
-            before = served.weights
-            served.live = self._free(served, served.buffers, lambda: aligned(before.size, before.dtype))
-            served.weights[...] = before
-
-    @staticmethod
-    def _free(served: Served, pool: list[Array], make: Callable[[], Array]) -> int:
-        """Number of a buffer in `pool` from which nothing is being sent; of a new one, if there is none."""
-        free = next((n for n in range(len(pool)) if not served.busy[n]), len(pool))
-        if free == len(pool):
-            pool.append(make())
-            served.busy.extend([0] * (len(pool) - len(served.busy)))
-        return free
-
-    # ---- answers ------------------------------------------------------------------------------------------------
-
-    def _answer(self, served: Served, worker: int, step: int) -> None:
+    def _answer(self, served: ServedRange, worker: int, step: int) -> None:
+        number = served.keys.number
         if worker == self.rank:
-            assert self.local
+            assert self._answer_own_worker
             self.rule.check(served.clock, worker, step)
-            served.met[worker] = served.version
-            self.local(served.keys.number, served.weights)
+            served.read_version[worker] = served.version
+            self._answer_own_worker(number, served.weights)
             return
-        place = self.place[served.keys.number, worker]
-        if not self.posted[place]:
-            self.posted[place] = True
-            self.receives[place].Start()  # before it can push again
-        self.answers.add(worker, served.keys.number, step)
+        # The receive must be posted before the worker can push again.
+        index = self._index[number, worker]
+        if not self._posted[index]:
+            self._posted[index] = True
+            self._receives[index].Start()
+        self.answers.add(served, worker, step)
 
-    def _start(self, worker: int, number: int, step: int) -> tuple[Any, int]:
-        """Send the newest weights; those that the next forward needs first leave before others."""
-        served = self.numbered[number]
-        self.rule.check(served.clock, worker, step)
-        begin = clock()
-        buffer, wire = self._outgoing(served)
-        key = (number, buffer, worker)
-        if key not in self.sends:
-            self.sends[key] = self.comm.Send_init(wire, worker, pull_tag(number))
-        request = self.sends[key]
-        request.Start()
-        served.busy[buffer] += 1
-        served.met[worker] = served.version
-        served.left[worker] += 1
-        self.recorder.record("send", begin, clock(), step, -1, worker, wire.nbytes, number, served.version)
-        return request, buffer
+    def _retry_withheld(self) -> bool:
+        """Answer what the gate holds back no more; True if there was anything."""
+        assert self.gate
+        waiting, self._withheld = self._withheld, []
+        for served, worker, step in waiting:
+            if self.gate.withholds(served, step):
+                self._withheld.append((served, worker, step))
+            else:
+                self._answer(served, worker, step)
+        return len(self._withheld) < len(waiting)
 
-    def _gone(self, number: int, buffer: int) -> None:
-        self.numbered[number].busy[buffer] -= 1
+    # ---- membership ---------------------------------------------------------------------------------------------
 
-    def _outgoing(self, served: Served) -> tuple[int, Array]:
-        """What is sent of the newest weights, and its number among what may be under way."""
-        if not self.filter.pulls:
-            return served.live, served.weights
-        if served.packed != served.version:
-            free = self._free(served, served.wires, lambda: self.filter.answer(served.keys.size))
-            self.filter.pack_weights(served.weights, served.wires[free])
-            served.wire, served.packed = free, served.version
-        return served.wire, served.wires[served.wire]
-
-    # ---- who is there -------------------------------------------------------------------------------------------
-
-    def drop(self, worker: int, gone: bool = False) -> None:
-        """Go on without a worker: what it has pushed counts, what it has not is not waited for.
-
-        `gone`: it will not come back.
-        """
-        if worker not in self.alive:
+    def _on_drop(self, sender: int, message: Drop) -> None:
+        """Go on without a worker: gradients that have arrived count, others are not waited for."""
+        worker = message.worker
+        if worker not in self.active:
             return
-        self.alive.remove(worker)
-        self.answers.forget(worker, gone)
-        self.withheld = [each for each in self.withheld if each[1] != worker]
-        for served in self.served:
+        self.active.remove(worker)
+        self.answers.drop(worker, message.loss == Loss.KILLED)
+        self._withheld = [each for each in self._withheld if each[1] != worker]
+        for served in self.ranges:
             served.clock.drop(worker)
             served.owed.pop(worker, None)
-        for served in self.served:
-            if self.alive:
-                if served.pending or served.owed:
-                    self._settle(served)
-                self.arrived(served)
+        if not self.active:
+            return
+        for served in self.ranges:
+            if served.pending or served.owed:
+                self._settle(served)
+            self._tell_passed(served)
 
-    def join(self, worker: int, step: int, pushes: int, generation: int) -> None:
-        """Take a worker back from `step` on: nothing that it sent before counts, its last `pushes` included.
+    def _on_rejoin(self, sender: int, message: Rejoin) -> None:
+        """Take a worker back; where it waits for the answer to its last void push it gets one, to be able to push."""
+        worker = message.worker
+        self._heard[worker] = clock()
+        self.active.append(worker)
+        self.answers.rejoin(worker)
+        self._early = [each for each in self._early if each[1] != worker]
+        self._ledger.rejoin(worker, message.pushes, message.generation)
+        for served in self.ranges:
+            served.clock.join(worker, message.step)
+            self._answer_void(served, worker)
 
-        Where it waits for the answer to the last of these it gets one now, so that it can push again: a push of no
-        samples, answered as if it had made the step before `step`.
-        """
-        self.generation, self.since[worker], self.void[worker] = generation, generation, pushes
-        self.begun[worker], self.count[worker], self.heard[worker] = {}, pushes, clock()
-        self.alive.append(worker)
-        self.answers.remember(worker)
-        self.early = [each for each in self.early if each[1] != worker]
-        for served in self.served:
-            served.clock.join(worker, step)
-            self._release(served, worker)
-        ahead, self.ahead = self.ahead, []
-        for each in ahead:
-            self._begin(*each)
-
-    def _release(self, served: Served, worker: int) -> None:
-        """Answer the last push of before, once it is here, if that has not been done."""
-        pushes = self.void[worker]
-        if worker in served.clock.ticks and served.came[worker] == pushes and served.left[worker] < pushes:
+    def _answer_void(self, served: ServedRange, worker: int) -> None:
+        """Answer the last void push of a worker that is back, once it has arrived and if it has no answer yet."""
+        pushes = self._ledger.void(worker)
+        arrived = worker in served.clock.ticks and served.received[worker] == pushes
+        if arrived and served.answered[worker] < pushes:
             self._answer(served, worker, -1)
 
-    def listen(self, now: int) -> None:
-        """Nobody has been silent up to now: this rank was."""
-        self.heard = dict.fromkeys(self.heard, now)
+    # ---- signs of life ------------------------------------------------------------------------------------------
+
+    def _on_sign_of_life(self, worker: int, message: object) -> None:
+        self._heard[worker] = clock()
+
+    def excuse_silence(self, now: int) -> None:
+        """Take all workers as heard at `now`, after this rank itself stood still and could not hear any."""
+        self._heard = dict.fromkeys(self._heard, now)
 
     def silent(self, now: int, limit: float) -> list[int]:
-        """Workers that are waited for and have not been heard of for `limit` nanoseconds."""
-        return [w for w in self.alive if w not in self.ended and w != self.rank and now - self.heard[w] > limit]
+        """Active workers of other ranks that have sent nothing for `limit` nanoseconds and have not ended."""
+        waited = (w for w in self.active if w not in self._done and w != self.rank)
+        return [worker for worker in waited if now - self._heard[worker] > limit]
+
+    # ---- the end ------------------------------------------------------------------------------------------------
 
     def finished(self) -> bool:
-        """Every worker has its last weights."""
-        return self.ended.issuperset(self.alive) and self.answers.idle()
+        """Whether every active worker has its last weights."""
+        return self._done.issuperset(self.active) and self.answers.idle()
 
     def close(self) -> None:
-        """Give back all requests of workers that are there."""
-        for (served, worker), request in zip(self.origin, self.receives, strict=True):
-            if worker in self.alive:
-                if self.posted[self.place[served.keys.number, worker]]:
+        """Free all requests of active workers."""
+        for index, (_, worker) in enumerate(self._sources):
+            if worker in self.active:
+                request = self._receives[index]
+                if self._posted[index]:
                     request.Cancel()
                 request.Wait()
                 request.Free()
-        for (_, _, worker), request in self.sends.items():
-            if worker in self.alive:
-                request.Wait()
-                request.Free()
-
-
-def push_tag(number: int) -> int:
-    """Tag of the gradient of a key range."""
-    return FIRST_TAG + 2 * number
-
-
-def pull_tag(number: int) -> int:
-    """Tag of its new weights."""
-    return FIRST_TAG + 2 * number + 1
+        self.answers.close(self.active)

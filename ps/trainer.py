@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.batch_split import Shares
-from ps.checkpointing import homes
+from ps.batch_split import BatchSplit
+from ps.checkpointing import layer_homes
+from ps.membership import Membership
 from ps.mirror import holder_of
-from ps.node_memory import Sides, Taken, holders, shape_of, take
+from ps.node_memory import ReplicaPair, RestoredRanges, replica_layout, restore_ranges, servers_of
 from ps.rank import RankLoop
 from ps.roles import Roles, check
+from ps.setup import NodeSpeed, RankSetup
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.writer import Held
 from ringtmp.config.units import parse_bytes, show_bytes
@@ -76,12 +78,16 @@ class ServerLaunch(Launch):
         most = parse_bytes(config.message_size, "message_size") // item
         self.ranges = key_ranges(counts, most, max(1, len(self.roles.servers)), config.colocate)
         dealt = [layer % self.size for layer in range(len(counts))]
-        self.homes = homes(self.ranges, len(counts)) if self.roles.servers else dealt
+        self.homes = layer_homes(self.ranges, len(counts)) if self.roles.servers else dealt
         self.writers = sorted({*self.homes})
         self.courses = parse_courses(config.node_speed, self.size) if config.node_speed else []
         job.data = share_data(self.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
-        self.shares = Shares(self.roles.workers, self._speeds())
+        self.membership = Membership(self.roles.workers)
+        self.batch_split = BatchSplit(self.membership, self._speeds())
         self.stage: Stage | None = None
+        self.speed = NodeSpeed()
+        self.replica_holders: dict[int, int] = {}
+        self.replica_pairs: dict[int, ReplicaPair] = {}
         if self.works:
             updates = config.local_steps > 1 or not self.roles.servers
             self.stage = Stage(
@@ -90,14 +96,14 @@ class ServerLaunch(Launch):
                 len(counts),
                 job.dtype,
                 job.optimizer() if updates else Optimizer("sgd"),
-                pieces(self._share(), config.worker_micro_batches)[0],
+                pieces(self._samples(), config.worker_micro_batches)[0],
                 1,
                 config.threads,
             )
 
-    def _share(self) -> int:
+    def _samples(self) -> int:
         """Samples that this worker has of each batch while all are there."""
-        return self.shares.of(self.rank, 0, self.config.batch_size)[1]
+        return self.batch_split.part(self.rank, 0, self.config.batch_size)[1]
 
     def _speeds(self) -> list[float]:
         """Samples a second of each worker, where shares are to be in proportion to that."""
@@ -111,10 +117,12 @@ class ServerLaunch(Launch):
         return {"serve", "keep"} if self.config.state_copies else {"serve"}
 
     def load(self) -> None:
-        self.taken: Taken = {}
+        self.restored: RestoredRanges = {}
         if self.job.recalled:
             ranges = self.ranges if self.roles.servers else []
-            self.taken = take(self.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage)
+            self.restored = restore_ranges(
+                self.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage
+            )
         if self.stage:
             if self.job.marker is None:
                 self.stage.initialise(self.config.seed)
@@ -127,23 +135,22 @@ class ServerLaunch(Launch):
                     for name, flat in state.slots.items():
                         state.layer.store(flat, record.slots.get(name, {}))
                 self.stage.derive()
-            self.stage.warm_up(pieces(self._share(), self.config.worker_micro_batches))
-        self.paces: list[Pace] = []
-        self.paced: Paced | None = None
-        self.nanoseconds = 0.0  # of an update of one parameter
+            self.stage.warm_up(pieces(self._samples(), self.config.worker_micro_batches))
         if self.courses:
-            self._emulate(self.courses[self.rank])
+            self.speed = self._emulate(self.courses[self.rank])
 
     def house(self, memory: NodeMemory) -> None:
         """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
         servers, workers = self.roles.servers, self.roles.workers
-        self.mirrors = {server: holder_of(server, servers, workers, self.nodes) for server in holders(self.ranges)}
-        mine = [server for server, holder in self.mirrors.items() if self.rank in (server, holder)]
+        self.replica_holders = {
+            server: holder_of(server, servers, workers, self.nodes) for server in servers_of(self.ranges)
+        }
+        mine = [server for server, holder in self.replica_holders.items() if self.rank in (server, holder)]
         shapes = [
-            shape_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.generation)
+            replica_layout(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.generation)
             for server in mine
         ]
-        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.comm, memory, shapes), strict=True))
+        self.replica_pairs = dict(zip(mine, room_for(self.comm, memory, shapes), strict=True))
 
     @property
     def server_slots(self) -> tuple[str, ...]:
@@ -156,43 +163,73 @@ class ServerLaunch(Launch):
         names = [self.model.layer_name(index) for index in layers]
         return list(checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names))
 
-    def _emulate(self, course: Course) -> None:
+    def _emulate(self, course: Course) -> NodeSpeed:
         """The node that this rank is; each layer of each worker has draws of its own, as the simulator has it."""
         config, layers, stages = self.config, len(self.model.layers), len(self.roles.workers) * len(self.model.layers)
+        paces: list[Pace] = []
         if self.works:
             worker = self.roles.workers.index(self.rank)
-            self.paces = [
+            paces = [
                 Pace(self.model, n, n + 1, worker * layers + n, course, config.jitter, config.seed)
                 for n in range(layers)
             ]
-        if not (self.works and self.serves):  # beside a worker's layers updates cost it nothing
-            self.paced = Paced(stages + self.rank, config.jitter, config.seed, course)
-            self.nanoseconds = UPDATE_FLOPS / course.first
+        if self.works and self.serves:  # beside a worker's layers updates cost it nothing
+            return NodeSpeed(paces)
+        return NodeSpeed(
+            paces, Paced(stages + self.rank, config.jitter, config.seed, course), UPDATE_FLOPS / course.first
+        )
 
     def connect(self) -> None:
-        self.member = RankLoop(self)
+        setup = RankSetup(
+            comm=self.comm,
+            net=self.net,
+            job=self.job,
+            roles=self.roles,
+            membership=self.membership,
+            batch_split=self.batch_split,
+            ranges=self.ranges,
+            stage=self.stage,
+            writers=self.writers,
+            checkpoints=self.sets,
+            listener=self,
+            recorder=self.recorder,
+            total=self.table.total,
+            eval_every=self.table.every,
+            rate=self.rate,
+            speed=self.speed,
+            crowded=self.crowded(),
+            restored=self.restored,
+            read_layers=self.stored,
+            own_layers=self.mine,
+            replica_holders=self.replica_holders,
+            replica_pairs=self.replica_pairs,
+            forget_older=self.forget_older,
+            stop_request=self.stop_request,
+            probe=self.probe,
+        )
+        self.rank_loop = RankLoop(setup)
         self.feeder = Feeder(self.job) if self.rank == 0 else None
 
     def drive(self) -> None:
-        self.member.run()
+        self.comm, self.net = self.rank_loop.run()
 
     # ---- what the coordinator tells -----------------------------------------------------------------------------
 
-    def stepped(self, step: int, loss: float, correct: float, idle: float) -> None:
+    def step_done(self, step: int, loss: float, correct: float, idle: float) -> None:
         """A step is done by every worker (rank 0)."""
         assert self.reporter
         self.reporter.trained(step, loss, correct, idle, self.rate(step))
 
-    def tested(self, step: int, loss: float, correct: float) -> None:
+    def test_done(self, step: int, loss: float, correct: float) -> None:
         """An evaluation is complete (rank 0)."""
         assert self.reporter and self.feeder
         self.reporter.tested(step, loss, correct, self.feeder.spread())
 
-    def saved(self, step: int, whole: bool, cost: float) -> None:
+    def parts_done(self, step: int, whole: bool, cost: float) -> None:
         """Every part of a set has been written, or not (rank 0)."""
         self.sets.settle(step, whole, cost)
 
-    def wants_set(self, step: int) -> bool:
+    def wants_checkpoint(self, step: int) -> bool:
         """Whether a set after `step` updates is to be ordered now (rank 0)."""
         return self.sets.wanted(step)
 
@@ -204,8 +241,8 @@ class ServerLaunch(Launch):
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
     def held(self) -> list[Held]:
-        if self.member.keeper:
-            return self.member.keeper.final()
+        if self.rank_loop.collector:
+            return self.rank_loop.collector.final()
         if self.roles.servers or not self.stage:
             return []
         return self.mine()
@@ -246,18 +283,18 @@ class ServerLaunch(Launch):
     def row(self) -> dict[str, Any]:
         role = self.roles.word(self.rank)
         served = sum(keys.size for keys in self.ranges if keys.server == self.rank) if self.roles.servers else 0
-        shown = role + (", left" if self.works and not self.member.shares.there(self.rank) else "")
+        shown = role + (", left" if self.works and self.membership.loss(self.rank) is not None else "")
         return {
             "role": role,
             "shown": shown,
             "parameters": self.model.parameters if self.works else served,
-            "late": lateness(self.paces),
+            "late": lateness(self.speed.paces),
         }
 
     @property
     def step(self) -> int:
-        return self.member.end
+        return self.rank_loop.end
 
     @property
     def stop_signal(self) -> int:
-        return self.member.coordinator.stop_signal if self.member.coordinator else 0
+        return self.rank_loop.stop_signal
