@@ -72,10 +72,10 @@ test-mpis:
 	    ARGS="tests/system/test_mpi_suites.py $$([ $$each = mpich ] && echo "-k 'not 5 and not 8'")"; \
 	done
 
-# Pages of what the docstrings say, in docs/.
+# Pages made from the docstrings, in docs/api.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/python -W error -c 'import ringtmp, ps, pdoc.__main__ as p; [getattr(m, n) for m in (ringtmp, ps) for n in m.__all__]; p.cli()' --docformat numpy --output-directory docs ringtmp ps kernels
+	$(BIN)/python -W error -c 'import ringtmp, ps, pdoc.__main__ as p; [getattr(m, n) for m in (ringtmp, ps) for n in m.__all__]; p.cli()' --docformat numpy --output-directory docs/api ringtmp ps kernels
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ from kernels.serve import (
     to_half,
     top_k,
 )
+from ringtmp.emulate.jitter import stretch
 from ringtmp.simulate import data_parallel_clock as shares
 from ringtmp.simulate import pipeline_clock as clock
 from ringtmp.storage.checksum import checksum
@@ -155,7 +156,7 @@ def _clock(dtype: np.dtype) -> None:
     """The simulator's event loop, on two micro-batches of two ranks."""
     none, numbers = np.zeros(0, np.int64), np.ones((2, 4))
     bounds = np.ones((2, 1), np.int64)
-    clock.stretch(0.5, 0, 0, 0, 0)
+    stretch(0.5, 0, 0, 0, 0)
     clock.run(
         2,
         1,

@@ -19,8 +19,8 @@ from ps.setup import RankSetup
 from ps.updates import Updater
 from ps.worker import Worker
 from ringtmp.comm.messages import Mailbox
+from ringtmp.data.sampler import Sampler
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.run.job import Feeder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -47,12 +47,12 @@ class ServerParts:
         checkpoint_comm: "Intracomm",
         replica_comm: "Intracomm | None",
     ) -> None:
-        config, job, workers = setup.config, setup.job, setup.roles.workers
+        session, config, job, workers = setup.session, setup.config, setup.job, setup.roles.workers
         compressor = make_compressor(config.compression, job.dtype, config.topk)
         rule = Consistency(config.bound, config.backup)
         local = config.local_steps > 1  # the workers' own optimizers have been at work
         optimizer = Optimizer("sgd") if local else job.optimizer()
-        mine = [keys for keys in setup.ranges if keys.server == setup.rank]
+        mine = [keys for keys in setup.ranges if keys.server == session.rank]
         ranges = make_served_ranges(mine, workers, optimizer, job.dtype, job.start)
         load_ranges(setup, ranges)
         self.collector = CheckpointCollector(
@@ -61,7 +61,7 @@ class ServerParts:
             setup.ranges,
             ranges,
             job.optimizer().slots,
-            setup.checkpoints,
+            session.checkpoints,
             config.local_steps,
             job.start,
             mailbox,
@@ -72,20 +72,20 @@ class ServerParts:
             rule,
             optimizer,
             compressor,
-            setup.recorder,
-            rate=(lambda step: 1.0) if local else setup.rate,
+            session.recorder,
+            rate=(lambda step: 1.0) if local else job.rate,
             batch_size=config.batch_size,
             threads=config.threads,
             paced=setup.speed.updates,
             nanoseconds=setup.speed.nanoseconds,
-            probe=setup.probe,
+            probe=session.probe,
         )
         listeners: list[RangeListener] = [self.collector]
         gate: AnswerGate | None = self.replica
         if self.replica:
             listeners.append(self.replica)
         self.server = Server(
-            setup.net, ranges, workers, rule, updater, compressor, mailbox, setup.recorder, listeners, gate
+            session.net, ranges, workers, rule, updater, compressor, mailbox, session.recorder, listeners, gate
         )
 
 
@@ -124,14 +124,15 @@ def make_replica(
 
     Collective over the servers and holders of `comm`.
     """
-    pair = setup.replica_pairs.get(setup.rank)
-    if setup.rank not in setup.replica_holders or not pair:
+    session = setup.session
+    pair = setup.replica_pairs.get(session.rank)
+    if session.rank not in setup.replica_holders or not pair:
         return None
-    holder, mirror = setup.replica_holders[setup.rank], None
+    holder, mirror = setup.replica_holders[session.rank], None
     if holder >= 0:
-        mirror = Outgoing(comm, holder, pair, [served.keys for served in ranges], setup.recorder, setup.probe)
+        mirror = Outgoing(comm, holder, pair, [served.keys for served in ranges], session.recorder, session.probe)
         _mark_lost_holder(mirror, mailbox)
-    everybody = range(setup.comm.size)
+    everybody = range(session.size)
     return ServerReplica(
         ranges,
         pair,
@@ -139,9 +140,9 @@ def make_replica(
         list(setup.replica_holders),
         start=setup.job.start,
         period=setup.config.local_steps,
-        recorder=setup.recorder,
+        recorder=session.recorder,
         mirror=mirror,
-        on_durable=(lambda: mailbox.send_all(everybody, ForgetOlder())) if setup.rank == 0 else lambda: None,
+        on_durable=(lambda: mailbox.send_all(everybody, ForgetOlder())) if session.rank == 0 else lambda: None,
     )
 
 
@@ -184,8 +185,9 @@ def make_worker(
     poll_others : callable
         Polls what this rank does beside working; returns whether anything has happened.
     """
-    config, job, stage, servers = setup.config, setup.job, setup.stage, setup.roles.servers
-    assert stage
+    session, config, job, stage = setup.session, setup.config, setup.job, setup.stage
+    servers = setup.roles.servers
+    assert stage and job.data
     views = KeyRangeViews(setup.ranges, stage.states)
     exchange: Exchange
     rejoin_by, checkpoints = None, None
@@ -193,42 +195,42 @@ def make_worker(
         weight = (lambda samples: samples / config.batch_size) if config.local_steps > 1 else None
         compressor = make_compressor(config.compression, job.dtype, config.topk)
         exchange = ServerExchange(
-            setup.net, views, compressor, mailbox, setup.recorder, own_server, setup.membership, weight
+            session.net, views, compressor, mailbox, session.recorder, own_server, setup.membership, weight
         )
         rejoin_by = None if own_server else exchange
     else:
         exchange = AllReduce(
-            setup.net,
+            session.net,
             views,
             job.optimizer(),
-            setup.rate,
-            setup.recorder,
+            job.rate,
+            session.recorder,
             setup.speed.updates,
             setup.speed.nanoseconds,
         )
         checkpoints = WorkerCheckpoints(
-            setup.rank, setup.writers, setup.checkpoints, setup.own_layers, job.start, mailbox
+            session.rank, setup.writers, session.checkpoints, setup.own_layers, job.start, mailbox
         )
     return Worker(
-        setup.rank,
+        session.rank,
         stage,
         config,
         exchange,
         setup.batch_split,
         mailbox,
-        setup.recorder,
-        Feeder(job),
+        session.recorder,
+        Sampler(job.data, config.seed, config.batch_size),
         setup.speed.paces,
         poll_others,
         start=job.start,
-        total=setup.total,
-        eval_every=setup.eval_every,
-        crowded=setup.crowded,
+        total=setup.table.total,
+        eval_every=setup.table.every,
+        crowded=session.is_crowded(),
         servers=servers,
         local_step=_local_step(setup) if config.local_steps > 1 else None,
         rejoin_by=rejoin_by,
         checkpoints=checkpoints,
-        probe=setup.probe,
+        probe=session.probe,
     )
 
 
@@ -236,7 +238,7 @@ def _local_step(setup: RankSetup) -> Callable[[int, int], None]:
     """An optimizer step of a worker's own, of one layer; the slots start at 0 after each exchange."""
     assert setup.stage
     states, optimizer = setup.stage.states, setup.stage.optimizer
-    start, period, rate = setup.job.start, setup.config.local_steps, setup.rate
+    start, period, rate = setup.job.start, setup.config.local_steps, setup.job.rate
 
     def local_step(layer: int, step: int) -> None:
         state, number = states[layer], (step - start) % period

@@ -7,7 +7,6 @@ from ps.coordinator import Coordinator
 from ps.messages import PartWritten, StopRequest
 from ps.mirror import Incoming, Outgoing
 from ps.setup import RankSetup
-from ringtmp.comm import mpi
 from ringtmp.comm.messages import Mailbox
 from ringtmp.errors import RunFailure
 from ringtmp.trace.recorder import clock
@@ -28,8 +27,6 @@ class Background:
         Other servers' copies that this rank holds.
     coordinator : Coordinator or None
         Of rank 0.
-    places : sequence of tuple
-        Host and process id of each rank.
     """
 
     def __init__(
@@ -39,10 +36,9 @@ class Background:
         serving: ServerParts | None,
         incoming: Sequence[Incoming],
         coordinator: Coordinator | None,
-        places: Sequence[tuple[str, int]],
     ) -> None:
         self.setup, self.mailbox, self.serving = setup, mailbox, serving
-        self.incoming, self.coordinator, self.places = incoming, coordinator, places
+        self.incoming, self.coordinator = incoming, coordinator
         self._stop_requested = False
         self._watched = clock()
 
@@ -56,7 +52,7 @@ class Background:
                 moved |= self.serving.replica.poll(not moved)
         for each in self.incoming:
             moved |= each.poll()
-        for part in self.setup.checkpoints.poll():
+        for part in self.setup.session.checkpoints.poll():
             self.mailbox.send(0, PartWritten(*part), part.step)
             moved = True
         now = clock()
@@ -74,16 +70,15 @@ class Background:
         No rank can go on without a server: raises `RunFailure` if one on this host was killed. All can go on without a
         worker: rank 0 drops those that are lost.
         """
-        setup = self.setup
-        if setup.stop_request() and not self._stop_requested:
+        setup, session = self.setup, self.setup.session
+        if session.stop_request() and not self._stop_requested:
             self._stop_requested = True
-            self.mailbox.send(0, StopRequest(setup.stop_request()))
+            self.mailbox.send(0, StopRequest(session.stop_request()))
         if not setup.works:
-            setup.recorder.between_steps(-1)
-        here = self.places[setup.rank][0]
+            session.recorder.between_steps(-1)
         for server in setup.roles.servers:
-            host, pid = self.places[server]
-            if host == here and not mpi.runs(pid):
+            host, pid = session.peers.places[server]
+            if session.peers.has_ended(server):
                 raise RunFailure(f"the server on rank {server} of {host} (process {pid}) was killed")
         if self.coordinator and self.serving and not setup.works:
             limit = setup.config.worker_timeout
@@ -91,7 +86,7 @@ class Background:
 
     def finished(self) -> bool:
         """Whether this rank has nothing left to serve, to collect or to write."""
-        if self.setup.checkpoints.writer.busy:
+        if self.setup.session.checkpoints.writer.busy:
             return False
         return not self.serving or (self.serving.server.finished() and self.serving.collector.idle())
 

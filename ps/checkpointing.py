@@ -13,7 +13,7 @@ import numpy as np
 from ps.messages import CheckpointOrder
 from ps.served_range import ServedRange
 from ringtmp.checkpoint.manager import CheckpointManager
-from ringtmp.checkpoint.writer import Held, records_of
+from ringtmp.checkpoint.writer import LayerArrays, records_of
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
@@ -199,7 +199,7 @@ class CheckpointCollector:
         """Whether no checkpoint is being collected that can still be completed."""
         return not any(len(each.copies) == len(self.served) for each in self._open.values())
 
-    def final(self) -> list[Held]:
+    def final(self) -> list[LayerArrays]:
         """The layers whose home is here, as they are now. Collective over all servers, when no copy is under way."""
         collection = _Collection()
         collection.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
@@ -208,9 +208,9 @@ class CheckpointCollector:
             request.Wait()
         return self._layers(collection)
 
-    def _layers(self, collection: _Collection) -> list[Held]:
+    def _layers(self, collection: _Collection) -> list[LayerArrays]:
         return [
-            (layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
+            LayerArrays(layer, arrays[_FLAT], {name: arrays[name] for name in self.slots})
             for layer, arrays in sorted(collection.layers.items())
         ]
 
@@ -238,7 +238,7 @@ class WorkerCheckpoints:
         rank: int,
         writers: Collection[int],
         checkpoints: CheckpointManager,
-        layers: Callable[[], list[Held]],
+        layers: Callable[[], list[LayerArrays]],
         start: int,
         mailbox: Mailbox,
     ) -> None:

@@ -1,11 +1,7 @@
 """What rank 0 does beside serving or working: collects reports of steps, decides on membership, orders stops."""
 
 import math
-import os
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Protocol
 
 from ps.membership import MembershipLeader
 from ps.messages import (
@@ -23,27 +19,9 @@ from ps.messages import (
     TestDone,
 )
 from ringtmp.comm.messages import Mailbox
-from ringtmp.comm.mpi import runs
+from ringtmp.comm.peers import Peers
 from ringtmp.errors import RunFailure
-
-
-class RunListener(Protocol):
-    """Receives the reports on rank 0."""
-
-    def step_done(self, step: int, loss: float, correct: float, idle: float) -> None:
-        """All workers have made step `step`; `loss` and `correct` are sums over the batch, `idle` a share of time."""
-
-    def test_done(self, step: int, loss: float, correct: float) -> None:
-        """All workers have evaluated after `step` steps; sums over the test samples."""
-
-    def parts_done(self, step: int, whole: bool, cost: float) -> None:
-        """All parts of a checkpoint are finished; `cost`: the seconds for which it held up a rank, at most."""
-
-    def wants_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint after `step` steps shall be ordered now."""
-
-    def say(self, text: str) -> None:
-        """Show a line to the user."""
+from ringtmp.run.listener import RunListener
 
 
 class Coordinator:
@@ -59,8 +37,7 @@ class Coordinator:
     writers : sequence of int
         Ranks that write a part of each checkpoint.
     listener : RunListener
-    places : sequence of tuple
-        Host and process id of each rank.
+    peers : Peers
     batch_size, test_samples : int
         Samples of a step, and of an evaluation.
     start : int
@@ -78,7 +55,7 @@ class Coordinator:
         ranks: Sequence[int],
         writers: Sequence[int],
         listener: RunListener,
-        places: Sequence[tuple[str, int]],
+        peers: Peers,
         *,
         batch_size: int,
         test_samples: int,
@@ -86,7 +63,7 @@ class Coordinator:
         period: int,
         total: int,
     ) -> None:
-        self.mailbox, self.ranks, self.writers, self.listener, self.places = mailbox, ranks, writers, listener, places
+        self.mailbox, self.ranks, self.writers, self.listener, self.peers = mailbox, ranks, writers, listener, peers
         self.batch_size, self.test_samples, self.period = batch_size, test_samples, period
         self.members = MembershipLeader(workers, mailbox, ranks)
         self.stop_signal = 0
@@ -208,10 +185,9 @@ class Coordinator:
         step = self._safe_step()
         if not self.members.drop(worker, step, loss):
             return
-        host, pid = self.places[worker]
         left = len(self.members.active)
         self.listener.say(
-            f"warning: rank {worker} on {host} (process {pid}) {why} and is dropped; "
+            f"warning: {self.peers.name(worker)} {why} and is dropped; "
             f"{left} worker{'s' * (left != 1)} go on and divide its samples from step {step} on"
         )
         if not left:
@@ -225,10 +201,9 @@ class Coordinator:
         if step >= self._end or not self.members.rejoin(worker, step, message.pushes):
             return
         self._newest[worker] = step - 1
-        host, pid = self.places[worker]
         active = len(self.members.active)
         self.listener.say(
-            f"rank {worker} on {host} (process {pid}) is back and takes part again; "
+            f"{self.peers.name(worker)} is back and takes part again; "
             f"{active} worker{'s' * (active != 1)} divide the batches from step {step} on"
         )
 
@@ -241,10 +216,8 @@ class Coordinator:
             Workers from which nothing has come for `limit` seconds.
         limit : float
         """
-        here = self.places[0][0]
         for worker in self.members.active:
-            host, pid = self.places[worker]
-            if worker and host == here and not runs(pid):
+            if self.peers.has_ended(worker):
                 self.drop(worker, "was killed", Loss.KILLED)
         for worker in silent:
             self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", Loss.SILENT)
@@ -263,7 +236,4 @@ class Coordinator:
     def kill_lost(self) -> None:
         """Kill the processes of unresponsive workers on this host: a stopped one would keep the launcher waiting."""
         for worker in self.members.decided.unresponsive:
-            host, pid = self.places[worker]
-            if host == self.places[0][0]:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            self.peers.kill(worker)

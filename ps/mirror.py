@@ -13,8 +13,8 @@ import numpy as np
 
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.shards import KeyRange
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.resilience.node_memory import Copy
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """The loop of a rank: it trains, serves, coordinates, or several of these, and ends together with all others."""
 
-import os
-import socket
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RankLoop:
-    """This rank's part in a launch. Collective over `setup.comm`.
+    """This rank's part in a launch. Collective over `setup.session.comm`.
 
     Parameters
     ----------
@@ -39,50 +37,51 @@ class RankLoop:
     """
 
     def __init__(self, setup: RankSetup) -> None:
-        self.setup, self.recorder, self.end = setup, setup.recorder, setup.total
+        session = setup.session
+        self.setup, self.recorder, self.end = setup, session.recorder, setup.table.total
         self._over = False
-        self._backoff = Backoff(setup.crowded)
+        self._backoff = Backoff(session.is_crowded())
 
         # Channels: control messages, parts of checkpoints, copies for node memory.
-        places = setup.comm.allgather((socket.gethostname(), os.getpid()))
-        checkpoint_comm = setup.comm.Dup()
-        replica_comm = setup.comm.Dup() if setup.replica_holders else None
-        self.mailbox = make_mailbox(setup.net, self._peers(), self.recorder)
+        checkpoint_comm = session.comm.Dup()
+        replica_comm = session.comm.Dup() if setup.replica_holders else None
+        self.mailbox = make_mailbox(session.net, self._peers(), self.recorder)
         setup.membership.follow(self.mailbox)
         self.mailbox.on(Over, self._on_over)
         self.mailbox.on(Stop, self._on_stop)
-        self.mailbox.on(ForgetOlder, lambda sender, message: setup.forget_older())
+        self.mailbox.on(ForgetOlder, self._on_forget_older)
 
         # Parts: server, coordinator, what goes on beside training, worker.
         serving = ServerParts(setup, self.mailbox, checkpoint_comm, replica_comm) if setup.serves else None
         self.collector = serving.collector if serving else None
-        self.coordinator = self._coordinator(places) if setup.rank == 0 else None
+        self.coordinator = self._coordinator() if setup.rank == 0 else None
         incoming = make_incoming(setup, replica_comm) if replica_comm else []
-        self.background = Background(setup, self.mailbox, serving, incoming, self.coordinator, places)
+        self.background = Background(setup, self.mailbox, serving, incoming, self.coordinator)
         server = serving.server if serving else None
         self.worker = make_worker(setup, self.mailbox, server, self.background.poll) if setup.works else None
 
     def _peers(self) -> set[int]:
         """Ranks that this one exchanges messages with: all of them for servers and for rank 0."""
-        setup, everybody = self.setup, {*range(self.setup.comm.size)}
+        setup, everybody = self.setup, {*range(self.setup.session.size)}
         if setup.rank == 0 or (setup.serves and setup.works):
             return everybody
         return {0, *setup.roles.servers, *(setup.roles.workers if setup.serves else ())}
 
-    def _coordinator(self, places: list[tuple[str, int]]) -> Coordinator:
-        setup = self.setup
+    def _coordinator(self) -> Coordinator:
+        setup, session = self.setup, self.setup.session
+        assert setup.listener
         return Coordinator(
             self.mailbox,
             setup.roles.workers,
-            range(setup.comm.size),
+            range(session.size),
             setup.writers,
             setup.listener,
-            places,
+            session.peers,
             batch_size=setup.config.batch_size,
             test_samples=setup.job.info.n_test,
             start=setup.job.start,
             period=setup.config.local_steps,
-            total=setup.total,
+            total=setup.table.total,
         )
 
     @property
@@ -98,7 +97,7 @@ class RankLoop:
         Returns
         -------
         comm, net : Intracomm
-            Those of the setup, or without the ranks that do not answer.
+            Those of the session, or without the ranks that do not answer.
 
         Raises
         ------
@@ -173,8 +172,8 @@ class RankLoop:
 
     def _part(self) -> "tuple[Intracomm, Intracomm]":
         """Wait for all ranks that answer; returns communicators of these alone."""
-        setup, lost = self.setup, self.setup.membership.unresponsive
-        comm, net = setup.comm, setup.net
+        lost = self.setup.membership.unresponsive
+        comm, net = self.setup.session.comm, self.setup.session.net
         with self.recorder.timed("wait", -1):
             if lost:
                 group = comm.group.Excl(sorted(lost))
@@ -199,3 +198,9 @@ class RankLoop:
 
     def _on_stop(self, sender: int, message: Stop) -> None:
         self.end = min(self.end, message.step)
+
+    def _on_forget_older(self, sender: int, message: ForgetOlder) -> None:
+        """Remove copies of earlier launches from the node's memory: no rank can need them any more."""
+        session = self.setup.session
+        if session.memory:
+            session.memory.forget(session.generation)

@@ -1,30 +1,23 @@
-"""What one rank's loop needs of its launch."""
+"""What one rank's loop needs beside the session."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ps.batch_split import BatchSplit
-from ps.coordinator import RunListener
 from ps.membership import Membership
 from ps.node_memory import ReplicaPair, RestoredRanges
 from ps.roles import Roles
 from ringtmp.checkpoint.format import LayerRecord
-from ringtmp.checkpoint.manager import CheckpointManager
-from ringtmp.checkpoint.writer import Held
+from ringtmp.checkpoint.writer import LayerArrays
 from ringtmp.config.schema import RunConfig
 from ringtmp.emulate.nodes import Pace, Paced
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.run.job import Job
-from ringtmp.trace.recorder import Recorder
-
-if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+from ringtmp.run.listener import RunListener
+from ringtmp.run.session import Session
+from ringtmp.run.timetable import Timetable
 
 
 @dataclass(frozen=True)
@@ -48,13 +41,13 @@ class NodeSpeed:
 
 @dataclass(frozen=True)
 class RankSetup:
-    """All that `RankLoop` needs of the launch; made once, before training starts.
+    """All that `RankLoop` needs; made once, before training starts.
 
     Attributes
     ----------
-    comm, net : Intracomm
-        For agreement and the end; for training.
-    job : Job
+    session : Session
+        Complete.
+    table : Timetable
     roles : Roles
     membership : Membership
     batch_split : BatchSplit
@@ -64,17 +57,9 @@ class RankSetup:
         A worker's layers, loaded.
     writers : sequence of int
         Ranks that write a part of each checkpoint.
-    checkpoints : CheckpointManager
-    listener : RunListener
-        Receives reports (rank 0).
-    recorder : Recorder
-    total, eval_every : int
-        Steps of the run; steps between two evaluations.
-    rate : callable
-        Learning rate of a step.
+    listener : RunListener or None
+        Receives reports on rank 0.
     speed : NodeSpeed
-    crowded : bool
-        Whether ranks outnumber the cores of this node.
     restored : dict
         This rank's ranges from node memory, if the run resumes from there.
     read_layers : callable
@@ -85,58 +70,43 @@ class RankSetup:
         By server that has ranges: rank of another node that holds its copies, or -1; empty without node memory.
     replica_pairs : mapping of int to pair of copies
         By server: memory for the copies that this rank writes or receives.
-    forget_older : callable
-        Frees copies that earlier launches left in node memory.
-    stop_request : callable
-        The number of the signal that requests a stop; 0: none.
-    probe : FaultProbe or None
     """
 
-    comm: "Intracomm"
-    net: "Intracomm"
-    job: Job
+    session: Session
+    table: Timetable
     roles: Roles
     membership: Membership
     batch_split: BatchSplit
     ranges: Sequence[KeyRange]
     stage: Stage | None
     writers: Sequence[int]
-    checkpoints: CheckpointManager
-    listener: RunListener
-    recorder: Recorder
-    total: int
-    eval_every: int
-    rate: Callable[[int], float]
+    listener: RunListener | None
     speed: NodeSpeed
-    crowded: bool
     restored: RestoredRanges
     read_layers: Callable[[Sequence[int]], list[LayerRecord]]
-    own_layers: Callable[[], list[Held]]
+    own_layers: Callable[[], list[LayerArrays]]
     replica_holders: Mapping[int, int]
     replica_pairs: Mapping[int, ReplicaPair]
-    forget_older: Callable[[], None]
-    stop_request: Callable[[], int]
-    probe: FaultProbe | None = None
 
     @property
     def rank(self) -> int:
         """This rank."""
-        return self.comm.rank
+        return self.session.rank
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        return self.session.job
 
     @property
     def config(self) -> RunConfig:
         """The run's configuration."""
-        return self.job.config
+        return self.session.job.config
 
     @property
     def model(self) -> Model:
         """The whole model."""
-        return self.job.model
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of weights and gradients."""
-        return self.job.dtype
+        return self.session.job.model
 
     @property
     def serves(self) -> bool:

@@ -1,26 +1,36 @@
 """``mpirun -n 8 python -m ps.train``: train with parameter servers (rank 0 serves), or with an all-reduce."""
 
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ringtmp.comm.mpi import run_main
-from ringtmp.run.entry_point import program
+from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.run.command import read_settings, set_threads, stand_by
 
 if TYPE_CHECKING:
-    from ringtmp.run.launch import Launch
+    from mpi4py.MPI import Intracomm
 
 _ABOUT = (
     "Train a neural network with parameter servers: rank 0 holds the parameters, every other rank the\n"
     "whole network and a share of each batch. Gradients are pushed, new weights come back."
 )
+_read = partial(read_settings, "ps.train", _ABOUT, without="Ring")
 
 
-def _trainer() -> "type[Launch]":
-    from ps.trainer import ServerLaunch
+def main(comm: "Intracomm", stop: StopRequest) -> int:
+    """Parse the flags, train, and return the exit status. Collective over `comm`."""
+    settings = from_rank_0(comm, _read)
+    if settings is None:  # --help has been printed
+        return 0
+    set_threads(settings.threads)
 
-    return ServerLaunch
+    # Import what uses NumPy only now: it reads the thread counts when it is imported.
+    from ps.trainer import ServerTrainer
+    from ringtmp.run.launch import launch
 
+    result = launch(ServerTrainer, comm, settings.from_file, settings.flags, stop_request=lambda: stop.signal)
+    return result.exit_status
 
-main, stand_by = program("ps.train", _ABOUT, "Ring", _trainer)
 
 if __name__ == "__main__":
-    run_main(main, stand_by)
+    run_main(main, partial(stand_by, read=_read, import_trainer=partial(import_module, "ps.trainer")))

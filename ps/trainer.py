@@ -1,4 +1,4 @@
-"""`ps.train`: from a configuration to trained weights, with parameter servers or an all-reduce."""
+"""The servers' trainer, and `ps.train`: from a configuration to trained weights, with servers or an all-reduce."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,25 +12,28 @@ from ps.rank import RankLoop
 from ps.roles import Roles, check
 from ps.setup import NodeSpeed, RankSetup
 from ringtmp.checkpoint import format as checkpoint
-from ringtmp.checkpoint.writer import Held
+from ringtmp.checkpoint.loading import load_layers
+from ringtmp.checkpoint.writer import LayerArrays
+from ringtmp.config.schema import RunConfig
 from ringtmp.config.units import parse_bytes, show_bytes
 from ringtmp.data.dataset import share_data
-from ringtmp.emulate.node_speed import own_costs
+from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import UPDATE_FLOPS, Course, Pace, Paced, lateness, parse_courses
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import key_ranges
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.node_memory import NodeMemory
 from ringtmp.resilience.recovery import room_for
-from ringtmp.run.job import Feeder
-from ringtmp.run.launch import Launch
-from ringtmp.run.modes import train_with
+from ringtmp.run.job import Job
+from ringtmp.run.launch import launch_from_python
+from ringtmp.run.listener import RunListener
 from ringtmp.run.result import Result
+from ringtmp.run.session import Session
+from ringtmp.run.trainer import Traits
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from mpi4py.MPI import Intracomm, Prequest
 
 
 def train(
@@ -58,17 +61,38 @@ def train(
     UserError
         Bad input; on every rank.
     """
-    return train_with(ServerLaunch, comm, data, out, progress, settings)
+    return launch_from_python(ServerTrainer, comm, data, out, progress, settings)
 
 
-class ServerLaunch(Launch):
-    """One launch on a rank that serves, works, or both."""
+class ServerTrainer:
+    """One launch on a rank that serves, works, or both (`ringtmp.run.trainer.Trainer`).
 
-    heading = "role"
-    recalls = True
-    check = staticmethod(check)
+    Parameters
+    ----------
+    session : Session
+    """
+
+    traits = Traits("role", uses_node_memory=True, survives_losses=False, side_by_side=False)
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.job, self.config, self.model = session, session.job, session.job.config, session.job.model
+        self.rank, self.size = session.rank, session.size
+        self.table = self.job.timetable()
+        self.notes: list[str] = []
+        self.writers: Sequence[int] = range(self.size)
+
+    @staticmethod
+    def check(config: RunConfig, ranks: int) -> None:
+        """Raise `UserError` for settings with which servers and workers cannot train on `ranks` ranks (rank 0)."""
+        check(config, ranks)
+
+    @staticmethod
+    def members(comm: "Intracomm", job: Job) -> list[int]:
+        """Ranks that take part: all."""
+        return list(range(comm.size))
 
     def build(self) -> None:
+        """Divide parameters over servers and batches over workers, and allocate a worker's layers. Collective."""
         config, job = self.config, self.job
         self.roles = Roles.of(config, self.size)
         self.serves, self.works = self.rank in self.roles.servers, self.rank in self.roles.workers
@@ -81,7 +105,7 @@ class ServerLaunch(Launch):
         self.homes = layer_homes(self.ranges, len(counts)) if self.roles.servers else dealt
         self.writers = sorted({*self.homes})
         self.courses = parse_courses(config.node_speed, self.size) if config.node_speed else []
-        job.data = share_data(self.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
+        job.data = share_data(self.session.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
         self.membership = Membership(self.roles.workers)
         self.batch_split = BatchSplit(self.membership, self._speeds())
         self.stage: Stage | None = None
@@ -102,26 +126,28 @@ class ServerLaunch(Launch):
             )
 
     def _samples(self) -> int:
-        """Samples that this worker has of each batch while all are there."""
+        """Samples that this worker has of each batch while all workers take part."""
         return self.batch_split.part(self.rank, 0, self.config.batch_size)[1]
 
     def _speeds(self) -> list[float]:
-        """Samples a second of each worker, where shares are to be in proportion to that."""
+        """Samples per second of each worker, if batches are divided in proportion to that. Collective."""
         if self.config.batch_split == "even":
             return []
         rows = max(1, self.config.batch_size // len(self.roles.workers))
-        seconds = self.comm.allgather(sum(own_costs(self.comm, self.job, rows, 1)))
+        seconds = self.session.comm.allgather(sum(self.job.own_costs(self.session.comm, rows, 1)))
         return [1.0 / seconds[worker] for worker in self.roles.workers]
 
-    def families(self) -> set[str]:
+    def kernel_families(self) -> set[str]:
+        """Kernels beside the model's: those of servers, and of copies in the nodes' memory."""
         return {"serve", "keep"} if self.config.state_copies else {"serve"}
 
     def load(self) -> None:
+        """Set start values or stored ones, and run every kernel once."""
         self.restored: RestoredRanges = {}
         if self.job.recalled:
             ranges = self.ranges if self.roles.servers else []
             self.restored = restore_ranges(
-                self.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage
+                self.session.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage
             )
         if self.stage:
             if self.job.marker is None:
@@ -129,28 +155,28 @@ class ServerLaunch(Launch):
             elif self.job.recalled:
                 self.stage.derive()
             else:
-                stored = self.stored(range(len(self.model.layers)))
-                for state, record in zip(self.stage.states, stored, strict=True):
-                    state.layer.store(state.flat, record.parameters)
-                    for name, flat in state.slots.items():
-                        state.layer.store(flat, record.slots.get(name, {}))
+                assert self.job.resume
+                load_layers(self.job.resume.checkpoints, self.job.marker, self.model, self.stage.states)
                 self.stage.derive()
             self.stage.warm_up(pieces(self._samples(), self.config.worker_micro_batches))
         if self.courses:
             self.speed = self._emulate(self.courses[self.rank])
 
-    def house(self, memory: NodeMemory) -> None:
-        """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
-        servers, workers = self.roles.servers, self.roles.workers
+    def reserve(self) -> None:
+        """Allocate node memory for this server's copies, and for those of others that this rank holds. Collective."""
+        servers, workers, memory = self.roles.servers, self.roles.workers, self.session.memory
+        assert memory
         self.replica_holders = {
-            server: holder_of(server, servers, workers, self.nodes) for server in servers_of(self.ranges)
+            server: holder_of(server, servers, workers, self.session.nodes) for server in servers_of(self.ranges)
         }
         mine = [server for server, holder in self.replica_holders.items() if self.rank in (server, holder)]
         shapes = [
-            replica_layout(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.generation)
+            replica_layout(
+                self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation
+            )
             for server in mine
         ]
-        self.replica_pairs = dict(zip(mine, room_for(self.comm, memory, shapes), strict=True))
+        self.replica_pairs = dict(zip(mine, room_for(self.session.comm, memory, shapes), strict=True))
 
     @property
     def server_slots(self) -> tuple[str, ...]:
@@ -164,7 +190,7 @@ class ServerLaunch(Launch):
         return list(checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names))
 
     def _emulate(self, course: Course) -> NodeSpeed:
-        """The node that this rank is; each layer of each worker has draws of its own, as the simulator has it."""
+        """The node that this rank emulates; each layer of each worker has random numbers of its own, as in simulation."""
         config, layers, stages = self.config, len(self.model.layers), len(self.roles.workers) * len(self.model.layers)
         paces: list[Pace] = []
         if self.works:
@@ -175,85 +201,62 @@ class ServerLaunch(Launch):
             ]
         if self.works and self.serves:  # beside a worker's layers updates cost it nothing
             return NodeSpeed(paces)
-        return NodeSpeed(
-            paces, Paced(stages + self.rank, config.jitter, config.seed, course), UPDATE_FLOPS / course.first
-        )
+        updates = Paced(stages + self.rank, config.jitter, config.seed, course)
+        return NodeSpeed(paces, updates, UPDATE_FLOPS / course.first)
 
     def connect(self) -> None:
+        """Make what serves, works and coordinates on this rank."""
+        session, listener = self.session, None
+        if session.reporter:
+            assert self.job.data
+            sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
+            listener = RunListener(session.reporter, session.checkpoints, self.job.rate, sampler.spread)
         setup = RankSetup(
-            comm=self.comm,
-            net=self.net,
-            job=self.job,
+            session=session,
+            table=self.table,
             roles=self.roles,
             membership=self.membership,
             batch_split=self.batch_split,
             ranges=self.ranges,
             stage=self.stage,
             writers=self.writers,
-            checkpoints=self.sets,
-            listener=self,
-            recorder=self.recorder,
-            total=self.table.total,
-            eval_every=self.table.every,
-            rate=self.rate,
+            listener=listener,
             speed=self.speed,
-            crowded=self.crowded(),
             restored=self.restored,
             read_layers=self.stored,
             own_layers=self.mine,
             replica_holders=self.replica_holders,
             replica_pairs=self.replica_pairs,
-            forget_older=self.forget_older,
-            stop_request=self.stop_request,
-            probe=self.probe,
         )
         self.rank_loop = RankLoop(setup)
-        self.feeder = Feeder(self.job) if self.rank == 0 else None
 
-    def drive(self) -> None:
-        self.comm, self.net = self.rank_loop.run()
+    def train(self) -> None:
+        """Train. On return no message is on its way."""
+        self.session.comm, self.session.net = self.rank_loop.run()
 
-    # ---- what the coordinator tells -----------------------------------------------------------------------------
-
-    def step_done(self, step: int, loss: float, correct: float, idle: float) -> None:
-        """A step is done by every worker (rank 0)."""
-        assert self.reporter
-        self.reporter.trained(step, loss, correct, idle, self.rate(step))
-
-    def test_done(self, step: int, loss: float, correct: float) -> None:
-        """An evaluation is complete (rank 0)."""
-        assert self.reporter and self.feeder
-        self.reporter.tested(step, loss, correct, self.feeder.spread())
-
-    def parts_done(self, step: int, whole: bool, cost: float) -> None:
-        """Every part of a set has been written, or not (rank 0)."""
-        self.sets.settle(step, whole, cost)
-
-    def wants_checkpoint(self, step: int) -> bool:
-        """Whether a set after `step` updates is to be ordered now (rank 0)."""
-        return self.sets.wanted(step)
-
-    def say(self, text: str) -> None:
-        """A line for whoever watches (rank 0)."""
-        assert self.reporter
-        self.reporter.say(text)
+    def requests(self) -> "list[Prequest]":
+        """None: this trainer does not survive losses within a job."""
+        return []
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
-    def held(self) -> list[Held]:
+    def layers(self) -> list[LayerArrays]:
+        """The layers that this rank writes and digests, as they are now. Collective over the servers."""
         if self.rank_loop.collector:
             return self.rank_loop.collector.final()
         if self.roles.servers or not self.stage:
             return []
         return self.mine()
 
-    def mine(self) -> list[Held]:
+    def mine(self) -> list[LayerArrays]:
         """The layers that this worker writes where there are no servers."""
         assert self.stage
         states = self.stage.states
-        return [(each.index, each.flat, each.slots) for each in states if self.homes[each.index] == self.rank]
+        mine = [state for state in states if self.homes[state.index] == self.rank]
+        return [LayerArrays(state.index, state.flat, state.slots) for state in mine]
 
     def describe(self) -> str:
+        """How the work is divided."""
         config, roles = self.config, self.roles
         words = [config.consistency + (f" (staleness {config.bound})" if config.bound > 0 else "")]
         if config.colocate:
@@ -270,7 +273,8 @@ class ServerLaunch(Launch):
         words += [f"emulated nodes of {speeds} GFLOP/s"] * bool(speeds)
         return f"batch {config.batch_size}; " + ", ".join(words)
 
-    def facts(self) -> dict[str, Any]:
+    def trace_facts(self) -> dict[str, Any]:
+        """This rank's part, as its trace states it."""
         return {
             "role": self.roles.word(self.rank),
             "consistency": self.config.consistency,
@@ -281,6 +285,7 @@ class ServerLaunch(Launch):
         }
 
     def row(self) -> dict[str, Any]:
+        """This rank's row of the table at the end."""
         role = self.roles.word(self.rank)
         served = sum(keys.size for keys in self.ranges if keys.server == self.rank) if self.roles.servers else 0
         shown = role + (", left" if self.works and self.membership.loss(self.rank) is not None else "")
@@ -293,8 +298,10 @@ class ServerLaunch(Launch):
 
     @property
     def step(self) -> int:
+        """Updates made since the run's first step."""
         return self.rank_loop.end
 
     @property
     def stop_signal(self) -> int:
+        """The signal that stopped the run, or 0 (rank 0)."""
         return self.rank_loop.stop_signal

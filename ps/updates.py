@@ -12,8 +12,8 @@ from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.threads import Pool
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.schedule.local_rule import U
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 

@@ -12,13 +12,13 @@ from ps.messages import Alive, Skip, StepDone, Stop, TestDone
 from ringtmp.comm import mpi
 from ringtmp.comm.messages import Mailbox
 from ringtmp.comm.waiting import Backoff
+from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace
 from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import StepContext, pieces
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.resilience.fault_probe import FaultProbe
-from ringtmp.run.job import Feeder
 from ringtmp.schedule.local_rule import F, I, W
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Worker:
     batch_split : BatchSplit
     mailbox : Mailbox
     recorder : Recorder
-    feeder : Feeder
-        Reads samples.
+    sampler : Sampler
     paces : sequence of Pace
         One for each layer on an emulated node, else empty.
     poll_others : callable
@@ -84,7 +83,7 @@ class Worker:
         batch_split: BatchSplit,
         mailbox: Mailbox,
         recorder: Recorder,
-        feeder: Feeder,
+        sampler: Sampler,
         paces: Sequence[Pace],
         poll_others: Callable[[], bool],
         *,
@@ -99,7 +98,7 @@ class Worker:
         probe: FaultProbe | None = None,
     ) -> None:
         self.rank, self.stage, self.config, self.exchange, self.batch_split = rank, stage, config, exchange, batch_split
-        self.mailbox, self.recorder, self.feeder, self.paces = mailbox, recorder, feeder, paces
+        self.mailbox, self.recorder, self.sampler, self.paces = mailbox, recorder, sampler, paces
         self.poll_others, self.local_step, self.rejoin_by = poll_others, local_step, rejoin_by
         self.start, self.total, self.eval_every, self.servers = start, total, eval_every, servers
         self.checkpoints, self.probe = checkpoints, probe
@@ -192,7 +191,7 @@ class Worker:
         for piece, rows in enumerate(pieces(count, number)):
             work = self.stage.work(0, rows)
             begin = clock()
-            self.feeder.train(step, first, work.x, work.labels)
+            self.sampler.train(step, first, work.x, work.labels)
             self.recorder.record("data", begin, clock(), step, piece)
             context = StepContext(True, self.config.seed, step, first)
             self._forward(work, context, piece, (step - self.start) * number + piece, "F")
@@ -252,12 +251,12 @@ class Worker:
         """Evaluate the newest weights on this worker's part of the test samples."""
         self.take_all()
         self.standing.check()
-        first, count = self.batch_split.part(self.rank, step, self.feeder.info.n_test)
+        first, count = self.batch_split.part(self.rank, step, self.sampler.data.info.n_test)
         full, rest = divmod(count, self.stage.rows)
         loss_sum = correct_sum = 0.0
         for piece, rows in enumerate([self.stage.rows] * full + [rest] * bool(rest)):
             work = self.stage.work(0, rows)
-            self.feeder.test(first, work.x, work.labels)
+            self.sampler.test(first, work.x, work.labels)
             self._forward(work, StepContext(step=step), piece, 0, "E")
             loss, correct = self.stage.loss(work, 0.0)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + correct

@@ -1,26 +1,36 @@
-"""``mpirun -n 8 python -m ringtmp.train``: train a network whose layers are dealt over the ranks."""
+"""``mpirun -n 8 python -m ringtmp.train``: train a network whose layers are divided over the ranks of a ring."""
 
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ringtmp.comm.mpi import run_main
-from ringtmp.run.entry_point import program
+from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
+from ringtmp.run.command import read_settings, set_threads, stand_by
 
 if TYPE_CHECKING:
-    from ringtmp.run.launch import Launch
+    from mpi4py.MPI import Intracomm
 
 _ABOUT = (
-    "Train a neural network whose layers are dealt over the ranks of a ring. Micro-batches go round\n"
-    "as activations, their gradients come back, and every rank updates its own layers."
+    "Train a neural network whose layers are distributed over the ranks of a ring. Micro-batches travel\n"
+    "round as activations, their gradients travel back, and each rank updates its own layers."
 )
+_read = partial(read_settings, "ringtmp.train", _ABOUT, without="Server")
 
 
-def _trainer() -> "type[Launch]":
-    from ringtmp.ring.trainer import RingLaunch
+def main(comm: "Intracomm", stop: StopRequest) -> int:
+    """Parse the flags, train, and return the exit status. Collective over `comm`."""
+    settings = from_rank_0(comm, _read)
+    if settings is None:  # --help has been printed
+        return 0
+    set_threads(settings.threads)
 
-    return RingLaunch
+    # Import what uses NumPy only now: it reads the thread counts when it is imported.
+    from ringtmp.ring.trainer import RingTrainer
+    from ringtmp.run.launch import launch
 
+    result = launch(RingTrainer, comm, settings.from_file, settings.flags, stop_request=lambda: stop.signal)
+    return result.exit_status
 
-main, stand_by = program("ringtmp.train", _ABOUT, "Server", _trainer)
 
 if __name__ == "__main__":
-    run_main(main, stand_by)
+    run_main(main, partial(stand_by, read=_read, import_trainer=partial(import_module, "ringtmp.ring.trainer")))

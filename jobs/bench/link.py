@@ -25,7 +25,7 @@ from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.ring.messages import SendRequests
+from ringtmp.ring.links import SendRequests
 from ringtmp.trace.recorder import clock
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class EngineLink:
         self.sent = self.retired = self.taken = 0
         self.patience = Backoff(crowded=False)
         if comm.rank == 0:
-            self.outbox = SendRequests(comm, 1, TAG_STREAM, False, lambda since: None)
+            self.outbox = SendRequests(comm, 1, TAG_STREAM, synchronous=False)
         else:
             self.inbox = ReceiveQueue(comm, 0, TAG_STREAM, [part for parts in self.parts for part in parts])
             for slot in range(len(buffers)):
@@ -75,7 +75,7 @@ class EngineLink:
         """Start the next message; its slot must be free."""
         slot = self.sent % len(self.parts)
         for piece, part in enumerate(self.parts[slot]):
-            self.pending[slot].append(self.outbox.send((slot, piece), part, False))
+            self.pending[slot].append(self.outbox.send((slot, piece), part))
         self.sent += 1
 
     def poll(self) -> None:

@@ -34,7 +34,7 @@ from jobs.experiments.progress import quartiles
 from jobs.experiments.store import Page, places, plain, publish, read, renewed, write
 from ringtmp.emulate.nodes import parse_courses
 from ringtmp.ring.load_balance import WARM, WINDOW
-from ringtmp.schedule.partition import Part, deal
+from ringtmp.schedule.partition import StageCosts, split_layers
 
 WIDTH, LAYERS = 32, 12  # of each node
 MICRO, ROWS = 2, 4  # micro-batches for each rank, and samples of one
@@ -81,7 +81,7 @@ class Case:
     def possible(self, step: int) -> tuple[float, float]:
         """Times the rate of an even cut: with the best cut of whole layers, and with any."""
         speeds, count = self.speeds(step), LAYERS * self.ranks
-        best = deal([Part.of(np.full(count, 1.0 / speed)) for speed in speeds]).most
+        best = split_layers([StageCosts.of(np.full(count, 1.0 / speed)) for speed in speeds]).slowest
         return LAYERS / speeds.min() / best, speeds.sum() / (self.ranks * speeds.min())
 
     def settings(self, steps: int) -> dict[str, Any]:

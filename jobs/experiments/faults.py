@@ -7,7 +7,7 @@
 
     strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)     # one after the other, in one run
 
-A rank is held where `ringtmp.resilience.fault_probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
+A rank is held where `ringtmp.trace.fault_probe` has it ask; so a kill falls into the named phase and not, by chance, beside it.
 """
 
 import json
@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Self
 
 from ringtmp.comm.mpi import runs
-from ringtmp.resilience import fault_probe as probe
+from ringtmp.trace import fault_probe as probe
 
 PHASES = ("F", "I", "W", "U", "E", "replicate", "checkpoint", "restore")
 Case = tuple[int, str]  # rank and phase

@@ -3,7 +3,7 @@
 >>> run = open_run("runs/first")
 >>> run.events(), run.breakdown(), run.communication(), run.history(), run.staleness(), run.peak_in_flight()
 >>> waits(run.events(), run.ranks()), transfers(run.events(), run.ranks())  # and servers, lead: of a run of ps
->>> critical_path(run.events()), run.pulse(), run.recoveries()
+>>> critical_path(run.events()), run.live_status(), run.recoveries()
 >>> draw_gantt(run.events(), steps=(40, 41)).figure.savefig("gantt.png")
 >>> write_perfetto(run.events(), "first.json.gz")
 """

@@ -1,4 +1,4 @@
-"""The critical path: the chain of actions that a run could not have been shorter than."""
+"""The critical path: the chain of dependent actions that sets the length of a run."""
 
 import numpy as np
 import pandas as pd
@@ -10,30 +10,29 @@ _ACTIONS = ("F", "I", "W", "U", "E", "B")
 
 
 def critical_path(events: pd.DataFrame, steps: tuple[int, int] | None = None) -> pd.DataFrame:
-    """Walk back from the last action: each time to the one whose end it had to wait for.
+    """Find the critical path by walking back from the last action to the action that each one had to wait for.
 
-    That is the action before it on its own rank, or the one on another rank whose message it took, whichever ended
+    That is the previous action on its own rank or the action on another rank whose message it used, whichever ended
     later.
 
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` or `Outcome.events` give it.
+        From `Run.events` or `Outcome.events`.
     steps : (int, int), optional
-        First and last step to look at.
+        First and last step to include.
 
     Returns
     -------
     DataFrame
-        The actions of the path, first to last: the columns of `events`, and `gap` (nanoseconds between the end of the
-        one before and its start) and `by` (`rank` or `message`: what it waited for; empty for the first one). What the
-        path consists of says what would make the run shorter: actions on it, messages (`gap` where `by` is `message`),
-        or one rank alone.
+        The actions of the path, first to last: the columns of `events`, `gap` (nanoseconds between the end of the
+        previous action and its start) and `by` (`rank` or `message`: what it waited for; empty for the first one). Only
+        faster actions on the path, or faster messages (`gap` where `by` is `message`), make the run shorter.
 
     Raises
     ------
     UserError
-        There are no actions (of these steps).
+        There are no actions in `events`, or none of `steps`.
     """
     actions = events[events["kind"].isin(_ACTIONS)]
     if steps:
@@ -41,6 +40,7 @@ def critical_path(events: pd.DataFrame, steps: tuple[int, int] | None = None) ->
     if actions.empty:
         of = f" of steps {steps[0]} to {steps[1]}" if steps else ""
         raise UserError(f"critical path: there are no actions{of}")
+    # Find each action's predecessor on its own rank and the sender of its message.
     actions = actions.sort_values(["start", "end"], kind="stable").reset_index(drop=True)
     before = np.full(len(actions), -1)
     for places in actions.groupby("rank").indices.values():
@@ -49,6 +49,7 @@ def critical_path(events: pd.DataFrame, steps: tuple[int, int] | None = None) ->
     sender = np.full(len(actions), -1)
     sender[pairs["target"]] = pairs["source"]
     start, end = (actions[name].to_numpy() for name in ("start", "end"))
+    # Walk back from the action that ended last.
     here = int(end.argmax())
     path, gaps, reasons = [], [], []
     while here >= 0:
@@ -60,7 +61,7 @@ def critical_path(events: pd.DataFrame, steps: tuple[int, int] | None = None) ->
         path.append(here)
         gaps.append(max(0, int(start[here] - end[last])) if last >= 0 else 0)
         reasons.append(by if last >= 0 else "")
-        # Clocks of two hosts agree to some microseconds only; the path goes back all the same.
+        # Clocks of two hosts agree to a few microseconds only; stop rather than walk forward.
         here = last if last >= 0 and (start[last] < start[here] or last < here) else -1
     found = actions.iloc[path[::-1]].reset_index(drop=True)
     return found.assign(gap=gaps[::-1], by=reasons[::-1])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RGB = tuple[float, float, float]
 Shades = dict[tuple[str, int], RGB]  # by kind and chunk
 
-# Okabe-Ito: told apart by colour-blind readers and in print. B, which is I and W in one, lies between these two.
+# Okabe-Ito: distinguishable for colour-blind readers and in print. B (I and W in one action) lies between these two.
 COLOURS = {
     "F": "#0072B2",
     "B": "#7A9A2E",
@@ -39,7 +39,7 @@ _NAMES = {
     "U": "U update",
     "E": "E evaluation",
 }
-_NUMBERED = "FBIW"  # these carry their micro-batch, and a shade for each chunk
+_NUMBERED = "FBIW"  # kinds that show their micro-batch and have a shade per chunk
 _HEIGHT = 0.8  # of a bar; rows are 1 apart
 _FONT, _SMALLEST = 6.0, 4.5  # points, of micro-batch numbers
 _EDGE = 0.3  # points
@@ -48,31 +48,30 @@ _EDGE = 0.3  # points
 def draw_gantt(
     events: pd.DataFrame, ax: "Axes | None" = None, *, steps: tuple[int, int] | None = None, numbers: bool = True
 ) -> "Axes":
-    """Draw what each rank did, one row a rank.
+    """Draw the events of each rank as a row of a Gantt chart.
 
-    Where ranks have several chunks, the later ones are drawn in lighter shades; where they are data-parallel workers,
-    the later layers.
+    Later chunks of a rank have lighter shades; for data-parallel workers, later layers.
 
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` or `Outcome.events` give it.
+        From `Run.events` or `Outcome.events`.
     ax : Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; default: a new figure.
     steps : (int, int), optional
         First and last step to show.
     numbers : bool
-        Whether to write micro-batch numbers into bars that have room (of workers only if they have several).
+        Write micro-batch numbers into bars that are wide enough (for workers only if they have several).
 
     Raises
     ------
     UserError
-        There are no events, or none of these steps.
+        There are no events, or none of `steps`.
 
     Returns
     -------
     Axes
-        Time in milliseconds to the right, ranks downwards.
+        Time in milliseconds on the x axis, ranks downwards on the y axis.
     """
     if events.empty:
         raise UserError("there are no events to draw")
@@ -89,7 +88,7 @@ def draw_gantt(
     bars = events.assign(left=(events["start"] - zero) / 1e6, right=(events["end"] - zero) / 1e6)
     span = max(bars["right"].max(), 1e-6)
     ax = _prepared(ax, ranks, span)
-    points = ax.bbox.width / ax.figure.dpi * 72 / span  # a millisecond on paper
+    points = ax.bbox.width / ax.figure.dpi * 72 / span  # printer's points per millisecond
     shades = {
         (kind, chunk): _shade(colour, chunk, chunks) for kind, colour in COLOURS.items() for chunk in range(chunks)
     }
@@ -101,20 +100,20 @@ def draw_gantt(
 
 
 def _are_workers(events: pd.DataFrame) -> bool:
-    """Whether several ranks run the same stage, as data-parallel workers do, whose stages are layers."""
+    """Whether several ranks run the same stage: data-parallel workers, whose stages are layers."""
     forwards = events[events["kind"] == "F"]
     return bool((forwards.groupby("stage")["rank"].nunique() > 1).any())
 
 
 def _chunks(events: pd.DataFrame) -> pd.Series:
-    """Which of its rank's stages each numbered event belongs to, the first in the chain being 0; 0 for all others."""
+    """The chunk of each numbered event: the index of its stage among the stages of its rank; 0 for other events."""
     numbered = events[events["kind"].isin(list(_NUMBERED))]
     chunk = numbered.groupby("rank")["stage"].rank("dense").astype(int) - 1
     return chunk.reindex(events.index, fill_value=0)
 
 
 def _prepared(ax: "Axes | None", ranks: list[int], span: float) -> "Axes":
-    """Axes with a row for each rank; a new figure's are laid out, so that it is known what room bars will have."""
+    """Axes with a row per rank; a new figure is laid out at once, so that the width of bars is known."""
     import matplotlib.pyplot as plt
 
     figure = None
@@ -133,14 +132,14 @@ def _prepared(ax: "Axes | None", ranks: list[int], span: float) -> "Axes":
 
 
 def _add_bars(ax: "Axes", bars: pd.DataFrame, points: float, shades: Shades) -> None:
-    """One collection for each kind and chunk: 25,000 bars are drawn and saved in 0.6 s."""
+    """Add one collection per kind and chunk: 25,000 bars are drawn and saved in 0.6 s."""
     from matplotlib.collections import PolyCollection
 
     for kind, colour in COLOURS.items():
         some = bars[bars["kind"] == kind]
         for number, (chunk, mine) in enumerate(some.groupby("chunk")):
             width = (mine["right"] - mine["left"]).to_numpy() * points
-            # An edge would be all there is to see of a narrow bar; an update is to be seen however short it is.
+            # A narrow bar would consist of its edge only, so it has none; an update stays visible however short it is.
             edged = width > 8 * _EDGE if kind in _NUMBERED else (width < 1) & (kind == "U")
             rectangles = PolyCollection(
                 _rectangles(mine),
@@ -153,14 +152,14 @@ def _add_bars(ax: "Axes", bars: pd.DataFrame, points: float, shades: Shades) -> 
 
 
 def _rectangles(bars: pd.DataFrame) -> Any:
-    """Corners [bars, 4, 2]."""
+    """Corners of the bars, array [bars, 4, 2]."""
     left, right = bars["left"].to_numpy(), bars["right"].to_numpy()
     top, bottom = bars["rank"].to_numpy() - _HEIGHT / 2, bars["rank"].to_numpy() + _HEIGHT / 2
     return np.stack([np.stack([left, left, right, right], 1), np.stack([top, bottom, bottom, top], 1)], 2)
 
 
 def _write_numbers(ax: "Axes", bars: pd.DataFrame, points: float, shades: Shades) -> None:
-    """The micro-batch on each bar that has room; pieces of a W that follow each other have one number together."""
+    """Write the micro-batch on each bar that is wide enough; consecutive parts of one W share a number."""
     bars = bars[bars["kind"].isin(list(_NUMBERED))].sort_values(["rank", "left"])
     same = ["rank", "kind", "stage", "step", "micro_batch"]
     apart = (bars[same] != bars[same].shift()).any(axis=1) | (bars["left"] - bars["right"].shift() > 0.5 / points)
@@ -176,7 +175,7 @@ def _write_numbers(ax: "Axes", bars: pd.DataFrame, points: float, shades: Shades
 
 
 def _shade(colour: str, chunk: int, chunks: int) -> RGB:
-    """The colour of a kind on a chunk: the later the nearer to white."""
+    """The colour of a kind on a chunk: later chunks are closer to white."""
     from matplotlib.colors import to_rgb
 
     red, green, blue = (1 - (1 - part) * (1 - 0.9 * chunk / chunks) for part in to_rgb(colour))
@@ -184,14 +183,14 @@ def _shade(colour: str, chunk: int, chunks: int) -> RGB:
 
 
 def _ink(background: RGB) -> str:
-    """Black or white, whichever is read more easily (relative luminance)."""
+    """Black or white, whichever has the higher contrast to `background` (relative luminance)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if luminance > 0.35 else "white"
 
 
 def _add_legend(ax: "Axes", chunks: int, name: str) -> None:
-    """A patch for each kind, and one that shows the shades of the chunks, or what else `name` says."""
+    """Add a patch per kind, and one that shows the shades of the chunks (or layers: `name`)."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 

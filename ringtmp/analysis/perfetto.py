@@ -1,8 +1,8 @@
-"""Events as a Chrome trace, which ui.perfetto.dev and chrome://tracing open, with an arrow for each message.
+"""Events as a Chrome trace for ui.perfetto.dev and chrome://tracing, with an arrow for each message.
 
-What the two viewers do with a file is taken from Perfetto's importer (src/trace_processor/importers/json): it reads
-events in order of time, hangs an arrow's ends on the bars that are open at that moment, drops an arrow that ends before
-it starts, and cuts times to whole nanoseconds.
+The viewers' behaviour is taken from Perfetto's importer (src/trace_processor/importers/json): it reads events in order
+of time, attaches each end of an arrow to the bar that is open at that time, drops an arrow that ends before it starts,
+and truncates times to whole nanoseconds.
 """
 
 import gzip
@@ -17,27 +17,27 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ringtmp.analysis.reader import part_of
 from ringtmp.errors import UserError
+from ringtmp.trace.events import part_of
 
 ENDINGS = (".json", ".json.gz")
 _THREADS = ("compute", "waits, transfers, files")
 _ARGUMENTS = ("step", "micro_batch", "stage", "peer", "bytes", "version")
-_NOTHING = {"bytes": 0}  # what stands for "none"; of the others -1
+_NONE = {"bytes": 0}  # the value that means "none"; -1 for the others
 
 
 def write_perfetto(events: pd.DataFrame, path: str | Path) -> None:
     """Write events as Chrome trace-event JSON.
 
-    Every rank is a process with two threads, one that computes and one for all else. From each action whose result
-    went to another rank an arrow leads to the action there that took it (`arrows`).
+    Each rank is a process with two threads: one for computation, one for everything else. An arrow leads from each
+    action whose result went to another rank to the action there that used it (`arrows`).
 
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` or `Outcome.events` give it.
+        From `Run.events` or `Outcome.events`.
     path : str or Path
-        Ends in `.json`, or in `.json.gz` to be compressed. Replaced if it is there, and never half written.
+        Ends in `.json`, or in `.json.gz` for a compressed file. An existing file is replaced atomically.
 
     Raises
     ------
@@ -67,26 +67,27 @@ def write_perfetto(events: pd.DataFrame, path: str | Path) -> None:
 
 
 def arrows(events: pd.DataFrame) -> pd.DataFrame:
-    """Which action's result went to which action on another rank.
+    """Pairs of actions on two ranks, where the result of one went to the other.
 
-    Activations go from F of stage s to F of stage s + 1 (of evaluations from E to E), gradients from I (or B) of stage
-    s to that of stage s - 1, of the same step and micro-batch.
+    Activations go from F of stage s to F of stage s + 1 (in evaluations from E to E), gradients from I (or B) of stage
+    s to I (or B) of stage s - 1, of the same step and micro-batch.
 
     Parameters
     ----------
     events : DataFrame
+        From `Run.events` or `Outcome.events`.
 
     Returns
     -------
     DataFrame
-        `name` (activation, gradient), and the positions in `events` of the two: `source`, `target`.
+        `name` (activation, gradient), and the positions of both actions in `events`: `source`, `target`.
     """
     key = ["step", "micro_batch", "stage", "again"]
     found = []
     for name, kinds, hop in (("activation", "F", 1), ("activation", "E", 1), ("gradient", "IB", -1)):
         position = np.flatnonzero(events["kind"].isin(list(kinds)))
         takers = events.iloc[position][["rank", *key[:3]]].assign(position=position)
-        takers["again"] = takers.groupby(key[:3]).cumcount()  # a step that was done twice
+        takers["again"] = takers.groupby(key[:3]).cumcount()  # a step may occur twice, after a recovery
         makers = takers.assign(stage=takers["stage"] + hop)
         pairs = makers.merge(takers, on=key, suffixes=("_from", "_to"))
         pairs = pairs[pairs["rank_from"] != pairs["rank_to"]]
@@ -114,10 +115,10 @@ def _bars(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
     times = [_microseconds(events["start"]), _microseconds(events["end"] - events["start"])]
     rows = zip(parts, events["rank"].tolist(), events["kind"].tolist(), *times, *columns, strict=True)
     for part, rank, kind, start, lasts, *values in rows:
-        arguments = {n: value for n, value in zip(names, values, strict=True) if value != _NOTHING.get(n, -1)}
+        arguments = {n: value for n, value in zip(names, values, strict=True) if value != _NONE.get(n, -1)}
         number = arguments.get("micro_batch")
         yield {
-            # Perfetto picks a bar's colour by its name without the digits.
+            # Perfetto derives the colour of a bar from its name without digits.
             "ph": "X",
             "name": kind if number is None else f"{kind}{number}",
             "cat": part,
@@ -130,9 +131,9 @@ def _bars(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _flows(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Two entries for each arrow, whose times lie inside the bars and in order, also where clocks differ a little.
+    """Two entries per arrow, with times inside the bars and in order, even if the ranks' clocks differ slightly.
 
-    Not on a bar's end or start, where the one before or after it may be taken for it.
+    Never at the start or end of a bar, where the viewer may attach the arrow to the neighbouring bar.
     """
     pairs = arrows(events)
     source, target = events.iloc[pairs["source"]], events.iloc[pairs["target"]]
@@ -149,12 +150,12 @@ def _flows(events: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _thread(rank: int, thread: int) -> int:
-    """Thread numbers are one's own in the whole file: Perfetto's older versions name threads by them alone."""
+    """A thread number that is unique in the file: older versions of Perfetto name threads by the number only."""
     return 2 * rank + thread + 1
 
 
 def _microseconds(nanoseconds: npt.ArrayLike) -> list[float]:
-    """Times as the format has them, in floats that give the same nanoseconds after times 1000 and a cut."""
+    """Times in microseconds, as floats that give the same nanoseconds after multiplication by 1000 and truncation."""
     whole = np.asarray(nanoseconds, np.int64)
     times = whole / 1000
     return np.where((times * 1000).astype(np.int64) < whole, np.nextafter(times, np.inf), times).tolist()

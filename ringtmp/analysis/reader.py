@@ -1,4 +1,4 @@
-"""Opens a run folder and gives data frames. Imports no trainer: it needs the files alone."""
+"""Opens a run folder and returns data frames. Imports no trainer: it reads files only."""
 
 import json
 import tomllib
@@ -14,26 +14,8 @@ import pandas as pd
 
 from ringtmp.errors import UserError
 from ringtmp.resilience.incident import PHASES
-from ringtmp.trace.live_status import PARTS, live_status, read_status
-
-_PART = {
-    "F": "compute",
-    "I": "compute",
-    "W": "compute",
-    "B": "compute",
-    "U": "compute",
-    "E": "compute",
-    "send": "transfer",
-    "receive": "transfer",
-    "replicate": "transfer",
-    "wait": "wait",
-    "checkpoint": "checkpoint",
-}
-
-
-def part_of(kind: str) -> str:
-    """Which of `PARTS` an event of this kind counts to."""
-    return _PART.get(kind, "other")
+from ringtmp.trace.events import FORMAT, PARTS, part_of
+from ringtmp.trace.live_status import read_status, status_path
 
 
 @dataclass(frozen=True)
@@ -45,22 +27,22 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the run was told."""
+        """The settings of the run."""
         return tomllib.loads((self.path / "config.toml").read_text())
 
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: `state` (running, finished, stopped, failed), `step` and more."""
+        """The state of the run: `state` (running, finished, stopped, failed), `step` and more."""
         return json.loads((self.path / "status.json").read_text())
 
     def _files(self) -> list[Path]:
         files = sorted((self.path / "traces" / f"{self.launch:03d}").glob("rank-*.h5"))
         if not files:
-            raise UserError(f"{self.path}: launch {self.launch} left no trace (was it run with --trace off?)")
+            raise UserError(f"{self.path}: launch {self.launch} has no trace (was it run with --trace off?)")
         return files
 
     def ranks(self) -> pd.DataFrame:
-        """One row a rank: the attributes of its trace (host, layers, begin and end in nanoseconds, clock offsets)."""
+        """One row per rank: the attributes of its trace (host, layers, begin and end in nanoseconds, clock offsets)."""
         rows = []
         for path in self._files():
             with _opened(path) as file:
@@ -75,12 +57,12 @@ class Run:
         DataFrame
             rank, kind (F, I, W, U, E, send, replicate, receive, wait, data, checkpoint, trace), start and end (int64
             nanoseconds since the first rank began), step, micro_batch, stage, peer (-1: none), bytes, version (updates
-            in the weights that F, I and E used or that U made; -1: none, and everywhere in traces of format 1).
+            in the weights that F, I and E used or that U made; -1: none).
 
         Raises
         ------
         UserError
-            There is no trace, or a file of it is damaged.
+            There is no trace, or one of its files is damaged or has another format version.
         """
         frames = []
         for path in self._files():
@@ -88,14 +70,12 @@ class Run:
                 attributes = {key: _plain(value) for key, value in file.attrs.items()}
                 columns = {name: np.asarray(column) for name, column in file["events"].items()}
             if "began" not in attributes:
-                raise UserError(f"{path}: no event had been written to it yet")
+                raise UserError(f"{path}: no event has been written to it yet")
             frame = pd.DataFrame(columns)
             for column in ("start", "end"):
                 frame[column] = _align(frame[column].to_numpy(), attributes)
             frame["kind"] = np.asarray(attributes["kinds"], dtype=object)[frame["kind"]]
             frame.insert(0, "rank", attributes["rank"])
-            if "version" not in frame:  # traces of format 1
-                frame["version"] = np.int32(-1)
             frame.attrs["began"] = int(_align(np.array([attributes["began"]]), attributes)[0])
             frames.append(frame)
         zero = min(frame.attrs["began"] for frame in frames)
@@ -108,9 +88,9 @@ class Run:
         return events
 
     def breakdown(self) -> pd.DataFrame:
-        """Seconds of each rank's wall time by part (compute, transfer, wait, checkpoint, other) and their sum `wall`.
+        """Seconds of each rank's wall time by part (compute, transfer, wait, checkpoint, other), and their sum `wall`.
 
-        Idle is time blocked in a wait, as recorded; `other` is what no event covers: choosing, polling, reading data.
+        Idle time is time blocked in a wait, as recorded; `other` is what no event covers: choosing, polling, reading data.
         """
         events, ranks = self.events(), self.ranks().set_index("rank")
         span = events["end"] - events["start"]
@@ -122,42 +102,42 @@ class Run:
         parts.columns.name = None
         return parts
 
-    def pulse(self) -> pd.DataFrame:
-        """What each rank has last said of itself; while a run goes on at most a second old, and cheap to read.
+    def live_status(self) -> pd.DataFrame:
+        """The last status of each rank: at most a second old while the run goes on, and cheap to read.
 
         Returns
         -------
         DataFrame
             By rank: step (steps done; 0: it only serves), seconds of its wall time by part (compute, transfer, wait,
-            checkpoint, other), their sum `wall`, and `time` (seconds since the epoch). Ranks that have not said
-            anything yet are left out.
+            checkpoint, other), their sum `wall`, and `time` (seconds since the epoch). Ranks that have not written a
+            status yet are missing.
         """
-        beats = {int(path.stem[5:]): read_status(live_status(path)) for path in self._files()}
-        rows = {rank: [beat.step, *beat.parts, beat.wall, beat.time] for rank, beat in beats.items() if beat}
+        found = {int(path.stem[5:]): read_status(status_path(path)) for path in self._files()}
+        rows = {rank: [last.step, *last.parts, last.wall, last.time] for rank, last in found.items() if last}
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=["step", *PARTS, "wall", "time"])
         return frame.rename_axis("rank").sort_index()
 
     def recoveries(self) -> pd.DataFrame:
-        """Failures that the run has gone on after: launch, what was lost, step, steps made again, seconds by phase."""
+        """Failures that the run recovered from: launch, what was lost, step, steps repeated, seconds by phase."""
         rows = []
         for folder in sorted((self.path / "traces").glob("[0-9]*")):
             for path in sorted(folder.glob("rank-*.h5"))[:1]:
                 with suppress(UserError), _opened(path) as file:
                     if "recovery" in file.attrs:
-                        told = _plain(file.attrs["recovery"])
+                        report = _plain(file.attrs["recovery"])
                         rows.append(
                             {
                                 "launch": int(folder.name),
-                                "what": told.get("what", ""),
-                                "step": told["step"],
-                                "again": told["again"],
-                                **told["seconds"],
+                                "what": report.get("what", ""),
+                                "step": report["step"],
+                                "again": report["again"],
+                                **report["seconds"],
                             }
                         )
         return pd.DataFrame(rows, columns=["launch", "what", "step", "again", *PHASES])
 
     def communication(self) -> pd.DataFrame:
-        """Bytes sent from each rank (row) to each other (column) while training."""
+        """Bytes sent from each rank (row) to each other rank (column) during training."""
         events = self.events()
         sends = events[events["kind"].isin(["send", "replicate"])]
         matrix = sends.pivot_table(index="rank", columns="peer", values="bytes", aggfunc="sum", fill_value=0)
@@ -165,7 +145,7 @@ class Run:
         return matrix.reindex(index=every, columns=every, fill_value=0).astype("int64")
 
     def staleness(self) -> pd.DataFrame:
-        """How old the weights of each update's gradients were: `staleness` of this launch's events."""
+        """The staleness of each update's gradients: `staleness` of this launch's events."""
         return staleness(self.events())
 
     def peak_in_flight(self) -> pd.Series:
@@ -173,34 +153,34 @@ class Run:
         return peak_in_flight(self.events())
 
     def history(self) -> pd.DataFrame:
-        """Loss and score (accuracy, or R2 of tests) of each step and test; what a resume repeated counts once."""
+        """Loss and score (accuracy, or R2 of tests) of each step and test; repeated steps appear once."""
         frame = pd.read_csv(self.path / "history.csv")
         return frame.drop_duplicates(["kind", "step"], keep="last", ignore_index=True)
 
 
 def staleness(events: pd.DataFrame) -> pd.DataFrame:
-    """How many updates the weights of an update's gradients were behind: 0 in synchronous training.
+    """The number of updates by which the weights of each gradient were behind: 0 in synchronous training.
 
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` gives it.
+        From `Run.events`.
 
     Returns
     -------
     DataFrame
-        rank, stage, step, staleness (all int64): a row for each update, in order of rank, stage and step. Staleness is
-        the updates made before this one less the least `version` that an F of its stage and step used.
-        Of a trace of `ps` a row for each gradient that an update took: rank (of the server), stage (the chunk), step,
-        worker, staleness; in order of them.
+        rank, stage, step, staleness (all int64): a row per update, ordered by rank, stage and step. Staleness is the
+        number of updates made before this one minus the smallest `version` that an F of its stage and step used.
+        For a trace of `ps`, a row per gradient that an update used: rank (of the server), stage (the key range), step,
+        worker, staleness; ordered by these.
 
     Raises
     ------
     UserError
-        The events do not say which weights were used.
+        The events hold no weight versions.
     """
     if "version" not in events or (len(events) and (events["version"] < 0).all()):
-        raise UserError("staleness: the events hold no weight versions (a trace of format 1, or a simulation)")
+        raise UserError("staleness: the events hold no weight versions (they come from a simulation)")
     known = events[events["version"] >= 0]
     came = known[(known["kind"] == "receive") & (known["stage"] >= 0)]
     if len(came):
@@ -213,7 +193,7 @@ def staleness(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def _staleness_of_gradients(came: pd.DataFrame, updates: pd.DataFrame) -> pd.DataFrame:
-    """How many updates each gradient that came to a server was behind: the server's next one of its chunk took it."""
+    """Staleness of each gradient that a server received: the next update of its key range used it."""
     key = ["rank", "stage"]
     updates = updates[[*key, "start", "version"]].rename(columns={"version": "made"}).sort_values("start")
     came = came.rename(columns={"peer": "worker", "start": "began"}).sort_values("end")
@@ -225,26 +205,26 @@ def _staleness_of_gradients(came: pd.DataFrame, updates: pd.DataFrame) -> pd.Dat
 
 
 def peak_in_flight(events: pd.DataFrame) -> pd.Series:
-    """Most micro-batches that each rank held at once while training: F begun and its last piece of W not done.
+    """The largest number of micro-batches that each rank held at once: F begun, last part of W not done.
 
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` or `Outcome.events` give it.
+        From `Run.events` or `Outcome.events`.
 
     Returns
     -------
     Series of int64, by rank
-        A micro-batch counts once for each of the rank's stages that holds it. 0: the rank ran no F.
+        A micro-batch counts once per stage that holds it. 0: the rank ran no F.
     """
     key = ["rank", "stage", "step", "micro_batch"]
     begun = events[events["kind"] == "F"].groupby(key)["start"].min()
     done = events[events["kind"].isin(["W", "B"])].groupby(key)["end"].max()
-    done = done[done.index.isin(begun.index)]  # of a selection of steps, too
+    done = done[done.index.isin(begun.index)]  # a selection of steps may lack the F
     changes = pd.concat(
         [begun.rename("time").reset_index().assign(change=1), done.rename("time").reset_index().assign(change=-1)]
     )
-    changes = changes.sort_values(["rank", "time", "change"])  # what ends at a moment makes room for what begins
+    changes = changes.sort_values(["rank", "time", "change"])  # at equal times an end comes before a begin
     held = changes.groupby("rank")["change"].cumsum()
     ranks = np.sort(events["rank"].unique())
     peaks = held.groupby(changes["rank"]).max().reindex(ranks, fill_value=0)
@@ -259,12 +239,12 @@ def open_run(path: str | Path, launch: int | None = None) -> Run:
     path : str or Path
         A folder such as `runs/first`.
     launch : int, optional
-        Which launch's traces to read (0 is the first; each resume in place is another); default: the newest.
+        Number of the launch to read (0 is the first; each resume in place adds one); default: the newest.
 
     Raises
     ------
     UserError
-        It is not a run folder.
+        `path` is not a run folder.
     """
     path = Path(path)
     if not (path / "config.toml").is_file():
@@ -275,23 +255,25 @@ def open_run(path: str | Path, launch: int | None = None) -> Run:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """A trace file to read. Raises `UserError` if it is damaged."""
+    """Open a trace file. Raises `UserError` if it is damaged or has another format version."""
     try:
         with h5py.File(path, "r", locking=False) as file:
+            if file.attrs["format"] != FORMAT:
+                raise UserError(f"{path}: expected format {FORMAT}, got {file.attrs['format']}")
             yield file
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def _plain(value: Any) -> Any:
-    """An HDF5 attribute as Python has it: JSON text parsed, NumPy scalars and arrays unwrapped."""
+    """An HDF5 attribute as a Python value: JSON text parsed, NumPy scalars and arrays converted."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         return json.loads(value)
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _align(times: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:
-    """Times on rank 0's clock: the offset between the two comparisons is interpolated."""
+    """Convert times to rank 0's clock; the offset is interpolated between the two measurements."""
     first = attributes.get("clock_first")
     if not first:
         return times

@@ -1,4 +1,4 @@
-"""The steady state of a run: how long a step takes once steps chain, and how much of it ranks wait."""
+"""The steady state of a run: the duration of a step once steps overlap, and the fraction of it that ranks wait."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,17 @@ from ringtmp.errors import UserError
 
 @dataclass(frozen=True)
 class Steady:
-    """Seconds of a step, and what share of it the ranks waited and were busy (compute), over the steps `first`...."""
+    """Means over the steps from `first` on.
+
+    Attributes
+    ----------
+    first : int
+        First step that counts.
+    seconds : float
+        Seconds per step.
+    idle, busy : float
+        Fractions of the time that ranks waited and computed, averaged over the ranks.
+    """
 
     first: int
     seconds: float
@@ -19,14 +29,14 @@ class Steady:
 
 
 def steady(events: pd.DataFrame, skip: int | None = None) -> Steady:
-    """The steps after the first `skip` (default: a quarter), from the end of one update to that of the last.
+    """Measure the steps after the first `skip`, from the end of one update to the end of the last.
 
     Parameters
     ----------
     events : DataFrame
-        As `Run.events` or a simulation gives it.
+        From `Run.events` or `Outcome.events`.
     skip : int, optional
-        Steps left out at the beginning.
+        Steps left out at the beginning; default: a quarter.
 
     Raises
     ------
@@ -35,11 +45,11 @@ def steady(events: pd.DataFrame, skip: int | None = None) -> Steady:
 
     Notes
     -----
-    A rank's span lies between its own updates, so that fill and drain of a chained run count for nobody. Idle is time
-    blocked in a wait, as recorded; a simulation records no waits: there it is what is not busy.
+    The span of a rank lies between its own updates, so that filling and draining the pipeline do not count. Idle time
+    is time blocked in a wait, as recorded; a simulation records no waits: there it is the time that is not busy.
 
-    Only whole steps count, those of which every rank has an update. In a trace of `ps` a server updates chunks, and a
-    worker takes up their weights; `steady(events[events["rank"].isin(workers)])` is that of workers alone.
+    Only steps that every rank updated count. In a trace of `ps` a server updates key ranges, and a worker takes over
+    their weights; `steady(events[events["rank"].isin(workers)])` measures the workers alone.
     """
     updates = events[events["kind"] == "U"].groupby(["rank", "step"])["end"].max().unstack("rank").dropna()
     skip = len(updates) // 4 if skip is None else skip

@@ -119,7 +119,7 @@ def explain(path: str, out: str | None = None) -> list[Case]:
             highlight=False,
         )
     if out:
-        from ringtmp.commands.draw import write
+        from ringtmp.analysis.picture import write
 
         write(run.events(), out, (measured.first, measured.first + 1))
     return found

@@ -1,15 +1,15 @@
-"""Checkpoints: HDF5, a group per layer named by its place in the chain, a file per rank, a marker that ends a set.
+"""The format of checkpoints: HDF5, a group per layer named by its position, a file per rank, a marker that completes it.
 
     checkpoints/step-00000200/
         rank-0000.h5  rank-0001.h5 ...   layers as their ranks held them
         rank-0000.json ...               what each rank wrote: name, bytes, SHA-256, layers
-        index.h5                         all layers under /layers, by links into the files beside it
-        COMMIT.json                      the set counts once this is here: step, configuration, SHA-256 of every file
+        index.h5                         all layers under /layers, as links into the files beside it
+        COMMIT.json                      completes the checkpoint: step, configuration, SHA-256 of every file
 
-HDF5 is not crash-safe, so a file is written under a temporary name, closed, flushed to disk and renamed, and its
-folder flushed. No rank waits for another: each copies its layers as it passes the step and writes them beside the
-training, and rank 0 commits once it has heard that all have. Any rank count can load a set: layers are found by name,
-and only those wanted are read.
+HDF5 is not crash-safe. A file is written under a temporary name, closed, flushed to disk and renamed, and its folder is
+flushed. No rank waits for another: each copies its layers as it passes the step and writes them during training; rank 0
+commits once all ranks have reported. A checkpoint can be loaded on any number of ranks: layers are found by name, and
+only the requested ones are read.
 """
 
 import hashlib
@@ -32,16 +32,16 @@ from ringtmp.nn.model import Model
 from ringtmp.storage.files import digest, hdf5, write_durably
 from ringtmp.storage.fletcher import fletcher32
 
-KEPT = 2  # sets
+KEPT = 2  # checkpoints
 
 
 class DamagedError(Exception):
-    """A set that must not be loaded; the message names the file."""
+    """A checkpoint that must not be loaded; the message names the file."""
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """A layer as stored: its table, its parameters by name, and for each optimizer slot the same names and shapes."""
+    """A layer as stored: its table, its parameters by name, and each optimizer slot with the same names and shapes."""
 
     name: str
     table: dict[str, Any]
@@ -50,13 +50,13 @@ class LayerRecord:
 
     @classmethod
     def of(cls, model: Model, index: int, flat: Array, slots: dict[str, Array]) -> "LayerRecord":
-        """Layer `index` of a model from its flat parameters and slots, of which only one is unpacked at a time."""
+        """Layer `index` of `model` from its flat parameters and slots; one slot at a time is unpacked."""
         layer = model.layers[index]
         natural = _Natural({slot: partial(layer.natural, values) for slot, values in slots.items()})
         return cls(model.layer_name(index), layer.to_dict(), layer.natural(flat), natural)
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
-        """All arrays by the names under which they are stored."""
+        """All arrays with the names under which they are stored."""
         yield from self.parameters.items()
         for slot in self.slots:
             for name, array in self.slots[slot].items():
@@ -64,7 +64,7 @@ class LayerRecord:
 
 
 class _Natural(Mapping[str, dict[str, Array]]):
-    """Arrays in their own shapes, made when they are asked for and kept by nobody."""
+    """Arrays in their own shapes, unpacked on each access and not kept."""
 
     def __init__(self, made: dict[str, Callable[[], dict[str, Array]]]) -> None:
         self._made = made
@@ -80,14 +80,30 @@ class _Natural(Mapping[str, dict[str, Array]]):
 
 
 def set_folder(root: Path, step: int) -> Path:
-    """Folder of the set after `step` updates."""
+    """Folder of the checkpoint after `step` updates."""
     return root / f"step-{step:08d}"
 
 
 def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) -> None:
-    """Write this rank's file of a set, and the note that says what is in it. Raises `OSError`, as on a full disk.
+    """Write this rank's file of a checkpoint, then the note that lists its contents.
 
-    Without the note the set cannot be committed; one of the same step that is there from before is removed first.
+    Without the note the checkpoint cannot be committed; an older note of the same step is removed first.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the run's checkpoints.
+    step : int
+        Updates contained in the layers.
+    rank : int
+        This rank.
+    layers : iterable of LayerRecord
+        The layers that this rank holds.
+
+    Raises
+    ------
+    OSError
+        A write failed (a full disk).
     """
     folder = set_folder(root, step)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,12 +130,12 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
 
 
 def withdraw(root: Path, step: int, rank: int) -> None:
-    """Remove this rank's note of a set, if there is one: the set cannot be committed. Raises `OSError`."""
+    """Remove this rank's note of a checkpoint, so that it cannot be committed. Raises `OSError`."""
     _note(root, step, rank).unlink(missing_ok=True)
 
 
 def whole(root: Path, step: int, ranks: Iterable[int]) -> bool:
-    """Whether the notes of all these ranks are there."""
+    """Whether the notes of all `ranks` exist."""
     return all(_note(root, step, rank).exists() for rank in ranks)
 
 
@@ -128,9 +144,23 @@ def _note(root: Path, step: int, rank: int) -> Path:
 
 
 def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -> None:
-    """Make the set of `step` count: join the ranks' files in index.h5, then write the marker; drop sets beyond `KEPT`.
+    """Complete the checkpoint of `step`: join the ranks' files in index.h5, write the marker, remove older checkpoints.
 
-    `facts` go into the marker: configuration, data set, versions. Raises `OSError`.
+    Parameters
+    ----------
+    root : Path
+        Folder of the run's checkpoints; the newest `KEPT` complete ones are kept.
+    step : int
+        Updates contained in the checkpoint.
+    ranks : sequence of int
+        Ranks that have written a file.
+    facts : dict
+        Stored in the marker: configuration, data set, model, versions.
+
+    Raises
+    ------
+    OSError
+        A write failed.
     """
     folder = set_folder(root, step)
     notes = [json.loads(_note(root, step, rank).read_text()) for rank in ranks]
@@ -146,19 +176,19 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
     files = [*notes, {"file": index.name, "bytes": index.stat().st_size, "sha256": digest(index), "layers": []}]
     body = {"step": step, "ranks": len(ranks), "files": files, "facts": facts}
     write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
-    before = [old for old in steps(root) if old <= step]  # a newer one was passed over by a resume; it does not count
+    before = [old for old in steps(root) if old <= step]  # a newer one was skipped by a resume; it does not count
     count = [old for old in committed(root) if old <= step]
     for old in set(before) - set(count[-KEPT:]):
         discard(root, old)
 
 
 def discard(root: Path, step: int) -> None:
-    """Remove a set, or what there is of it."""
+    """Remove a checkpoint, complete or not."""
     shutil.rmtree(set_folder(root, step), ignore_errors=True)
 
 
 def clear(root: Path) -> None:
-    """Remove sets that were never committed, before a launch: no part of them may be taken for one of this launch."""
+    """Remove incomplete checkpoints before a launch, so that none of their files is taken for one of this launch."""
     for step in set(steps(root)) - set(committed(root)):
         discard(root, step)
 
@@ -168,17 +198,17 @@ def _sha(body: dict[str, Any]) -> str:
 
 
 def steps(root: Path) -> list[int]:
-    """Steps of all sets under `root`, committed or not, ascending."""
+    """Steps of all checkpoints under `root`, complete or not, ascending."""
     return sorted(int(path.name[5:]) for path in root.glob("step-*") if path.name[5:].isdigit())
 
 
 def committed(root: Path) -> list[int]:
-    """Steps of the sets that count, ascending."""
+    """Steps of the complete checkpoints, ascending."""
     return [step for step in steps(root) if (set_folder(root, step) / "COMMIT.json").exists()]
 
 
 def read_marker(root: Path, step: int) -> dict[str, Any]:
-    """The body of a set's marker. Raises `DamagedError` if it is missing or not as it was written."""
+    """The body of a checkpoint's marker. Raises `DamagedError` if it is missing or differs from what was written."""
     path = set_folder(root, step) / "COMMIT.json"
     try:
         marker = json.loads(path.read_text())
@@ -186,13 +216,13 @@ def read_marker(root: Path, step: int) -> dict[str, Any]:
             raise DamagedError(f"{path}: contents do not match their checksum")
         return marker["body"]
     except FileNotFoundError:
-        raise DamagedError(f"{path}: missing; the set was never completed") from None
+        raise DamagedError(f"{path}: missing; the checkpoint was never completed") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: unreadable ({error})") from None
 
 
 def verify(root: Path, marker: dict[str, Any]) -> None:
-    """Compare size and SHA-256 of every file of a set with its marker. Raises `DamagedError`."""
+    """Compare size and SHA-256 of every file of a checkpoint with its marker. Raises `DamagedError`."""
     folder = set_folder(root, marker["step"])
     for entry in marker["files"]:
         path = folder / entry["file"]
@@ -207,7 +237,7 @@ def verify(root: Path, marker: dict[str, Any]) -> None:
 
 
 def read_layers(root: Path, marker: dict[str, Any], wanted: Iterable[str]) -> Iterator[LayerRecord]:
-    """The wanted layers of a verified set, one at a time. Raises `UserError` for a layer that it does not hold."""
+    """The `wanted` layers of a verified checkpoint, one at a time. Raises `UserError` for a layer that it lacks."""
     folder = set_folder(root, marker["step"])
     where = {name: folder / entry["file"] for entry in marker["files"] for name in entry["layers"]}
     for name in wanted:
@@ -224,10 +254,10 @@ def _arrays(group: h5py.Group) -> dict[str, Array]:
 
 
 def _store(group: h5py.Group, name: str, values: Array) -> None:
-    """Write an array chunk by chunk, each with the checksum that HDF5 would have made.
+    """Write an array chunk by chunk, each with the checksum that HDF5 would compute.
 
-    HDF5 makes it with Python's lock held, and slowly: the thread that trains would stand still meanwhile. Here only
-    the bookkeeping of a chunk holds the lock; the copy, the checksum and the write do not.
+    HDF5 computes it slowly and holds Python's lock, so that the training thread would stop meanwhile. Here only the
+    bookkeeping of a chunk holds the lock; the copy, the checksum and the write do not.
     """
     shape = _chunks(values)
     data = group.create_dataset(name, values.shape, values.dtype, fletcher32=True, chunks=shape)
@@ -242,6 +272,6 @@ def _store(group: h5py.Group, name: str, values: Array) -> None:
 
 
 def _chunks(values: Array) -> tuple[int, ...]:
-    """Chunks of at most 1 MiB along the first axis: each carries its own checksum."""
+    """Shape of chunks of at most 1 MiB along the first axis; each has its own checksum."""
     row = max(1, values[:1].nbytes)
     return (min(len(values), max(1, (1 << 20) // row)), *values.shape[1:])

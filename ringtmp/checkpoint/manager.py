@@ -1,9 +1,10 @@
-"""This rank's part in the checkpoint sets of a launch: when they are due, written beside the training, made to count.
+"""The checkpoints of a launch on this rank: when they are due, written in the background, committed.
 
-    due, or ordered -> save: copy the layers, train on    (each rank; the writer's thread writes the file)
-    all parts are finished -> settle                      (rank 0; its thread commits the set, or gives its room back)
+    due, or ordered -> save: copy the layers, continue training    (each rank; the writer's thread writes the file)
+    all parts are finished -> settle                               (rank 0; its thread commits or discards the set)
 
-A set that is due while the one before is still being written waits for it.
+A *set* is a checkpoint of one step; each writing rank writes a *part* of it. A set that is due while the one before is
+still being written waits for it.
 """
 
 import sys
@@ -12,15 +13,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.format import LayerRecord
 from ringtmp.checkpoint.interval import CheckpointInterval
-from ringtmp.checkpoint.writer import Held, Outcome, Snapshot, Writer
+from ringtmp.checkpoint.writer import LayerArrays, Outcome, Snapshot, Writer
 from ringtmp.comm.mpi import warn
-from ringtmp.resilience.fault_probe import FaultProbe
-from ringtmp.run.job import Job
+from ringtmp.nn.model import Model
+from ringtmp.storage.run_folder import RunFolder
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -30,7 +32,17 @@ _PART, _SET = "part", "set"
 
 
 class Part(NamedTuple):
-    """A part that this rank has finished: written or not, and the seconds for which it has held up the rank."""
+    """A part that this rank has finished.
+
+    Attributes
+    ----------
+    step : int
+        Updates in it.
+    whole : bool
+        Whether it was written.
+    cost : float
+        Seconds by which it has held up the rank.
+    """
 
     step: int
     whole: bool
@@ -38,43 +50,77 @@ class Part(NamedTuple):
 
 
 class CheckpointManager:
-    """CheckpointManager of a launch, as far as this rank has to do with them.
+    """Decides when checkpoints are due, has this rank's parts written and, on rank 0, commits the sets.
 
     Parameters
     ----------
-    job : Job
-        Without a run folder nothing is ever due.
+    folder : RunFolder or None
+        Where to write; None: no checkpoint is ever due.
+    model : Model
+        To which the layers belong.
+    facts : dict
+        What the marker of each set states of the run (rank 0).
     rank : int
+        This rank.
     writers : sequence of int
         Ranks that write a part of each set.
     total : int
         Steps of the run; the set after the last one is written at the end.
     recorder : Recorder
+    every : int
+        Steps between two sets; 0: none before the end.
+    mtbf : float or None
+        Expected seconds between failures; if given, the interval follows from it instead of from `every`.
+    probe : FaultProbe or None
+        Told before each layer is written.
     """
 
-    def __init__(self, job: Job, rank: int, writers: Sequence[int], total: int, recorder: Recorder) -> None:
-        self.job, self.rank, self.writers, self.total, self.recorder = job, rank, writers, total, recorder
-        self.every, self.mtbf = job.config.checkpoint_every, job.config.mtbf
-        self.orders: set[int] = set()  # steps, where sets come by the clock
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        model: Model,
+        facts: dict[str, Any],
+        rank: int,
+        writers: Sequence[int],
+        total: int,
+        recorder: Recorder,
+        *,
+        every: int = 0,
+        mtbf: float | None = None,
+        probe: FaultProbe | None = None,
+    ) -> None:
+        self.folder, self.facts, self.rank, self.writers = folder, facts, rank, writers
+        self.total, self.recorder, self.every, self.mtbf, self.probe = total, recorder, every, mtbf, probe
+        self.orders: set[int] = set()  # steps of ordered sets, where the interval follows from `mtbf`
         self.newest, self.cost = -1, 0.0  # of the parts that are finished here
-        self.costs: dict[int, float] = {}  # of parts (rank 0: and of sets) that are on their way
+        self.costs: dict[int, float] = {}  # of unfinished parts, and on rank 0 of unsettled sets
         self.unsettled: deque[int] = deque()  # steps of the sets of which rank 0 has begun its part (rank 0)
-        self.committed = -1  # step of the newest set that this launch has made (rank 0)
-        self.cadence = CheckpointInterval(self.mtbf) if self.mtbf and job.folder and not rank else None
-        self.facts = job.facts() if job.folder and not rank else {}  # takes some milliseconds: not while training
-        self.writer, self.snapshot = Writer(), Snapshot(job.model)
-        self.probe: FaultProbe | None = None
-        self.meanwhile: Callable[[], None] | None = None  # called while a part waits for the one before
+        self.committed = -1  # step of the newest set that this launch has committed (rank 0)
+        self.interval = CheckpointInterval(mtbf) if mtbf and folder and not rank else None
+        self.writer, self.snapshot = Writer(), Snapshot(model)
 
     # ---- when ---------------------------------------------------------------------------------------------------
 
     def due(self, step: int) -> bool:
-        """Whether a set is due after `step` updates. The last one is written at the end."""
+        """Whether a set is known to be due after `step` updates; False for the last step, whose set `finish` writes."""
         return step == self.following(step - 1)
 
     def following(self, step: int, period: int = 1) -> int:
-        """The step, a multiple of `period`, of the first set that is known to be due after so many steps; or -1."""
-        if not self.job.folder:
+        """Find the first set that is known to be due after more than `step` updates.
+
+        Parameters
+        ----------
+        step : int
+            Updates, from 0.
+        period : int
+            The set can only be made at a multiple of it.
+
+        Returns
+        -------
+        int
+            Step of the set; -1: none is known.
+        """
+        if not self.folder:
             return -1
         if self.mtbf:
             return min((order for order in self.orders if order > step), default=-1)
@@ -85,16 +131,16 @@ class CheckpointManager:
         return following if following < self.total else -1
 
     def wanted(self, step: int) -> bool:
-        """A step is done (rank 0): whether a set after `step` updates is to be ordered from all ranks."""
-        if not self.cadence or not self.cadence.step() or step >= self.total:
+        """Decide, after each step (rank 0), whether to order a set after `step` updates from all ranks."""
+        if not self.interval or not self.interval.step() or step >= self.total:
             return False
-        self.cadence.ordered()
+        self.interval.ordered()
         return True
 
     def ordered(self, step: int, made: int) -> None:
-        """A set after `step` updates is ordered, of which so many are `made` here.
+        """Take an order for a set after `step` updates on a rank that has made `made` updates.
 
-        If they are all made the order has come too late, which costs this set: the part counts as one that failed.
+        An order that comes too late (`made` is not below `step`) costs the set: the part counts as failed.
         """
         if made < step:
             self.orders.add(step)
@@ -103,32 +149,45 @@ class CheckpointManager:
 
     # ---- parts --------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, layers: Iterable[Held]) -> None:
-        """Copy the layers as they are after `step` updates, and have this rank's part of the set written from that."""
+    def save(self, step: int, layers: Iterable[LayerArrays], meanwhile: Callable[[], object] | None = None) -> None:
+        """Copy the layers and have this rank's part of a set written from the copy.
+
+        Parameters
+        ----------
+        step : int
+            Updates in the layers.
+        layers : iterable of LayerArrays
+            All layers that this rank writes.
+        meanwhile : callable or None
+            Called repeatedly while the part waits for the one before.
+        """
         begin = time.perf_counter()
         with self.recorder.timed("checkpoint", step):
-            self.writer.wait(self.meanwhile)
+            self.writer.wait(meanwhile)
             self.snapshot.take(layers)
         self.hand_over(step, self.snapshot.records(), time.perf_counter() - begin)
 
     def _watched(self, probe: FaultProbe, step: int, records: Iterable[LayerRecord]) -> Iterator[LayerRecord]:
-        """The records, with a word before each: this is where a fault may be wanted."""
+        """Pass the records on, telling the fault probe before each."""
         for record in records:
             probe.at("checkpoint", step)
             yield record
 
     def hand_over(self, step: int, records: Iterable[LayerRecord], cost: float) -> None:
-        """Have a part written from arrays that nobody changes until that is done. `cost`: seconds it took so far."""
-        assert self.job.folder
-        root = self.job.folder.checkpoints
+        """Have a part written from records whose arrays do not change until that is done.
+
+        `cost`: seconds by which the part has held up this rank so far.
+        """
+        assert self.folder
+        root = self.folder.checkpoints
         if self.probe:
             records = self._watched(self.probe, step, records)
         self._begin(step, partial(checkpoint.write_part, root, step, self.rank, records), cost)
 
     def fail(self, step: int, why: str) -> None:
-        """Let this rank's part of a set count as one that failed, after the parts before it."""
-        assert self.job.folder
-        root = self.job.folder.checkpoints
+        """Count this rank's part of a set as failed for the reason `why`, after the parts before it are written."""
+        assert self.folder
+        root = self.folder.checkpoints
 
         def work() -> None:
             checkpoint.withdraw(root, step, self.rank)
@@ -144,7 +203,7 @@ class CheckpointManager:
         self.writer.put(_PART, step, work)
 
     def poll(self) -> list[Part]:
-        """The parts that have been finished here since the last call; raises what else went wrong in the thread."""
+        """Parts finished here since the last call. Raises an exception of the writer's thread that is no `OSError`."""
         parts = []
         for outcome in self.writer.finished():
             if outcome.kind == _SET:
@@ -162,23 +221,34 @@ class CheckpointManager:
     # ---- sets (rank 0) ------------------------------------------------------------------------------------------
 
     def settle_up_to(self, written: int, cost: float) -> None:
-        """Every rank has finished its parts of all sets up to that of step `written`."""
+        """Settle all sets up to step `written`, of which every rank has finished its part (rank 0)."""
         while self.unsettled and self.unsettled[0] <= written:
             self.settle(self.unsettled[0], True, cost)
 
     def settle(self, step: int, written: bool, cost: float) -> None:
-        """Every rank has finished its part of a set: have it made to count, or its room given back."""
-        with suppress(ValueError):  # servers: rank 0 need not write itself
+        """Have the thread commit or discard a set of which every rank has finished its part (rank 0).
+
+        Parameters
+        ----------
+        step : int
+        written : bool
+            Whether every part may have been written; if not, the set is discarded.
+        cost : float
+            Seconds by which the set has held up the rank that it held up longest.
+        """
+        with suppress(ValueError):  # with servers rank 0 need not write a part
             self.unsettled.remove(step)
         self.costs[step] = cost
         self.writer.put(_SET, step, partial(self._complete, step, written))
 
     def _complete(self, step: int, written: bool) -> bool:
-        """Make a set count if all parts are there, else give its room back. Raises `OSError`."""
-        folder = self.job.folder
+        """Commit a set if all its parts exist, else discard it; whether it counts. Raises `OSError`."""
+        folder = self.folder
         assert folder
         try:
-            if written and checkpoint.whole(folder.checkpoints, step, self.writers):  # who lacks has warned
+            if written and checkpoint.whole(
+                folder.checkpoints, step, self.writers
+            ):  # a rank that has failed has warned
                 checkpoint.commit(folder.checkpoints, step, self.writers, self.facts)
                 with suppress(OSError):
                     folder.set_status("running", step=step)
@@ -196,21 +266,38 @@ class CheckpointManager:
             warn(f"could not complete the checkpoint of step {step}: {outcome.error}; the one before it is kept")
         elif outcome.value:
             self.committed = step
-        if self.cadence:
-            self.cadence.settled(cost)
+        if self.interval:
+            self.interval.settled(cost)
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
     def finish(self, comm: "Intracomm", step: int, records: Iterable[LayerRecord]) -> bool:
-        """Settle what is on its way, then write the set of the last step; whether that counts. Collective."""
+        """Settle unfinished sets, then write that of the last step. Collective over `comm`.
+
+        Parameters
+        ----------
+        comm : Intracomm
+        step : int
+            Updates made.
+        records : iterable of LayerRecord
+            This rank's layers.
+
+        Returns
+        -------
+        bool
+            Whether the last step's set is committed, the same on every rank.
+        """
         writes = self.rank in self.writers
         with self.recorder.timed("checkpoint", step):
+            # Settle what is being written.
             self._drain()
             written = min(comm.allgather(self.newest if writes else sys.maxsize))
             self.settle_up_to(written, self.cost)
             self._drain()
             if comm.bcast(self.committed == step):  # stopped just after a checkpoint
                 return True
+
+            # Write and commit the last set.
             if writes:
                 self.hand_over(step, records, 0.0)
                 self._drain()
@@ -225,5 +312,5 @@ class CheckpointManager:
         self.poll()
 
     def close(self, patience: float | None = None) -> None:
-        """End the thread, after `patience` seconds at the latest."""
+        """End the thread, and give up waiting for it after `patience` seconds (None: never)."""
         self.writer.close(patience)

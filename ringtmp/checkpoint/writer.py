@@ -1,7 +1,7 @@
-"""Checkpoints beside the training: a copy of the layers, and one thread that does everything that waits for a disk.
+"""Write checkpoints in the background: a copy of the layers, and one thread for everything that waits for a disk.
 
-A rank stops for as long as the copy takes (some GB/s) and trains on while the file is made, written and flushed. The
-thread never talks MPI, which is only for the main thread ("funneled"), and never writes the trace.
+A rank stops for as long as the copy takes (some GB/s) and continues training while the file is written and flushed.
+The thread never calls MPI, which only the main thread may do ("funneled"), and never writes the trace.
 """
 
 import threading
@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,44 +17,81 @@ from ringtmp.checkpoint.format import LayerRecord
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 
-Held = tuple[int, Array, dict[str, Array]]  # index of a layer, its flat parameters, its flat slots by name
+
+class LayerArrays(NamedTuple):
+    """A layer's state in flat arrays.
+
+    Attributes
+    ----------
+    layer : int
+        Index of the layer in the model.
+    flat : array [parameters]
+    slots : dict
+        Optimizer slots by name, each an array [parameters].
+    """
+
+    layer: int
+    flat: Array
+    slots: dict[str, Array]
 
 
-def records_of(model: Model, held: Iterable[Held]) -> Iterator[LayerRecord]:
-    """Layers as a checkpoint stores them, made one at a time by whoever writes them."""
-    return (LayerRecord.of(model, index, flat, slots) for index, flat, slots in held)
+def records_of(model: Model, layers: Iterable[LayerArrays]) -> Iterator[LayerRecord]:
+    """Convert layers to the form in which a checkpoint stores them, one at a time as the writer asks for them."""
+    return (LayerRecord.of(model, index, flat, slots) for index, flat, slots in layers)
 
 
 class Snapshot:
-    """Copies of layers as they are at one moment, in memory that is made once for each layer."""
+    """Copies of layers at one moment, in memory that is allocated once for each layer.
+
+    Parameters
+    ----------
+    model : Model
+        To which the layers belong.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._copies: list[Held] = []
+        self._copies: list[LayerArrays] = []
 
-    def take(self, layers: Iterable[Held]) -> None:
-        """Copy the layers, mostly the same ones each time; nobody may be reading the last copy any more."""
+    def take(self, layers: Iterable[LayerArrays]) -> None:
+        """Copy the layers. The last copy is overwritten: it must have been written to disk."""
         layers = list(layers)
-        if [index for index, _, _ in self._copies] != [index for index, _, _ in layers]:
-            there = {index: (index, flat, slots) for index, flat, slots in self._copies}
-            self._copies = [
-                there.get(index)
-                or (index, aligned(flat.size, flat.dtype), {s: aligned(a.size, a.dtype) for s, a in slots.items()})
-                for index, flat, slots in layers
-            ]
+
+        # Allocate memory for layers that were not copied last time: mostly none.
+        if [copy.layer for copy in self._copies] != [layer.layer for layer in layers]:
+            known = {copy.layer: copy for copy in self._copies}
+            self._copies = [known.get(layer.layer) or _empty_like(layer) for layer in layers]
+
+        # Copy.
         for (_, flat, slots), (_, copy, copies) in zip(layers, self._copies, strict=True):
             np.copyto(copy, flat)
             for name, slot in slots.items():
                 np.copyto(copies[name], slot)
 
     def records(self) -> Iterator[LayerRecord]:
-        """The layers as a checkpoint stores them."""
+        """Convert the copies to the form in which a checkpoint stores them."""
         return records_of(self.model, self._copies)
+
+
+def _empty_like(layer: LayerArrays) -> LayerArrays:
+    slots = {name: aligned(slot.size, slot.dtype) for name, slot in layer.slots.items()}
+    return LayerArrays(layer.layer, aligned(layer.flat.size, layer.flat.dtype), slots)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a piece of work went: what it returned, or the `OSError` that ended it."""
+    """How a piece of work ended.
+
+    Attributes
+    ----------
+    kind : str
+    step : int
+        As given to `Writer.put`.
+    value : object
+        What the work returned.
+    error : OSError or None
+        What ended it.
+    """
 
     kind: str
     step: int
@@ -63,26 +100,26 @@ class Outcome:
 
 
 class Writer:
-    """Does pieces of work one after the other in a thread of its own, which is made for the first one.
+    """Does pieces of work one after the other in a thread, which is started for the first one.
 
-    All methods are for the main thread. An `OSError`, as on a full disk, is an outcome; any other exception is raised
-    by the next call of `finished`, as if the work had been done there, and nothing that was to follow is done.
+    All methods are for the main thread. An `OSError`, such as that of a full disk, is an outcome; any other exception
+    is raised by the next call of `finished`, and the work that was to follow is not done.
     """
 
     def __init__(self) -> None:
         self._work: deque[tuple[str, int, Callable[[], Any]] | None] = deque()
         self._outcomes: deque[Outcome | BaseException] = deque()
         self._changed = threading.Condition()
-        self._open = 0  # pieces of work that are not done
+        self._open = 0  # unfinished pieces of work
         self._thread: threading.Thread | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether there is work that is not done."""
+        """Whether there is unfinished work."""
         return self._open > 0
 
     def put(self, kind: str, step: int, work: Callable[[], Any]) -> None:
-        """Have `work()` done after what was put before; `kind` and `step` come back with its outcome."""
+        """Call `work()` in the thread after the work put before; its outcome carries `kind` and `step`."""
         if self._thread is None:
             # A daemon: a process that has to end does not wait for a disk that hangs.
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
@@ -93,7 +130,7 @@ class Writer:
             self._changed.notify_all()
 
     def finished(self) -> list[Outcome]:
-        """What has been done since the last call, in order."""
+        """Outcomes of the work that has been finished since the last call, in order."""
         outcomes = []
         while self._outcomes:
             outcome = self._outcomes.popleft()
@@ -102,8 +139,8 @@ class Writer:
             outcomes.append(outcome)
         return outcomes
 
-    def wait(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Until everything is done, calling `meanwhile` again and again."""
+    def wait(self, meanwhile: Callable[[], object] | None = None) -> None:
+        """Wait until all work is finished, calling `meanwhile` repeatedly."""
         while meanwhile and self._open:
             meanwhile()
             time.sleep(0.0005)
@@ -112,12 +149,18 @@ class Writer:
                 self._changed.wait_for(lambda: not self._open)
 
     def close(self, patience: float | None = None) -> None:
-        """End the thread after what it is doing; go on without it after `patience` seconds."""
+        """End the thread.
+
+        Parameters
+        ----------
+        patience : float or None
+            None: finish all work first. Else finish the present piece only, and wait at most that many seconds for it.
+        """
         if self._thread is None:
             return
         with self._changed:
             self._work.append(None)
-            if patience is not None:  # something has failed: begin nothing more
+            if patience is not None:  # the run has failed: begin no further work
                 self._work.appendleft(None)
             self._changed.notify_all()
         self._thread.join(patience)

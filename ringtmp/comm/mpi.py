@@ -1,4 +1,4 @@
-"""The one place that touches `MPI.COMM_WORLD`: start, agreement on bad input, and an end that never hangs."""
+"""MPI start, errors agreed on by all ranks, and an exit that never hangs. The one module that uses `MPI.COMM_WORLD`."""
 
 import os
 import signal
@@ -12,14 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ringtmp import errors
 from ringtmp.comm import ulfm
-from ringtmp.errors import RunFailure, UserError
+from ringtmp.errors import RunFailure, UserError, print_line
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-# The launcher that is nearest to the processes comes first: SLURM's variables also stand in a batch script's
-# environment, where mpirun may start fewer ranks than the job has tasks.
+# The launcher closest to the processes comes first: SLURM sets its variables in a batch script as well, where mpirun
+# may start fewer ranks than the job has tasks.
 _INTENDED = (
     ("PMI_SIZE", "PMI_RANK", "an mpirun or srun that speaks PMI (MPICH, Intel MPI)"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "Open MPI's mpirun"),
@@ -34,11 +35,11 @@ def world() -> "Intracomm":
     Raises
     ------
     UserError
-        The world has size 1 although a launcher meant more: each process would train alone, unnoticed.
+        The world has size 1 although a launcher started more processes: each would train alone, unnoticed.
     """
     import mpi4py
 
-    mpi4py.rc.thread_level = "funneled"  # only the main thread talks; THREAD_MULTIPLE takes a lock on every call
+    mpi4py.rc.thread_level = "funneled"  # only the main thread calls MPI; THREAD_MULTIPLE takes a lock in every call
     from mpi4py import MPI
 
     for size, rank, who in _INTENDED:
@@ -46,7 +47,7 @@ def world() -> "Intracomm":
             continue
         if MPI.COMM_WORLD.size == 1 and int(os.environ[size]) > 1:
             if int(os.environ.get(rank, 0)) > 0:
-                quiet_exit(2)  # every process is alone here; one of them says why
+                quiet_exit(2)  # each process is alone; only the first one prints the reason
             library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
             raise UserError(
                 f"{who} started {os.environ[size]} processes ({size}) but MPI sees only this one: the program uses "
@@ -58,33 +59,33 @@ def world() -> "Intracomm":
 
 
 def quiet_exit(status: int) -> NoReturn:
-    """Finalize MPI and leave with `status`, without a message. Collective over the world if MPI is up.
+    """Finalize MPI and exit with `status`, without a message. Collective over the world if MPI has started.
 
-    By way of `exit`, not `_exit`: MPICH takes leave of its launcher in a handler of `exit`, and a rank that is gone
-    without that gets the others killed, and the job the status of the kill (9).
+    Calls `exit`, not `_exit`: MPICH tells its launcher in an `exit` handler. If a rank ends without it, the launcher
+    kills the others, and the job's status becomes that of the kill (9).
     """
     for stream in ("stdout", "stderr"):
         try:
             getattr(sys, stream).flush()
-        except OSError:  # on a full disk Python would flush again at exit, and end with a status of its own
+        except OSError:  # on a full disk Python would flush again at exit and set a status of its own
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     from mpi4py import MPI
 
-    if _lame:
-        there, last = _lame[-1]
-        with suppress(Exception):  # one that is lost just now
-            there.Barrier()  # the first one to leave takes the others along: all have printed
-        time.sleep(0.5)  # and the launcher has read it
-        last()
+    if _degraded:
+        survivors, before_exit = _degraded[-1]
+        with suppress(Exception):  # another rank may be lost just now
+            survivors.Barrier()  # the first exit ends the other ranks too: all must have printed by then
+        time.sleep(0.5)  # the launcher needs time to read the output
+        before_exit()
         os._exit(status)
     if MPI.Is_initialized() and not MPI.Is_finalized():
-        MPI.COMM_WORLD.Barrier()  # all print before the first one leaves
+        MPI.COMM_WORLD.Barrier()  # all ranks print before the first one exits
         MPI.Finalize()
     sys.exit(status)
 
 
 def sleeping_barrier(comm: "Intracomm") -> None:
-    """A barrier that sleeps: while one rank reads data or compiles, the others leave it the cores. Collective."""
+    """Wait for all ranks, sleeping: while one rank reads data or compiles, the others leave it the cores. Collective."""
     request = comm.Ibarrier()
     while not request.Test():
         time.sleep(0.001)
@@ -92,23 +93,23 @@ def sleeping_barrier(comm: "Intracomm") -> None:
 
 @contextmanager
 def raise_on_all(comm: "Intracomm") -> Iterator[None]:
-    """A block that succeeds on every rank or raises `UserError` on every rank. Collective over `comm`.
+    """Run a block that succeeds on every rank or raises `UserError` on every rank. Collective over `comm`.
 
-    The message is that of the lowest rank that has one. Any other exception passes through and ends the job.
+    The message is that of the lowest rank that raised. Any other exception passes through and ends the job.
     """
-    mine: str | None = None
+    message: str | None = None
     try:
         yield
     except UserError as error:
-        mine = str(error)
+        message = str(error)
     sleeping_barrier(comm)
-    first = next((text for text in comm.allgather(mine) if text is not None), None)
+    first = next((text for text in comm.allgather(message) if text is not None), None)
     if first is not None:
         raise UserError(first)
 
 
 def from_rank_0(comm: "Intracomm", make: Callable[[], Any]) -> Any:
-    """Return what `make()` returns on rank 0, on every rank; its `UserError` likewise. Collective over `comm`."""
+    """Call `make` on rank 0 and return its result, or raise its `UserError`, on every rank. Collective over `comm`."""
     value = None
     with raise_on_all(comm):
         if comm.rank == 0:
@@ -117,7 +118,7 @@ def from_rank_0(comm: "Intracomm", make: Callable[[], Any]) -> Any:
 
 
 def tell_from_rank_0(comm: "Intracomm", make: Callable[[], str]) -> int:
-    """Print what `make()` says on rank 0, nothing if it only shows its --help; the exit status. Collective."""
+    """Print the text that `make` returns on rank 0 (nothing after --help); return the exit status. Collective."""
 
     def made() -> str:
         try:
@@ -132,25 +133,33 @@ def tell_from_rank_0(comm: "Intracomm", make: Callable[[], str]) -> int:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process of this host is there, and no zombie."""
+    """Whether process `pid` of this host exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
     except OSError:
         return False
 
 
-_lame: list[tuple["Intracomm", Callable[[], None]]] = []
+_degraded: list[tuple["Intracomm", Callable[[], None]]] = []
 
 
-def mark_degraded(there: "Intracomm", last: Callable[[], None]) -> None:
-    """Some process is lost: the world cannot meet any more. In the end those `there` do, then `last` is called."""
-    _lame.append((there, last))
+def mark_degraded(survivors: "Intracomm", before_exit: Callable[[], None]) -> None:
+    """Note that a process of the world is lost, so that collective calls over it would hang.
+
+    Parameters
+    ----------
+    survivors : Intracomm
+        The ranks that are left; they meet at the exit instead of the world.
+    before_exit : callable
+        Called last, before the process exits.
+    """
+    _degraded.append((survivors, before_exit))
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM and SIGUSR1, so that training can stop between two steps; the second one kills as usual.
+    """Notes SIGINT, SIGTERM and SIGUSR1, so that training can stop between two steps; a second signal kills as usual.
 
-    SIGUSR1 is for a node that is about to be taken away: a supervisor starts again without it.
+    SIGUSR1 announces that a node is about to be taken away: a supervisor then starts the job again without it.
     """
 
     def __init__(self) -> None:
@@ -170,55 +179,57 @@ class StopRequest:
 def run_main(
     main: "Callable[[Intracomm, StopRequest], int]", before: Callable[[StopRequest], None] = lambda stop: None
 ) -> NoReturn:
-    """Run a program on every rank and end it on every rank; `before` is called ahead of MPI's start.
+    """Run a program on every rank and exit on every rank.
 
-    A `UserError`, raised alike on every rank, becomes one line and status 2. Any other exception, on any one rank,
-    is printed with its rank and host and ends the whole job with status 1; `main` returns the status otherwise.
+    A `UserError`, raised on every rank, becomes one line and status 2. Any other exception on any rank is printed with
+    its rank and host and ends the whole job with status 1. Otherwise the status is what `main` returns.
+
+    Parameters
+    ----------
+    main : callable
+        Takes the world's communicator and the stop request; returns the exit status.
+    before : callable
+        Called before MPI starts.
     """
     stop = StopRequest().listen()
     try:
         before(stop)
         comm = world()
     except UserError as error:
-        _tell(error)
+        print_line(error)
         quiet_exit(2)
     try:
         status = main(comm, stop)
     except UserError as error:
         if comm.rank == 0:
-            _tell(error)
+            print_line(error)
         status = 2
     except BaseException as error:
         abort(comm, error)
     quiet_exit(status)
 
 
-def _tell(text: object) -> None:
-    with suppress(OSError):  # standard error may go to a disk that is full
-        print(f"ringtmp: {text}", file=sys.stderr, flush=True)
-
-
 def warn(text: str) -> None:
-    """One line on standard error from whichever rank it is, for what does not end the run."""
+    """Print a warning of this rank of the world that does not end the run."""
     from mpi4py import MPI
 
-    _tell(f"warning: rank {MPI.COMM_WORLD.rank} on {socket.gethostname()} {text}")
+    errors.warn(text, MPI.COMM_WORLD.rank)
 
 
 def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
-    """Print `error` with this rank and host, and end every process of the job."""
+    """Print `error` with this rank and host, and end all processes of the job."""
     where = f"rank {comm.rank} of {comm.size} on {socket.gethostname()}"
     expected = isinstance(error, RunFailure)
     detail = "" if expected else "".join(traceback.format_exception(error))
     text = str(error) if expected else f"{type(error).__name__}: {error}"
-    with suppress(OSError):  # a full disk may be behind it
+    with suppress(OSError):  # a full disk may be the cause
         sys.stdout.flush()
     with suppress(OSError):
-        # One write: lines of ranks that fail together do not mix.
+        # One write, so that the lines of ranks that fail together do not mix.
         sys.stderr.write(f"{detail}ringtmp: {where}: {text}\n")
         sys.stderr.flush()
-    time.sleep(0.5)  # MPICH's launcher drops what it has not read yet once a rank aborts
-    if ulfm.available():  # there an Abort is not told to the others: a signal is
+    time.sleep(0.5)  # MPICH's launcher drops unread output once a rank aborts
+    if ulfm.available():  # with ULFM the other ranks do not see an Abort; they see a signal
         ulfm.die()
     comm.Abort(1)
-    os._exit(1)  # on a host that is cut off Abort returns
+    os._exit(1)  # on a host without network Abort returns

@@ -1,7 +1,12 @@
-"""How a rank waits: spin, then yield, then sleep."""
+"""How a rank waits: spin, then yield, then sleep; and the loop in which it polls until it can go on."""
 
+import math
 import os
 import time
+from collections.abc import Callable
+
+from ringtmp.errors import RunFailure
+from ringtmp.trace.recorder import clock
 
 
 class Backoff:
@@ -16,7 +21,7 @@ class Backoff:
     -----
     Two ranks on two cores: a message that comes within the spin is seen in under 2 microseconds. Eight ranks on two
     cores: a rank that only yields takes its turn in the scheduler again and again; sleeping after 50 yields
-    leaves the cores to those that have work (figures in the closing note of issue 2).
+    leaves the cores to those that have work.
     """
 
     def __init__(self, crowded: bool) -> None:
@@ -36,3 +41,101 @@ class Backoff:
             os.sched_yield()
         else:
             time.sleep(self.nap)
+
+
+def _nothing(now: int) -> None:
+    """What a rank does by default in a turn without progress."""
+
+
+class WaitLoop:
+    """Polls until something is ready: backs off, books the wait, and gives up where nothing comes for too long.
+
+    The ring's engine waits in it for the next action that can run (`ringtmp.ring.engine`). A worker of the parameter
+    server can wait in it for weights: `poll` moves its messages and its exchange and sends signs of life, `booked` is
+    the recorder's number of events (a sign of life that is sent is an event), `idle` raises where the others have
+    dropped this worker, `ready` says that no key range is missing; a rank that only serves waits for the end without a
+    `limit`.
+
+    Parameters
+    ----------
+    backoff : Backoff
+    poll : callable
+        Moves messages and gives signs of life. True if there was progress: what happened is booked by itself, and the
+        limit counts from here on.
+    book : callable
+        Called with begin and end (`clock`) of each piece of the wait.
+    stalled : callable
+        Gives the message of the `RunFailure`, for the nanoseconds that nothing has come.
+    limit : float
+        Seconds without progress after which the wait fails.
+    idle : callable
+        Called with the time (`clock`) in each turn without progress; may raise, for a neighbour that is gone.
+    booked : callable
+        A number that grows whenever time has been booked as something else: it ends a piece of the wait, and counts
+        not as progress.
+    """
+
+    def __init__(
+        self,
+        backoff: Backoff,
+        poll: Callable[[], bool],
+        book: Callable[[int, int], None],
+        stalled: Callable[[int], str],
+        limit: float = math.inf,
+        idle: Callable[[int], None] = _nothing,
+        booked: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.backoff, self.poll, self.book, self.idle, self.booked = backoff, poll, book, idle, booked
+        self.stalled, self.limit = stalled, limit * 1e9
+
+    def until(self, ready: Callable[[], bool], since: int) -> int:
+        """Poll until `ready()` is true.
+
+        Parameters
+        ----------
+        ready : callable
+        since : int
+            When the wait began (`clock`).
+
+        Returns
+        -------
+        int
+            Begin of the poll that ended the wait, which is not booked as a wait.
+
+        Raises
+        ------
+        RunFailure
+            There was no progress for `limit` seconds.
+        """
+        self.backoff.reset()
+        began, events = since, self.booked()
+        while True:
+            begin = clock()
+            moved = self.poll()
+            # End the piece of the wait that was interrupted.
+            if moved or self.booked() != events:
+                self.book(since, begin)
+                since, events = clock(), self.booked()
+            if moved:
+                began = since
+                self.backoff.reset()
+                begin = since
+            # Go on if possible, and fail where nothing has come for too long.
+            if ready():
+                self.book(since, max(begin, since))
+                return begin
+            if moved:
+                continue
+            self.idle(begin)
+            if begin - began > self.limit:
+                raise RunFailure(self.stalled(begin - began))
+            self.backoff.pause()
+
+    def blocked(self, since: int) -> None:
+        """One turn where something else than this loop waits, as for a synchronous send; `since`: when that began."""
+        self.poll()
+        now = clock()
+        self.idle(now)
+        if now - since > self.limit:
+            raise RunFailure(self.stalled(now - since))
+        os.sched_yield()

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.analysis import draw_gantt, open_run, perfetto, write_perfetto
+from ringtmp.analysis import open_run
+from ringtmp.analysis.picture import ENDINGS, check_ending, write
 from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
     from pandas import DataFrame
 
-PICTURES = (".png", ".svg", ".pdf")
 _ABOUT = "Draw a run's trace, a plan or the local rule as a Gantt chart or as a trace for ui.perfetto.dev."
 _EXAMPLES = """examples:
   python -m ringtmp draw runs/first --out first.png                 two steps from the middle of the newest launch
@@ -41,40 +41,6 @@ def draw(options: argparse.Namespace) -> None:
     simulated = options.what == "rule" or options.what.startswith("plan:")
     events, steps = _simulation(options) if simulated else _trace(options)
     write(events, options.out, steps, "time (F, I or W of a micro-batch takes a rank 1)" if simulated else "")
-
-
-def write(events: "DataFrame", path: str, steps: tuple[int, int] | None = None, label: str = "") -> None:
-    """Write events as a picture or for Perfetto, by the ending of `path`. Raises `UserError`."""
-    check_ending(path)
-    if path.endswith(perfetto.ENDINGS):
-        write_perfetto(events[events["step"].between(*steps)] if steps else events, path)
-    else:
-        _picture(events, steps, path, label)
-    print(f"written to {path}")
-
-
-def check_ending(path: str) -> None:
-    """Raise `UserError` unless `path` ends as something that `write` makes."""
-    if not path.endswith((*PICTURES, *perfetto.ENDINGS)):
-        endings = ", ".join((*PICTURES, *perfetto.ENDINGS))
-        raise UserError(f"out: expected a file that ends in {endings}, got {path!r}")
-
-
-def _picture(events: "DataFrame", steps: tuple[int, int] | None, path: str, label: str) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    ax = draw_gantt(events, steps=steps)
-    if label:
-        ax.set_xlabel(label)
-    try:
-        plt.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"out: {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        plt.close()
 
 
 def _trace(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int] | None]:
@@ -151,7 +117,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", help="a run folder, plan:NAME (naive, gpipe, 1f1b, ...), or rule: the local rule")
-    endings = ", ".join((*PICTURES, *perfetto.ENDINGS))
+    endings = ", ".join(ENDINGS)
     parser.add_argument("--out", required=True, metavar="FILE", help=f"{endings}; replaced if it is there")
     parser.add_argument(
         "--steps",

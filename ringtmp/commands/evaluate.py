@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Evaluate on rank 0 and say it in a line; the exit status."""
+    """Evaluate on rank 0 and print one line; return the exit status."""
 
-    def told() -> str:
+    def report() -> str:
         parser = checkpoint_parser("ringtmp evaluate", __doc__.split(": ")[1])
-        parser.add_argument("--data", default="", help="other data of the same kind, as training takes it [its own]")
-        parser.add_argument("--split", choices=("test", "train"), default="test", help="samples to look at [test]")
+        parser.add_argument(
+            "--data",
+            default="",
+            help="other data of the same kind, in the form that --data of training takes [the run's own]",
+        )
+        parser.add_argument("--split", choices=("test", "train"), default="test", help="samples to evaluate [test]")
         options = parser.parse_args(sys.argv[1:])
         net = TrainedNetwork(options.checkpoint)
         found = net.evaluate(net.data(options.data), options.split)
@@ -25,7 +29,7 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
         what = f"{options.data or net.info.name}, {found.samples:,} {options.split} samples"
         return f"{options.checkpoint}, step {net.step}, on {what}: loss {found.loss:.6g}, {kind}"
 
-    return tell_from_rank_0(comm, told)
+    return tell_from_rank_0(comm, report)
 
 
 if __name__ == "__main__":

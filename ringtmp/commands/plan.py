@@ -74,7 +74,7 @@ def _plan(options: argparse.Namespace) -> None:
     from ringtmp.simulate import planner
 
     if options.out:
-        from ringtmp.commands.draw import check_ending
+        from ringtmp.analysis.picture import check_ending
 
         check_ending(options.out)
     problem = _problem(options)
@@ -132,7 +132,7 @@ def _plan(options: argparse.Namespace) -> None:
         highlight=False,
     )
     if options.out:
-        from ringtmp.commands.draw import write
+        from ringtmp.analysis.picture import write
 
         outcome, _ = planner.run(
             problem, best.schedule, best.micro_batches, best.chunks, best.w_group, best.ahead, steps=3, log=True

@@ -1,8 +1,8 @@
-"""``python -m ringtmp predict runs/NAME SAMPLES OUT.h5``: what a trained network says of samples in a file.
+"""``python -m ringtmp predict runs/NAME SAMPLES OUT.h5``: predict the outputs of a trained network for samples in a file.
 
-SAMPLES is an NPZ or HDF5 file with an array `x` [n, ...], as training took it, before any normalisation. OUT.h5 gets
-`probabilities` [n, classes] and `classes` [n] (of a text for each place), or `values` [n, outputs]. Both are read and
-written some rows at a time.
+SAMPLES is an NPZ or HDF5 file with an array `x` [n, ...] in the form used for training, before normalisation. OUT.h5
+receives `probabilities` [n, classes] and `classes` [n] (for text: per position), or `values` [n, outputs]. Both files
+are processed in blocks of rows.
 """
 
 import math
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_samples(path: Path) -> Iterator[Any]:
-    """The array `x` of an NPZ or HDF5 file. Raises `UserError` that names the file."""
+    """Open the array `x` of an NPZ or HDF5 file. Raises a `UserError` that names the file."""
     file: h5py.File | None = None
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -60,7 +60,10 @@ def _checked(path: Path, x: Any, keys: list[str]) -> Any:
 
 
 def predict(net: TrainedNetwork, source: Path, target: Path) -> int:
-    """Write what `net` says of the samples in `source` to `target`; their number. Raises `UserError`, `OSError`."""
+    """Write the predictions of `net` for the samples in `source` to `target`; return the number of samples.
+
+    Raises `UserError` for a bad source and `OSError` if `target` cannot be written.
+    """
     with open_samples(source) as x, whole(target) as temporary, hdf5(temporary, "x") as file:
         file.attrs["run"], file.attrs["step"] = net.path, net.step
         for first in range(0, len(x), net.at_once()):
@@ -79,12 +82,12 @@ def _put(file: h5py.File, name: str, first: int, total: int, rows: Any) -> None:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Predict on rank 0; the exit status."""
+    """Predict on rank 0; return the exit status."""
 
-    def told() -> str:
+    def report() -> str:
         parser = checkpoint_parser("ringtmp predict", __doc__.split(": ", 1)[1])
         parser.add_argument("samples", metavar="SAMPLES", help=".npz or .h5 file with x")
-        parser.add_argument("out", metavar="OUT.h5", help="file to write; it must not be there yet")
+        parser.add_argument("out", metavar="OUT.h5", help="file to write; it must not exist")
         options = parser.parse_args(sys.argv[1:])
         out = new_file(options.out)
         try:
@@ -93,7 +96,7 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
             raise UserError(f"out: cannot write {options.out}: {error.strerror or error}") from None
         return f"{count:,} samples: written to {options.out}"
 
-    return tell_from_rank_0(comm, told)
+    return tell_from_rank_0(comm, report)
 
 
 if __name__ == "__main__":

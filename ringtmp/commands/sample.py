@@ -24,12 +24,12 @@ class Sampler:
     Parameters
     ----------
     path : str
-        A run folder, or one set in its `checkpoints`.
+        A run folder, or one checkpoint in it.
 
     Raises
     ------
     UserError
-        There is no checkpoint that can be used, or its model is none of text.
+        There is no usable checkpoint, or its model is not a language model.
     """
 
     def __init__(self, path: str) -> None:
@@ -41,22 +41,34 @@ class Sampler:
         self.stage = net.stage(0, len(net.model.layers), 1)
 
     def tokens(self, text: str) -> list[int]:
-        """The tokens of `text`. Raises `UserError` for a character that the training text did not have."""
+        """The tokens of `text`. Raises `UserError` for a character that does not occur in the training text."""
         for character in text:
             if character not in self.alphabet:
                 raise UserError(f"prompt: {character!r} does not occur in the text that the model was trained on")
         return [self.alphabet.index(character) for character in text]
 
     def logits(self, tokens: list[int]) -> Array:
-        """Logits [alphabet] of what follows the last of at most `context` tokens (at least one)."""
+        """Logits [alphabet] of the token that follows `tokens` (1 to `context` of them)."""
         work = self.stage.work(0, 1)
-        work.x[...] = 0  # what comes after the last token is not seen
+        work.x[...] = 0  # causal attention ignores what follows the last token
         work.x[0, : len(tokens)] = tokens
         self.stage.forward(work)
         return work.y.reshape(self.context, -1)[len(tokens) - 1, : len(self.alphabet)]
 
     def write(self, prompt: str, length: int, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
-        """`length` characters after `prompt`; `temperature` 0: always the likeliest one."""
+        """Generate `length` characters after `prompt`.
+
+        Parameters
+        ----------
+        prompt : str
+            Text to continue; empty: a line break.
+        length : int
+            Characters to generate.
+        temperature : float
+            Divides the logits; 0: always the most likely character.
+        seed : int
+            Of the random choices.
+        """
         rng = np.random.default_rng(seed)
         tokens = self.tokens(prompt or ("\n" if "\n" in self.alphabet else self.alphabet[0]))
         for _ in range(length):
@@ -73,9 +85,11 @@ class Sampler:
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = checkpoint_parser("ringtmp sample", __doc__.split(": ")[1])
     parser.add_argument("--length", type=int, default=400, help="characters to write [400]")
-    parser.add_argument("--prompt", default="", help="text to go on from")
-    parser.add_argument("--temperature", type=float, default=0.8, help="above 1: bolder; 0: the likeliest [0.8]")
-    parser.add_argument("--seed", type=int, default=0, help="of the choices [0]")
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="above 1: more random; 0: always the most likely character [0.8]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random choices [0]")
     options = parser.parse_args(argv)
     for name, value, least in (("length", options.length, 1), ("seed", options.seed, 0)):
         if value < least:
@@ -86,7 +100,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Parse, load and write, on rank 0; the exit status."""
+    """Load a checkpoint and write text on rank 0; return the exit status."""
     loaded: list[tuple[argparse.Namespace, Sampler]] = []
 
     def load() -> None:
@@ -108,7 +122,7 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
                 sys.stdout.flush()
             sys.stdout.write("\n")
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads has had enough
+        except BrokenPipeError:  # the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + stop.signal if stop.signal else 0
 

@@ -1,7 +1,7 @@
-"""``python -m ringtmp supervise -n 8 -- python -m ringtmp.train ...``: start a job, and start it again when it is lost.
+"""``python -m ringtmp supervise -n 8 -- python -m ringtmp.train ...``: start a job, and restart it when a rank is lost.
 
-Needs nothing of MPI but that it can be started: the job ends with its first lost process, and begins again on what is
-left, each rank with layers from the memory of the nodes (`ringtmp.resilience.node_memory`), at most one step behind.
+Works with any MPI: the job ends with its first lost process and starts again on the remaining hosts. Each rank takes its
+layers from node memory (`ringtmp.resilience.node_memory`), so that at most one step is repeated.
 """
 
 import argparse
@@ -25,52 +25,54 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ringtmp supervise",
         usage="python -m ringtmp supervise -n RANKS [--flag value ...] -- python -m ringtmp.train [--flag value ...]",
         description=__doc__.split("\n\n")[1],
-        epilog="SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank makes its "
-        "node leave at the next step; to the supervisor: the job stops there, exit status 75, to be started again.",
+        epilog="SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank removes its node "
+        "at the next step; SIGUSR1 to the supervisor stops the job at the next step with exit status 75, to be restarted.",
         allow_abbrev=False,
     )
-    page.add_argument("-n", "--ranks", type=int, required=True, metavar="RANKS", help="ranks, as long as there is room")
-    page.add_argument("--hosts", metavar="A,B:4,...", help="hosts, and the ranks on each if more than one")
+    page.add_argument(
+        "-n", "--ranks", type=int, required=True, metavar="RANKS", help="number of ranks while all hosts are available"
+    )
+    page.add_argument("--hosts", metavar="A,B:4,...", help="hosts, and the number of ranks on each if above one")
     page.add_argument(
         "--probe",
         metavar="CMD",
-        help="prints the hosts that can be used now, one per line, asked before each start. "
-        "Default with --hosts: those that ssh reaches",
+        help="command that prints the usable hosts, one per line; run before each start. "
+        "Default with --hosts: the hosts that ssh reaches",
     )
     page.add_argument(
         "--probe-every",
         type=float,
         default=10.0,
         metavar="S",
-        help="seconds between two looks whether a lost host is "
-        "back while the job runs on fewer ranks; it then joins at a step's end [10]",
+        help="seconds between two checks whether a lost host is available again, while the job runs on fewer ranks; "
+        "the host then joins at the end of a step [10]",
     )
     page.add_argument(
-        "--min-ranks", type=int, default=1, metavar="N", help="wait for hosts rather than run on fewer [1]"
+        "--min-ranks", type=int, default=1, metavar="N", help="wait for hosts instead of running on fewer ranks [1]"
     )
-    page.add_argument("--max-restarts", type=int, default=100, metavar="N", help="then the job is given up [100]")
+    page.add_argument(
+        "--max-restarts", type=int, default=100, metavar="N", help="give up after this number of restarts [100]"
+    )
     page.add_argument(
         "--back-off",
         type=float,
         default=1.0,
         metavar="S",
-        help="seconds to wait before the next start when the last "
-        "two made no step, twice as long each time, at most a minute [1]",
+        help="seconds to wait before a restart if the last two launches made no step; doubled each time, up to a "
+        "minute [1]",
     )
     page.add_argument(
         "--standby",
         choices=("on", "off"),
         default="on",
-        help="keep as many processes again, which have loaded everything and sleep: a lost job is back a second or two "
-        "earlier, for about 150 MB a rank [on]",
+        help="keep the same number of sleeping processes that have loaded everything: a lost job is back one or two "
+        "seconds earlier, at about 150 MB per rank [on]",
     )
-    page.add_argument(
-        "--mpirun", default=_mpirun(), metavar="CMD", help="launcher, with flags of its own [%(default)s]"
-    )
+    page.add_argument("--mpirun", default=_mpirun(), metavar="CMD", help="launcher with its own flags [%(default)s]")
     page.add_argument(
         "--emulate",
         action="store_true",
-        help="hosts are names only: all ranks run here, each node with memory of its own",
+        help="hosts are names only: all ranks run on this machine, each emulated node with its own node memory",
     )
     page.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return page
@@ -82,9 +84,9 @@ def _mpirun() -> str:
 
 
 def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any]]:
-    """Interpreter, module, flags, and the values that these give. Raises `UserError`."""
+    """Divide the command into interpreter, module and flags, with the settings that these give. Raises `UserError`."""
     from ringtmp.config.command_line import parse
-    from ringtmp.run.job import merge
+    from ringtmp.config.overrides import merge
 
     words = words[1:] if words[:1] == ["--"] else words
     if "-m" not in words[:4] or words[words.index("-m") + 1 :][:1] == []:
@@ -95,17 +97,24 @@ def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any
     if module not in _PROGRAMS:
         raise UserError(f"program: expected ringtmp.train or ps.train, got {module}")
     if not shutil.which(words[0]):
-        raise UserError(f"program: there is no {words[0]}")
+        raise UserError(f"program: {words[0]} does not exist")
     values = merge(*parse(flags, module, "", _PROGRAMS[module]))
     return words[:at], module, flags, values
 
 
-def _replicate(module: str, values: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """A flag that keeps copies in the nodes' memory, where nothing is said of it and a step is whole on all ranks.
+def _state_copies(module: str, values: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """The flag that keeps copies in node memory, unless the user set it or the schedule has no complete steps.
 
-    `stored`: the configuration of the run, if it has begun.
+    Parameters
+    ----------
+    module : str
+        ringtmp.train or ps.train.
+    values : dict
+        Settings of the command line.
+    stored : dict
+        Settings of the run folder, if the run has begun; else empty.
     """
-    from ringtmp.run.job import merge
+    from ringtmp.config.overrides import merge
 
     if "state_copies" in values:
         return []
@@ -117,10 +126,10 @@ def _replicate(module: str, values: dict[str, Any], stored: dict[str, Any]) -> l
     return ["--state-copies", "1"] if able else []
 
 
-def _place(values: dict[str, Any], flags: list[str]) -> RunFolder:
-    """The run folder of the job. Its name is settled here, so that it can be found again.
+def _run_folder(values: dict[str, Any], flags: list[str]) -> RunFolder:
+    """The run folder of the job; chooses its name here, so that a restart finds it.
 
-    One of that name that is not finished is gone on with: a batch system has started the same command again.
+    An unfinished run of that name is continued: a batch system has started the same command again.
     """
     from ringtmp.config.schema import RunConfig
     from ringtmp.storage.run_folder import new_name, open_run_folder
@@ -135,24 +144,24 @@ def _place(values: dict[str, Any], flags: list[str]) -> RunFolder:
     folder = RunFolder(Path(out) / str(values["name"]))
     if folder.status().get("state") == "finished":
         raise UserError(
-            f"name: {folder.path} exists already, is finished and is not overwritten; choose another --name, or go on "
-            f"with --resume {folder.path}"
+            f"name: {folder.path} exists already, is finished and is not overwritten; choose another --name, or "
+            f"continue it with --resume {folder.path}"
         )
     return folder
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; the exit status."""
+    """Run the supervisor; return the exit status."""
     try:
         options = _parser().parse_args(argv)
         if not shutil.which(shlex.split(options.mpirun)[0]):
-            raise UserError(f"mpirun: there is no {options.mpirun}; --mpirun names the launcher")
+            raise UserError(f"mpirun: {options.mpirun} does not exist; name the launcher with --mpirun")
         if options.ranks < 1:
             raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
         words, module, flags, values = _program(options.program)
-        folder = _place(values, flags)
+        folder = _run_folder(values, flags)
         stored = folder.config() if (folder.path / "config.toml").exists() else {}
-        flags += _replicate(module, values, stored)
+        flags += _state_copies(module, values, stored)
         return Supervisor(options, [*words, "-m", module], flags, folder).run()
     except UserError as error:
         print(f"ringtmp: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""``python -m ringtmp top runs/NAME``: a run in the terminal, while it goes on and afterwards.
+"""``python -m ringtmp top runs/NAME``: show a run in the terminal, while it goes on and afterwards.
 
-Shows how it stands, every rank in its ring and where its time goes, throughput, and failures that it has gone on after.
-It reads files alone, so it may run anywhere that sees the run folder, and disturbs nobody. q or Ctrl-C ends it.
+Shows the state of the run, each rank in its ring and where its time goes, the throughput, and failures that the run
+recovered from. It only reads files, so it may run on any host that sees the run folder. Ctrl-C ends it.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from rich.text import Text
 from ringtmp.analysis import Run, open_run
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
-from ringtmp.trace.live_status import PARTS
+from ringtmp.trace.events import PARTS
 
 COLOURS = {"compute": "blue", "transfer": "yellow", "wait": "red", "checkpoint": "magenta", "other": "bright_black"}
 _BAR = 30  # characters
-_LATE = 5.0  # seconds without a sign of life after which a rank of a running job is pointed out
+_LATE = 5.0  # seconds without a new status after which a rank of a running job is marked
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class View:
-    """What is shown of a run; between two calls of `page` it remembers where ranks stood.
+    """The page shown for a run; remembers the ranks' status between two calls of `page`.
 
     Parameters
     ----------
@@ -41,10 +41,16 @@ class View:
     def __init__(self, run: str) -> None:
         self.path = run
         self.before: pd.DataFrame | None = None
-        self.known: tuple[int, pd.DataFrame] | None = None  # launch, and its ranks: a file may be in the writer's hands
+        self.known: tuple[int, pd.DataFrame] | None = None  # launch and its ranks: a trace may be locked by its writer
 
     def page(self, now: float | None = None) -> Group:
-        """All of it. Raises `UserError` if it is no run folder."""
+        """The whole page. Raises `UserError` if the path is not a run folder.
+
+        Parameters
+        ----------
+        now : float, optional
+            Seconds since the epoch; default: the current time.
+        """
         now = time.time() if now is None else now
         run = open_run(self.path)
         running = run.status["state"] == "running"
@@ -59,7 +65,7 @@ class View:
         for _, row in recoveries.tail(5).iterrows():
             parts.append(
                 Text(
-                    f"launch {row['launch']}: {row['what']}; went on at step {row['step']}, {row['again']} made again",
+                    f"launch {row['launch']}: {row['what']}; continued at step {row['step']}, {row['again']} steps repeated",
                     style="red",
                 )
             )
@@ -71,25 +77,25 @@ class View:
             table.add_column(name, justify="right" if name in ("step", "idle") else "left", no_wrap=True)
         try:
             self.known = run.launch, run.ranks()
-            pulse = run.pulse()
+            status = run.live_status()
         except (UserError, KeyError):
             if not self.known or self.known[0] != run.launch:
-                return Table("this launch leaves no trace (--trace off), or has not begun", box=None)
-            pulse = run.pulse()
+                return Table("this launch writes no trace (--trace off), or has not begun", box=None)
+            status = run.live_status()
         ranks = self.known[1]
-        shown = _since(self.before, pulse) if running else pulse
-        self.before = pulse
+        shown = _since(self.before, status) if running else status
+        self.before = status
         count = len(ranks)
         for _, rank in ranks.iterrows():
             number = int(rank["rank"])
             arrow = "↺" if count == 1 else "↩ 0" if number == count - 1 else f"→ {number + 1}"
             cells: list[Any] = [f"{number} {arrow}", str(rank["environment"]["host"]), _work(rank)]
             if number not in shown.index:
-                table.add_row(*cells, "", Text("nothing yet", style="dim"), "", "")
+                table.add_row(*cells, "", Text("no status yet", style="dim"), "", "")
                 continue
             row = shown.loc[number]
             age = now - row["time"]
-            late = f"no sign for {age:.0f} s" if running and age > _LATE else ""
+            late = f"no status for {age:.0f} s" if running and age > _LATE else ""
             step = f"{int(row['step']):,}" if row["step"] else ""
             table.add_row(
                 *cells, step, _bar(row), f"{row['wait'] / max(row['wall'], 1e-9):.0%}", Text(late, style="bold red")
@@ -130,28 +136,28 @@ def _history(run: Run) -> pd.DataFrame:
 
 
 def _work(rank: pd.Series) -> str:
-    """What a rank holds or does, from its trace's attributes."""
+    """The layers or the role of a rank, from its trace's attributes."""
     layers = rank.get("layers")
     if isinstance(layers, list) and layers:
         return "layers " + " ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in layers)
     return str(rank.get("role", ""))
 
 
-def _since(before: pd.DataFrame | None, pulse: pd.DataFrame) -> pd.DataFrame:
-    """Where the time went since the last look, for ranks that have said something new; else all of it."""
+def _since(before: pd.DataFrame | None, status: pd.DataFrame) -> pd.DataFrame:
+    """Time since the previous page, for ranks with a new status; otherwise since the start."""
     if before is None:
-        return pulse
-    both = pulse.index.intersection(before.index)
-    shown = pulse.copy()
+        return status
+    both = status.index.intersection(before.index)
+    shown = status.copy()
     for rank in both:
-        if pulse.loc[rank, "wall"] > before.loc[rank, "wall"]:
+        if status.loc[rank, "wall"] > before.loc[rank, "wall"]:
             columns = [*PARTS, "wall"]
-            shown.loc[rank, columns] = pulse.loc[rank, columns] - before.loc[rank, columns]
+            shown.loc[rank, columns] = status.loc[rank, columns] - before.loc[rank, columns]
     return shown
 
 
 def _bar(row: pd.Series) -> Text:
-    """Shares of the time as coloured blocks, which add up to the whole bar."""
+    """Fractions of the time as coloured blocks that fill the bar."""
     ends = np.rint(_BAR * np.cumsum([max(0.0, row[part]) for part in PARTS]) / max(row["wall"], 1e-9)).astype(int)
     text, at = Text(), 0
     for part, end in zip(PARTS, np.clip(ends, 0, _BAR), strict=True):
@@ -161,7 +167,7 @@ def _bar(row: pd.Series) -> Text:
 
 
 def _rates(history: pd.DataFrame, batch: int, points: int = 60) -> list[float]:
-    """Samples a second in stretches of equal length, oldest first."""
+    """Samples per second in at most `points` intervals of equal length, oldest first."""
     steps = history[history["kind"] == "train"]
     seconds = steps["seconds"].to_numpy(float)
     if len(seconds) < 2:
@@ -172,7 +178,7 @@ def _rates(history: pd.DataFrame, batch: int, points: int = 60) -> list[float]:
 
 
 def _sparks(values: Sequence[float]) -> str:
-    """A line of blocks, and what the highest one stands for."""
+    """`values` as a line of blocks, and the value of the highest block."""
     if not values:
         return ""
     top = max(values) or 1.0
@@ -188,8 +194,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="run folder")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks [1]")
-    parser.add_argument("--once", action="store_true", help="look once; so it does where output is no terminal")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two updates [1]")
+    parser.add_argument(
+        "--once", action="store_true", help="print the page once; the default if output is not a terminal"
+    )
     options = parser.parse_args(argv)
     if not 0.1 <= options.every < float("inf"):
         raise UserError(f"every: expected at least 0.1 seconds, got {options.every}")
@@ -197,7 +205,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Show until the run has ended; the exit status."""
+    """Show the page until the run has ended; return the exit status."""
     try:
         options = _arguments(sys.argv[1:])
         view, console = View(options.run), Console()

@@ -1,4 +1,4 @@
-"""The command line: a page of help and a `RunConfig`, both generated from the model's fields."""
+"""The command line of the trainers: its flags and help are generated from the fields of `RunConfig`."""
 
 import argparse
 import typing
@@ -12,19 +12,27 @@ EXAMPLES = """examples:
   mpirun -n 8 python -m {prog}                                      digits, on 8 ranks
   mpirun -n 3 python -m {prog} --data digits --model mlp:64-256x10-10 --epochs 10
   mpirun -n 2 python -m {prog} --config run.toml --lr 1e-3          flags override the file
-  mpirun -n 5 python -m {prog} --resume runs/first --epochs 80      go on, on any number of ranks
+  mpirun -n 5 python -m {prog} --resume runs/first --epochs 80      continue, on any number of ranks
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports its faults as every other one is reported."""
+    """An argument parser that raises `UserError` for a bad command line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the flags)")
 
 
 def checkpoint_parser(prog: str, description: str) -> Parser:
-    """Of a program that uses a trained network: its first argument is a checkpoint."""
+    """A parser for a command that uses a trained network; its first argument is a checkpoint.
+
+    Parameters
+    ----------
+    prog : str
+        The command as typed after `python -m`.
+    description : str
+        First text of the help page.
+    """
     page = Parser(
         prog=f"python -m {prog}",
         description=description,
@@ -36,9 +44,9 @@ def checkpoint_parser(prog: str, description: str) -> Parser:
 
 
 def new_file(text: str) -> Path:
-    """The path of a file that is to be written. Raises `UserError` if it is there already."""
+    """The path of a file to write. Raises `UserError` if it exists."""
     if Path(text).exists():
-        raise UserError(f"out: {text} is there already; give another name")
+        raise UserError(f"out: {text} exists already; give another name")
     return Path(text)
 
 
@@ -48,14 +56,22 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The words of a Literal, also inside `Literal[...] | None`."""
+    """The values of a Literal, also inside `Literal[...] | None`."""
     if typing.get_origin(annotation) is typing.Literal:
         return list(typing.get_args(annotation))
     return [word for part in typing.get_args(annotation) for word in _choices(part)]
 
 
 def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentParser:
-    """An argument parser with one flag for each field of `RunConfig`, in the fields' groups but that of `others`."""
+    """A parser with one flag per field of `RunConfig`, in the fields' groups.
+
+    Parameters
+    ----------
+    prog, description : str
+        As `checkpoint_parser` takes them.
+    others : str
+        The group of settings that only the other trainer uses; it has no flags here.
+    """
     page = Parser(
         prog=f"python -m {prog}",
         usage=f"mpirun -n RANKS python -m {prog} [--flag value ...]",
@@ -88,15 +104,20 @@ def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentPa
 
 
 def parse(argv: list[str], prog: str, description: str, others: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Values from the config file and values from the flags, neither validated as a whole yet.
+    """Parse `argv`; return the values of the configuration file and those of the flags, not validated together yet.
 
-    A file may hold settings of every trainer, so that one file serves to compare them.
+    A file may hold settings of both trainers, so that one file serves to compare them.
 
-    Raises `UserError` for an unknown flag or key and for a file that cannot be read; `SystemExit` after --help.
+    Raises
+    ------
+    UserError
+        An unknown flag or key, or a file that cannot be read.
+    SystemExit
+        After --help.
     """
     flags = vars(parser(prog, description, others).parse_args(argv))
     path = flags.pop("config", None)
     from_file = read_toml(path) if path else {}
     if path:
-        make_config(from_file, f"{path}: ")  # a fault in the file is told with the file's name
+        make_config(from_file, f"{path}: ")  # names the file in the message
     return from_file, flags

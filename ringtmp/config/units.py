@@ -1,4 +1,4 @@
-"""Sizes, times and rates as people write them: 512MiB, 20us, 1.25GB/s, 100Mbit/s."""
+"""Sizes, times and rates with units: 512MiB, 20us, 1.25GB/s, 100Mbit/s."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def parse_seconds(text: str, key: str) -> float:
 
 
 def parse_rate(text: str, key: str) -> float:
-    """Bytes a second of a rate such as 1.25GB/s or 100Mbit/s. Raises `UserError`."""
+    """Bytes per second of a rate such as 1.25GB/s or 100Mbit/s. Raises `UserError`."""
     return _parse(text, key, _RATES, "a rate such as 1.25GB/s or 100Mbit/s", least=1.0)
 
 
@@ -54,7 +54,7 @@ def _parse(text: str, key: str, units: dict[str, float] | dict[str, int], expect
 
 
 def show_bytes(count: float) -> str:
-    """A size in the unit that suits it: 3.2 MiB."""
+    """`count` bytes as text in a suitable unit: 3.2 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{_short(count)} {unit}" if unit != "B" else f"{count:.0f} B"
@@ -63,7 +63,7 @@ def show_bytes(count: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """A time in the unit that suits it: 4.1 ms."""
+    """`seconds` as text in a suitable unit: 4.1 ms."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{_short(seconds / size)} {unit}"
@@ -71,5 +71,5 @@ def show_seconds(seconds: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, or as many as stand before the point."""
+    """Three significant digits, or all digits before the decimal point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -77,7 +77,7 @@ class DataSet:
     """An open data set. `info` says what it is."""
 
     def __init__(self, info: DataInfo, dtype: np.dtype, parts: "dict[str, _Part]") -> None:
-        self.info, self._dtype, self._parts = info, dtype, parts
+        self.info, self.dtype, self._parts = info, dtype, parts
         self._scale = Scale(info.normalisation, dtype)
 
     def read(self, split: str, indices: NDArray[np.int64], x_out: Array, y_out: Array) -> None:

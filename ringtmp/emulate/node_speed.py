@@ -13,7 +13,6 @@ from ringtmp.emulate.layer_costs import Cost, layer_costs
 from ringtmp.emulate.nodes import nominal, parse_pace
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.run.job import Job
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -51,14 +50,40 @@ def costs_paced(model: Model) -> CostTable:
     return table
 
 
-def own_costs(comm: "Intracomm", job: Job, rows: int, micro_batches: int) -> list[float]:
-    """Seconds of a step that each layer would take on this rank: timed here (ranks of a host in turn), or as paced.
+def own_costs(
+    comm: "Intracomm",
+    model: Model,
+    dtype: np.dtype,
+    optimizer: Optimizer,
+    node_speed: str,
+    rows: int,
+    micro_batches: int,
+) -> list[float]:
+    """Seconds of a step that each layer takes on this rank. Collective over `comm`.
 
-    Collective over `comm`; `UserError` on every rank if one of them cannot tell.
+    Parameters
+    ----------
+    comm : mpi4py communicator
+        Ranks of one host measure in turn.
+    model : Model
+    dtype : numpy dtype
+        Of weights and activations.
+    optimizer : Optimizer
+    node_speed : str
+        Speeds of emulated nodes (`ringtmp.emulate.nodes.parse_courses`); empty: time the layers on this machine.
+    rows : int
+        Samples of a micro-batch.
+    micro_batches : int
+        Of a step.
+
+    Raises
+    ------
+    UserError
+        On every rank, if one of them cannot measure its layers.
     """
     with raise_on_all(comm):
-        speed, table = 1.0, costs_on(job.model, job.dtype, job.optimizer())
-        if job.pace:
-            speed, table = parse_pace(job.pace, comm.size)[comm.rank], costs_paced(job.model)
+        speed, table = 1.0, costs_on(model, dtype, optimizer)
+        if node_speed:
+            speed, table = parse_pace(node_speed, comm.size)[comm.rank], costs_paced(model)
         return [cost.step(micro_batches) / speed for cost in table(rows, 1)]
     raise AssertionError

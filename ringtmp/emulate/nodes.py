@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ringtmp.emulate.jitter import stretch
 from ringtmp.errors import UserError
 from ringtmp.nn.model import Model
-from ringtmp.simulate.pipeline_clock import stretch
 from ringtmp.trace.recorder import clock
 
 UPDATE_FLOPS = 10  # per parameter, about what AdamW takes
@@ -102,8 +102,8 @@ def lateness(paces: "Sequence[Paced]") -> float:
 class Paced:
     """Lets actions last as long as they would on an emulated node, times a factor uniform in 1 +- `jitter`.
 
-    The factor depends on seed, stage, kind and number alone (`ringtmp.simulate.pipeline_clock.stretch`: the simulator draws the same). An
-    action that really takes longer is let through and counted in `late`.
+    The factor depends on seed, stage, kind and number alone; the simulator draws the same (`ringtmp.emulate.jitter`).
+    An action that really takes longer is let through and counted in `late`.
     """
 
     def __init__(self, stage: int, jitter: float, seed: int, course: Course) -> None:

@@ -1,32 +1,40 @@
-"""What had happened before a supervised launch, and how long it took to be back: for the log and the trace."""
+"""What has interrupted a run, and how long it took to train again: for the log and the trace."""
 
 import json
 import os
 import time
 from typing import Any
 
-SUPERVISED = "RINGTMP_SUPERVISED"  # environment variable: who started this job starts it again, and says why it did
+SUPERVISED = "RINGTMP_SUPERVISED"  # environment variable: a supervisor restarts this job; its value says why it did
 
-# Parts of the time without training, in their order; the first two are the supervisor's.
+# Parts of the time without training, in order; the supervisor measures the first two.
 PHASES = ("clear", "start", "agree", "split", "restore", "redo")
 
 
 def supervised() -> bool:
-    """Whether somebody starts this job again if it fails."""
+    """Whether a supervisor restarts this job if it fails."""
     return SUPERVISED in os.environ
 
 
 class RecoveryReport:
-    """Made when a launch begins; `cause`: what happened within the job, if it is the same one that goes on.
+    """The cause of an interruption, and the seconds that each phase of the recovery took.
+
+    Made when a launch begins.
+
+    Parameters
+    ----------
+    cause : dict or None
+        The interruption, where this job itself continues after it; None: what the supervisor states, if anything.
 
     Attributes
     ----------
     cause : dict
-        What the supervisor says: what was lost, and when (seconds since the epoch) that was noticed, all cleared away,
-        and this launch started. Empty if this is no restart.
+        `what` was lost, when (seconds since the epoch) that was `noticed`, when all of the old job was `cleared`, ...
+        Empty if this launch follows no interruption.
     seconds : dict
-        By phase: clear (kill what is left), start (processes and MPI), agree (what is left, and which step counts),
-        split (deal the layers, make room, load kernels), restore (fetch the layers), redo (to the first step's end).
+        By phase: clear (kill what is left), start (processes and MPI), agree (on what is left and which step counts),
+        split (divide the layers, allocate, load kernels), restore (fetch the layers), redo (to the end of the first
+        step).
     """
 
     def __init__(self, cause: dict[str, Any] | None = None) -> None:
@@ -38,19 +46,27 @@ class RecoveryReport:
             self.seconds["start"] = self._last - self.cause["cleared"]
 
     def mark(self, phase: str) -> None:
-        """A phase has ended."""
+        """End a phase, one of `PHASES`: it lasted since the end of the phase before."""
         now = time.time()
         self.seconds[phase] = now - self._last
         self._last = now
 
-    def facts(self, step: int, again: int) -> dict[str, Any]:
-        """All of it; `again`: steps that are made a second time, -1 if that is not known."""
-        return {**self.cause, "step": step, "again": again, "seconds": self.seconds}
+    def facts(self, step: int, repeated: int) -> dict[str, Any]:
+        """All facts, for the trace.
 
-    def told(self, step: int, again: int) -> str:
-        """In one line."""
+        Parameters
+        ----------
+        step : int
+            Step at which the run continues.
+        repeated : int
+            Steps that are made a second time; -1: unknown.
+        """
+        return {**self.cause, "step": step, "again": repeated, "seconds": self.seconds}
+
+    def summary(self, step: int, repeated: int) -> str:
+        """The facts in one line; see `facts` for the parameters."""
         parts = ", ".join(f"{phase} {self.seconds[phase]:.2f}" for phase in PHASES if phase in self.seconds)
-        redone = "" if again < 0 else f", {again} step{'s' * (again != 1)} made again"
+        redone = "" if repeated < 0 else f", {repeated} step{'s' * (repeated != 1)} made again"
         return (
             f"recovered: {self.cause['what']}; went on at step {step}{redone}, after "
             f"{sum(self.seconds.values()):.2f} s ({parts})"

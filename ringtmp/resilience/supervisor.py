@@ -17,7 +17,7 @@ from ringtmp.comm import ulfm
 from ringtmp.errors import UserError
 from ringtmp.resilience.incident import SUPERVISED
 from ringtmp.resilience.job_process import End, JobProcess
-from ringtmp.resilience.standby import STANDBY, give, live
+from ringtmp.resilience.standby import STANDBY, give_order, give_sign_of_life
 from ringtmp.storage.run_folder import RunFolder
 
 AGAIN = 75  # exit status (EX_TEMPFAIL): the run is to go on later, as after SIGUSR1 to the supervisor
@@ -97,7 +97,7 @@ class Supervisor:
         if self.spare and self.spare.process.poll() is None and self.names == names:
             job, self.spare = self.spare, None
             job.started = time.time()
-            give(self.order, env)
+            give_order(self.order, env)
         else:
             self._dismiss()
             job = JobProcess(self._command(names), env, self.heals)
@@ -120,7 +120,7 @@ class Supervisor:
                     self.joining = True
                     job.tell(signal.SIGTERM)
             if self._begun():
-                live(self.waiting)
+                give_sign_of_life(self.waiting)
                 if self.options.standby == "on" and not self.spare and self._step() > begun:
                     self._recruit()
 

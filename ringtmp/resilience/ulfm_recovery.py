@@ -1,54 +1,61 @@
-"""A job that loses processes and goes on without starting again, where the MPI can tell (`ringtmp.comm.ulfm`).
+"""Recovery within a running job, where the MPI reports lost processes (`ringtmp.comm.ulfm`).
 
-The same course as after a new start, with those who are left: agree on who they are, find the newest step that is
-whole, deal the layers anew, fetch them, train on. Only the processes, their imports and their kernels are there.
+The same course as after a restart, on the surviving ranks: agree on who survives, find the newest step that is whole,
+divide the layers again, fetch them, train. The processes, their imports and their compiled kernels are kept.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ringtmp.comm import mpi, ulfm
 from ringtmp.comm.mpi import from_rank_0
+from ringtmp.comm.peers import Peers
 from ringtmp.errors import RunFailure
 from ringtmp.resilience.incident import RecoveryReport
-from ringtmp.run.job import Job
+from ringtmp.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
 
-    from ringtmp.run.launch import Launch
+_PATIENCE = 120  # seconds to wait for a rank that computes and cannot be reached; then this one gives up
 
-_PATIENCE = 120  # seconds for a rank that computes before it is reached; then this one gives up
+
+class Requester(Protocol):
+    """What has made persistent requests: a trainer."""
+
+    def requests(self) -> "list[Prequest]":
+        """All persistent requests, started or not."""
 
 
 @dataclass
 class Survivors:
-    """Those who are there.
+    """The surviving ranks of a job.
 
     Attributes
     ----------
     comm : Intracomm
-        For everything that they say to each other: revoking it frees a rank from any wait.
-    places : list of tuple
-        Host and process number of each.
+        For all their messages: revoking it frees a rank from any wait.
+    peers : Peers
+        Process of each rank.
     began : float
-        Seconds since the epoch at which they came together first.
-    idle : int
-        Alarms in a row without anybody being lost.
+        Seconds since the epoch at which the job began.
+    false_alarms : int
+        Reported losses in a row without a lost process.
     kept : list
-        Launches with requests that did not end when a process was lost: MPI may yet write into their buffers.
+        Requests that did not end when a process was lost, with the trainer that owns their buffers: MPI may yet write
+        into these.
     """
 
     comm: "Intracomm"
-    places: list[tuple[str, int]]
+    peers: Peers
     began: float
-    idle: int = 0
-    kept: list[tuple["Launch", "list[Prequest]"]] = field(default_factory=list)
+    false_alarms: int = 0
+    kept: list[tuple[Requester, "list[Prequest]"]] = field(default_factory=list)
 
-    def broken(self, error: BaseException) -> bool:
-        """Whether an error comes of a lost process. Collectives that lose one may also return rubbish."""
+    def is_loss(self, error: BaseException) -> bool:
+        """Whether a lost process is the cause of an error. Collectives that lose one may also return rubbish."""
         if ulfm.lost(error):
             return True
         try:
@@ -57,48 +64,61 @@ class Survivors:
             return ulfm.lost(failure)
         return False
 
-    def close_ranks(self, launch: "Launch | None", job: Job) -> RecoveryReport:
-        """Go on with those who are left. Collective over them; ends the process if the run has failed for good.
+    def regroup(self, trainer: Requester | None, folder: RunFolder | None, noticed: float) -> RecoveryReport:
+        """Make a communicator of the surviving ranks. Collective over them.
 
-        `launch`: what was under way when the loss was noticed.
+        Ends the process if the run has failed for a reason that all ranks share.
+
+        Parameters
+        ----------
+        trainer : Requester or None
+            What was running when the loss was noticed.
+        folder : RunFolder or None
+            Of the run.
+        noticed : float
+            Seconds since the epoch at which the loss was noticed.
+
+        Raises
+        ------
+        RunFailure
+            Losses were reported twice in a row without a lost process.
         """
-        noticed = time.time()
-        if launch:
-            launch.give_up()
+        # Regroup, and end the requests that were made on the old communicator.
         comm, gone = ulfm.regroup(self.comm, patience=_PATIENCE)
-        if launch and (left := ulfm.settle(launch.requests())):
-            self.kept.append((launch, left))
-        what = ", ".join("rank {} on {} (process {})".format(rank, *self.places[rank]) for rank in gone)
-        self.idle = 0 if gone else self.idle + 1
-        self.places = [place for rank, place in enumerate(self.places) if rank not in gone]
-        self.comm = comm
-        mpi.mark_degraded(comm, lambda: None)
-        if self.idle > 1:
-            raise RunFailure("processes were said to be lost twice in a row, and all are there")
-        self._end_if_failed(job)
-        cause = {
-            "what": f"{what or 'nobody'} {'are' if len(gone) > 1 else 'is'} gone",
-            "lost": min(gone, default=-1),
-            "gone": list(gone),
-            "noticed": noticed,
-            "cleared": time.time(),
-            "restarts": 0,
-        }
-        return RecoveryReport(cause)
+        if trainer and (left := ulfm.settle(trainer.requests())):
+            self.kept.append((trainer, left))
 
-    def _end_if_failed(self, job: Job) -> None:
-        """A rank that fails for a reason that will be everybody's has said so before it left."""
-        folder = job.folder
-        assert folder
+        # See who is lost.
+        what = ", ".join(self.peers.name(rank) for rank in gone)
+        self.false_alarms = 0 if gone else self.false_alarms + 1
+        self.peers, self.comm = self.peers.without(gone), comm
+        mpi.mark_degraded(comm, lambda: None)
+        if self.false_alarms > 1:
+            raise RunFailure("processes were said to be lost twice in a row, and all are there")
+        self._end_if_failed(folder)
+        return RecoveryReport(
+            {
+                "what": f"{what or 'nobody'} {'are' if len(gone) > 1 else 'is'} gone",
+                "lost": min(gone, default=-1),
+                "gone": list(gone),
+                "noticed": noticed,
+                "cleared": time.time(),
+                "restarts": 0,
+            }
+        )
+
+    def _end_if_failed(self, folder: RunFolder | None) -> None:
+        """End the process if a rank has stated in the run folder, before it ended, that the run cannot continue."""
 
         def failed() -> bool:
+            assert folder
             status = folder.status()
             return bool(status.get("fatal")) and status.get("time", 0) > self.began
 
         if from_rank_0(self.comm, failed):
             ulfm.leave(self.comm, 1)
 
-    def part(self, leavers: Sequence[int]) -> None:
-        """Some ranks have been told to leave, and the others hold all that they had: they end here, as if lost."""
+    def dismiss(self, leavers: Sequence[int]) -> None:
+        """End this process, as if lost, if it is among `leavers`, whose state the other ranks hold."""
         if self.comm.rank in leavers:
             ulfm.die()

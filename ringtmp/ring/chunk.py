@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.comm.point_to_point import ReceiveQueue
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.ring.messages import LabelQueue
+from ringtmp.ring.gates import Gates, all_open
+from ringtmp.ring.links import StageLinks
 from ringtmp.run.timetable import Cursor, Phase, Timetable
 
 if TYPE_CHECKING:
@@ -107,40 +107,52 @@ class Chunk:
     Parameters
     ----------
     stage : Stage
+    index : int
+        Of the chunk among those of this rank.
     number : int
         Of the stage along the chain.
     table : Timetable
-    start : int
-        Updates made before.
     versions : Versions
+        Of the stage's weights; the live one is the number of updates made before.
     window : callable
-        Gives the number of micro-batches for which there is to be room now; never more than the stage has slots.
+        Takes `index`, gives the number of micro-batches that may have a slot now; never more than the stage has slots.
+    links : StageLinks
+    gates : Gates
+    gradients_made : callable, optional
+        Called with the layers (their positions in the stage) whose gradients of step `updates` have just been
+        completed on this rank, and that step.
     """
 
     def __init__(
-        self, stage: Stage, number: int, table: Timetable, start: int, versions: Versions, window: Callable[[], int]
+        self,
+        stage: Stage,
+        index: int,
+        number: int,
+        table: Timetable,
+        versions: Versions,
+        window: Callable[[int], int],
+        links: StageLinks,
+        gates: Gates,
+        gradients_made: Callable[[Sequence[int], int], None] | None = None,
     ) -> None:
-        self.stage, self.number, self.table, self.window, self.versions = stage, number, table, window, versions
+        self.stage, self.index, self.number, self.table, self.versions = stage, index, number, table, versions
+        self.window, self.gates, self.gradients_made = window, gates, gradients_made
         self.first, self.last = stage.is_first, stage.is_last
-        index = table.index_of(start)
+        self.start = self.updates = start = versions.live
+        phase = table.index_of(start)
         self.end = table.end  # phases from here on are not run
-        self.f = Cursor(table, index, training_only=False)
-        self.i = Cursor(table, index, training_only=True)
-        self.w = Cursor(table, index, training_only=True)
+        self.f = Cursor(table, phase, training_only=False)
+        self.i = Cursor(table, phase, training_only=True)
+        self.w = Cursor(table, phase, training_only=True)
         self.forwards = self.inputs = self.weights = 0
-        self.start = self.updates = start
         self.steps = len(table.train_sizes)
         self.origin = self.acquired = self.retired = self.done = self.f.place
         self.free = list(reversed(range(stage.slots)))
         self.home = [0] * stage.slots  # slot of a place, by place modulo the slots
         self.pending: list[list[Request]] = [[] for _ in range(stage.slots)]
-        self.activations: ReceiveQueue | None = None
-        self.gradients: ReceiveQueue | None = None
-        self.labels: LabelQueue | None = None
-        self.norm_known: Callable[[], bool] = lambda: True
-        self.made: Callable[[Sequence[int]], None] = lambda places: None  # told of layers whose gradient is complete
-        self.summed: Callable[[], bool] = lambda: True  # whether the sums across rings are
-        self.durable = 1 << 62  # newest version that all replicas hold, if there are any
+        self.activations, self.gradients, self.labels = links.activations, links.gradients, links.labels
+        self.activations_out, self.gradients_out = links.activations_out, links.gradients_out
+        self.labels_out = links.labels_out
         self.group: tuple[list[Work], int, int, int, int] | None = None  # of W: works, step, number, count, end
         self.piece = 0
 
@@ -159,8 +171,9 @@ class Chunk:
         place = f.phase.start + f.number
         if place >= self.acquired:
             return False
-        if self.durable < self.updates and f.phase.training and f.number == self.steps - 1:
-            return False  # nobody can update before this forward (`ringtmp.ring.replicas`)
+        last = self.gates.last_forward
+        if last and f.phase.training and f.number == self.steps - 1 and not all_open(last, self.updates):
+            return False  # no rank can update before this forward (`ringtmp.ring.replicas`)
         arrived = place - self.origin
         if self.activations is not None and self.activations.arrived <= arrived:
             return False
@@ -175,12 +188,13 @@ class Chunk:
         return self.weights < self.inputs and self.weights < (self.updates - self.start + 1) * self.steps
 
     def must_update(self) -> bool:
-        """Every W of the step is done, and the norm of all gradients is known if it bounds them."""
-        return self.weights_done() and self.norm_known()
+        """Every W of the step is done, and all gates of the update are open."""
+        return self.weights_done() and all_open(self.gates.update, self.updates)
 
     def weights_done(self) -> bool:
         """Every W of the step is done, in all rings."""
-        return self.weights == (self.updates - self.start + 1) * self.steps and self.summed()
+        done = self.weights == (self.updates - self.start + 1) * self.steps
+        return done and all_open(self.gates.gradients, self.updates)
 
     def evaluating(self) -> bool:
         """The next F belongs to an evaluation."""
@@ -217,7 +231,7 @@ class Chunk:
                 break
             self.free.append(slot)
             self.retired += 1
-        room = self.retired + self.window()
+        room = self.retired + self.window(self.index)
         while self.acquired < room:
             slot = self.free.pop()
             home[self.acquired % len(home)] = slot
@@ -225,12 +239,6 @@ class Chunk:
                 self.activations.post(slot)
             self.acquired += 1
         return came, back
-
-    def close(self) -> None:
-        """Give back all receives."""
-        for inbox in (self.activations, self.gradients, self.labels):
-            if inbox is not None:
-                inbox.close()
 
     # ---- the arithmetic of actions -------------------------------------------------------------------------------
 
@@ -271,8 +279,8 @@ class Chunk:
         pieces = self.stage.pieces
         if pieces:
             self.stage.backward_weight(works, number == 0, pieces[self.piece])
-            if number + count == self.steps:
-                self.made(pieces[self.piece])
+            if self.gradients_made is not None and number + count == self.steps:
+                self.gradients_made(pieces[self.piece], self.updates)
         self.piece += 1
         if self.piece < len(pieces):
             return False

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ringtmp.comm.clock_sync import measure_link
 from ringtmp.comm.mpi import from_rank_0, raise_on_all
 from ringtmp.config.units import parse_bytes, show_bytes, show_seconds
-from ringtmp.emulate.node_speed import costs_on, costs_paced, own_costs
+from ringtmp.emulate.node_speed import costs_on, costs_paced
 from ringtmp.emulate.nodes import Pace, parse_courses, parse_pace
 from ringtmp.errors import UserError
 from ringtmp.nn.stage import slot_bytes
+from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.memory_model import Needs
 from ringtmp.run.job import Job
 from ringtmp.schedule.check import check
-from ringtmp.schedule.partition import Part, check_enough, deal, deal_round, parse_split
+from ringtmp.schedule.partition import StageCosts, check_enough, parse_split, split_layers
 from ringtmp.schedule.plan import SCHEDULES, Plan, build, forward_only
 from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
 from ringtmp.simulate.planner import RULE, Problem, explore, recommend
@@ -49,8 +50,8 @@ class Layout:
         GFLOP/s of each rank on emulated nodes, else empty.
     needs : Needs
         What stages take, and this rank's limit.
-    again : tuple of tuple of bool
-        Layers of this rank's stages that make their work again instead of keeping it.
+    recompute : tuple of tuple of bool
+        For each stage of this rank, for each layer: whether its activations are computed again instead of kept.
     """
 
     job: Job
@@ -64,7 +65,7 @@ class Layout:
     most: int
     speeds: tuple[float, ...]
     needs: Needs
-    again: tuple[tuple[bool, ...], ...] = ()
+    recompute: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def lag(self) -> int | None:
@@ -84,7 +85,7 @@ class Layout:
     def policy(self, rank: int) -> Policy:
         """Who decides what a rank runs next."""
         if self.plan:
-            return FollowPlan(self.plan, rank, any(map(any, self.again)))
+            return FollowPlan(self.plan, rank, any(map(any, self.recompute)))
         if self.schedule == "pipedream":
             return Stream(self.ranks, rank)
         return LocalRule(
@@ -101,9 +102,9 @@ class Layout:
     def paces(self, rank: int) -> list[Pace]:
         """The emulated node that a rank is; empty where it is none."""
         model, config = self.job.model, self.job.config
-        if not self.job.pace:
+        if not self.job.node_speed:
             return []
-        courses = parse_courses(self.job.pace, self.ranks)
+        courses = parse_courses(self.job.node_speed, self.ranks)
         return [
             Pace(model, first, last, c * self.ranks + rank, courses[rank], config.jitter, config.seed)
             for c, (first, last) in enumerate(self.layers(rank))
@@ -124,7 +125,7 @@ class Layout:
 def make_layout(comm: "Intracomm", job: Job) -> Layout:
     """Resolve the ring's settings of a job. Collective over `comm`; raises `UserError` on every rank."""
     config, ranks, m = job.config, comm.size, job.config.micro_batches
-    speeds = tuple(parse_pace(job.pace, ranks)) if job.pace else ()
+    speeds = tuple(parse_pace(job.node_speed, ranks)) if job.node_speed else ()
     mode, schedule, chunks = config.effective_mode, config.schedule or "1f1b", config.effective_chunks
     if chunks > 1 and ranks * chunks > len(job.model.layers):
         raise UserError(
@@ -152,15 +153,15 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
         _check_memory(layout)
     layout = _with_recomputation(layout, comm.rank)
     with raise_on_all(comm):
-        layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.again, comm.rank)
+        layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.recompute, comm.rank)
     return layout
 
 
 def members(comm: "Intracomm", job: Job) -> list[int]:
     """Ranks with which the ring is fastest, where slow ones may be left out. Collective over `comm`."""
-    costs = own_costs(comm, job, job.timetable().rows, job.config.micro_batches)
+    costs = job.own_costs(comm, job.timetable().rows, job.config.micro_batches)
     needs = Needs.of(comm, job, 1)
-    counts = deal_round(comm, [Part.of(costs, needs.reach(1 + POSTED), idle=True)]).counts
+    counts = split_over_ring(comm, [StageCosts.of(costs, needs.reach(1 + POSTED), idle=True)]).counts
     return [rank for rank, count in enumerate(counts) if count] or list(range(comm.size))
 
 
@@ -173,7 +174,7 @@ def _with_recomputation(layout: Layout, rank: int) -> Layout:
         and layout.needs.rank(stages, rooms, again).total > layout.needs.limit.size
     ):
         again = tuple((True,) * (last - first) for first, last in stages)  # one stage needs more than its share
-    return replace(layout, again=again, w_group=1 if any(map(any, again)) else layout.w_group)
+    return replace(layout, recompute=again, w_group=1 if any(map(any, again)) else layout.w_group)
 
 
 def cut_anew(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
@@ -196,16 +197,16 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
     check_enough(len(model.layers), stages)
     costs = [1.0 if how == "even" else float(layer.flops(1)) for layer in model.layers]
     if how == "measured":
-        costs = own_costs(comm, job, job.timetable().rows, job.config.micro_batches)
-    counts = deal_round(comm, [Part.of(costs, needs.reach(room)) for room in slots]).counts
+        costs = job.own_costs(comm, job.timetable().rows, job.config.micro_batches)
+    counts = split_over_ring(comm, [StageCosts.of(costs, needs.reach(room)) for room in slots]).counts
     if not counts and chunks > 1:  # shares of a rank's room may be too small where the whole of it is not
-        return deal([Part.of(costs)] * stages).counts
+        return split_layers([StageCosts.of(costs)] * stages).counts
     if not counts:  # by what is it more than there is: an even deal shows it
-        ends = tuple(itertools.accumulate(deal([Part.of(costs)] * stages).counts))
+        ends = tuple(itertools.accumulate(split_layers([StageCosts.of(costs)] * stages).counts))
         with raise_on_all(comm):
             needs.check(replace(layout, ends=ends).layers(comm.rank), slots, ((True,),) * chunks, comm.rank)
         raise UserError(
-            f"memory_limit: no cut of the {len(model.layers)} layers over {stages} stages fits; "
+            f"memory_limit: no split of the {len(model.layers)} layers over {stages} stages fits; "
             f"{needs.advice(slots[0])}"
         )
     return counts
@@ -214,7 +215,7 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
 def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Problem:
     """A job as the planner sees it, on this machine or, with `pace`, on emulated nodes."""
     config = job.config
-    speeds = tuple(parse_pace(job.pace, ranks)) if job.pace else ()
+    speeds = tuple(parse_pace(job.node_speed, ranks)) if job.node_speed else ()
     costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
     memory = parse_bytes(config.activation_memory, "activation_memory") if config.activation_memory else 0
     settled: list[int] = []
@@ -253,7 +254,7 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
         choices = explore(
             problem,
             schedules={"ready": [RULE], "strict": list(SCHEDULES), None: []}[config.mode],
-            micro_batches=[config.micro_batches] if "micro_batches" in job.given else [],
+            micro_batches=[config.micro_batches] if "micro_batches" in job.explicit else [],
             chunks=[chunks] if chunks else [],
             w_groups=[config.w_group] if config.w_group else [],
             aheads=[config.ahead] if config.ahead else [],

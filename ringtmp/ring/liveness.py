@@ -1,14 +1,17 @@
-"""Signs of life between neighbours: who is silent for too long is taken for hung.
+"""Where a rank notices that its neighbour is gone: one that has been silent for too long is taken for hung.
 
-Whatever comes from a neighbour is a sign; one that has nothing else to say sends a beat now and then, also while it
-waits. A rank looks at the time only while it waits itself, so a long computation of its own counts against nobody.
+Whatever arrives from a neighbour is a sign of life; a rank that has nothing else to send sends a `SignOfLife` now and
+then, also while it waits. A rank looks at the time only while it waits itself, so a long computation of its own counts
+against nobody.
 """
 
-from ringtmp.comm.point_to_point import ControlChannel
-from ringtmp.ring.tokens import BEAT
+from collections.abc import Callable
+
+from ringtmp.ring.links import RingLinks
+from ringtmp.ring.messages import SignOfLife
 from ringtmp.trace.recorder import clock
 
-_BEATS = 4  # in the time after which silence means something
+_SIGNS = 4  # signs of life in the time after which silence means something
 
 
 class Liveness:
@@ -16,44 +19,62 @@ class Liveness:
 
     Parameters
     ----------
-    left, right : int
-        The same rank where there are two.
-    forth, back : ControlChannel
-        To the right, and to the left.
+    links : RingLinks
+        Of at least 2 ranks.
     limit : float
-        Seconds of silence.
+        Seconds of silence after which a neighbour is taken for hung (`heartbeat_timeout`).
+    hung : callable
+        Called once with the rank of a neighbour that is taken for hung.
     """
 
-    def __init__(self, left: int, right: int, forth: ControlChannel, back: ControlChannel, limit: float) -> None:
-        self.links, self.limit = (forth, back), int(limit * 1e9)
-        self.heard = {left: clock(), right: clock()}  # since when nothing has come from those who have not left
-        self.links_left = {left: 2, right: 2} if left == right else {left: 1, right: 1}  # on which they can say so
-        self.beaten = clock()
+    def __init__(self, links: RingLinks, limit: float, hung: Callable[[int], None]) -> None:
+        self.links, self.limit, self.hung = links, int(limit * 1e9), hung
+        left, right = links.left, links.right
+        # Since when nothing has come from each neighbour that has not finished: the same rank twice on two ranks.
+        self.heard = {left: clock(), right: clock()}
+        # Mailboxes in which a neighbour has yet to say that it leaves.
+        self.to_leave = {left: 2, right: 2} if left == right else {left: 1, right: 1}
+        self.last_sign = clock()
         self.leaving = False
+        for mailbox in (links.to_right, links.to_left):
+            mailbox.on(SignOfLife, self._sign)
 
-    def poll(self, *heard: int) -> None:
-        """Note from whom something has come, and give a sign of life if one is due."""
+    def poll(self, left: bool, right: bool) -> None:
+        """Note whether something has come from the left and the right neighbour; send a sign of life if one is due."""
         now = clock()
-        for rank in heard:
-            if rank in self.heard:
-                self.heard[rank] = now
-        if now - self.beaten > self.limit // _BEATS and not self.leaving:
-            self.beaten = now
-            for link in self.links:
-                link.send((BEAT, 0.0))
+        heard = self.heard
+        if left and self.links.left in heard:
+            heard[self.links.left] = now
+        if right and self.links.right in heard:
+            heard[self.links.right] = now
+        if now - self.last_sign > self.limit // _SIGNS and not self.leaving:
+            self.last_sign = now
+            self._send(SignOfLife(leaving=False))
 
-    def forget(self, rank: int) -> None:
-        """It has finished, and says nothing more on one of the links from it."""
-        self.links_left[rank] -= 1
-        if not self.links_left[rank]:
-            del self.heard[rank]
+    def _send(self, sign: SignOfLife) -> None:
+        self.links.to_right.send(self.links.right, sign, None)
+        self.links.to_left.send(self.links.left, sign, None)
+
+    def _sign(self, sender: int, message: SignOfLife) -> None:
+        if message.leaving:
+            self.to_leave[sender] -= 1
+            if not self.to_leave[sender]:
+                del self.heard[sender]
 
     def leave(self) -> None:
-        """This rank has finished: the last message on each link."""
+        """Send this rank's last message to both neighbours."""
         self.leaving = True
-        for link in self.links:
-            link.send((BEAT, 1.0))
+        self._send(SignOfLife(leaving=True))
 
-    def silent(self, now: int) -> int:
-        """A neighbour that has been silent for too long, or -1."""
-        return next((rank for rank, since in self.heard.items() if now - since > self.limit), -1)
+    @property
+    def all_left(self) -> bool:
+        """Whether both neighbours have sent their last message."""
+        return not self.heard
+
+    def check(self, now: int) -> None:
+        """Call `hung` for a neighbour that has been silent for too long at the time `now`, once."""
+        for rank, since in self.heard.items():
+            if now - since > self.limit:
+                self.heard[rank] = now
+                self.hung(rank)
+                return

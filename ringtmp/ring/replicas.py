@@ -5,7 +5,7 @@ the right neighbour in pieces, never more than `_AHEAD` under way, so that an ac
 `depth` above 1 it goes on from neighbour to neighbour. The last holder says so to the left.
 
 One rule keeps a step whole everywhere without anybody asking: a rank runs the *last forward* of a step only once its
-own version of that step is held by all its replicas (`Chunk.durable`). No rank can update without every rank's last
+own version of that step is held by all its replicas (`ringtmp.ring.gates.CopyDurable`). No rank can update without every rank's last
 forward, so when a version k + 2 overwrites k, version k + 1 is whole on every rank and in every replica: at any moment
 some step has all its layers in two places, and it is at most one behind the newest.
 """
@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ringtmp.comm.point_to_point import ControlChannel
-from ringtmp.resilience.fault_probe import FaultProbe
 from ringtmp.resilience.node_memory import Copy, NodeMemory
-from ringtmp.ring.chunk import Chunk
-from ringtmp.ring.messages import tag_of
-from ringtmp.ring.tokens import HELD
+from ringtmp.ring.gates import CopyDurable
+from ringtmp.ring.links import RingLinks
+from ringtmp.ring.messages import ReplicaComplete, tag_of
+from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
@@ -58,49 +57,60 @@ class Lane:
     flying: deque["Prequest"] = field(default_factory=deque)
 
 
-class Replicas:
-    """This rank's part in the copying.
+@dataclass(frozen=True)
+class CopySettings:
+    """Where the stages of this rank lie in the node's memory, and where they are copied to.
 
-    Parameters
+    Attributes
     ----------
-    comm : Intracomm
-        The ring.
-    back : ControlChannel or None
-        From the right neighbour and to the left one; None on one rank.
     sides : sequence of pairs of Copy
-        This rank's stages; the first of each holds version `start`.
-    chunks : sequence of Chunk
-        Of the same stages.
+        This rank's stages; the first of each holds the version of the engine's start.
     memory : NodeMemory
     nodes : sequence of str
         Node of each rank.
     depth : int
-        Ranks to the right that hold a copy, fewer than there are ranks.
-    start : int
-    recorder : Recorder
+        Number of right-hand neighbours that hold a copy of each rank's stages, fewer than there are ranks.
     clear : callable
-        Called once nothing before `start` can be needed any more.
+        Called once no copy made before the engine's start can be needed any more.
+    """
+
+    sides: Sequence[tuple[Copy, Copy]]
+    memory: NodeMemory
+    nodes: Sequence[str]
+    depth: int
+    clear: Callable[[], None]
+
+
+class Replicas:
+    """This rank's part in the copying. Collective over the ring.
+
+    Parameters
+    ----------
+    links : RingLinks
+    durable : sequence of CopyDurable
+        A gate for each of this rank's stages, which it opens.
+    settings : CopySettings
+    start : int
+        Updates made before.
+    recorder : Recorder
     probe : FaultProbe or None
     """
 
     def __init__(
         self,
-        comm: "Intracomm",
-        back: ControlChannel | None,
-        sides: Sequence[tuple[Copy, Copy]],
-        chunks: Sequence[Chunk],
-        memory: NodeMemory,
-        nodes: Sequence[str],
-        depth: int,
+        links: RingLinks,
+        durable: Sequence[CopyDurable],
+        settings: CopySettings,
         start: int,
         recorder: Recorder,
-        clear: Callable[[], None],
         probe: FaultProbe | None = None,
     ) -> None:
-        self.back, self.chunks, self.recorder = back, chunks, recorder
-        self.rank, self.size, self.depth, self.start, self.clear = comm.rank, comm.size, depth, start, clear
-        self.right = (comm.rank + 1) % comm.size
+        comm, sides, memory, nodes, depth = links.comm, settings.sides, settings.memory, settings.nodes, settings.depth
+        self.links, self.durable, self.recorder = links, durable, recorder
+        self.rank, self.size, self.depth, self.start, self.clear = comm.rank, comm.size, depth, start, settings.clear
+        self.right = links.right
         self.lanes: dict[tuple[int, int], Lane] = {}
+        links.to_left.on(ReplicaComplete, self._complete)
         leaves = [_leaves(nodes, owner, depth) for owner in range(comm.size)]
         shapes = [[copies[0].shape for copies in sides]]  # by distance: of the stages of rank - distance
         for distance in range(1, depth + 1):
@@ -110,7 +120,7 @@ class Replicas:
                     self._add(comm, Lane(c, distance, memory.create(shape, comm.rank), start - 1))
         for c, copies in enumerate(sides):
             if leaves[self.rank]:
-                chunks[c].durable = start - 1
+                durable[c].version = start - 1
                 self._add(comm, Lane(c, 0, copies, start))
         self.cleared, self.probe = False, probe
 
@@ -151,18 +161,17 @@ class Replicas:
             if lane.sent < lane.newest:
                 self._send(lane)
 
-    def heed(self, message: tuple[float, ...]) -> None:
-        """A copy of a version is whole on its last holder: for this rank, or one to its left."""
-        _, chunk, version, hops, *_ = message
+    def _complete(self, sender: int, message: ReplicaComplete) -> None:
+        """The last holder of a stage of this rank, or of a rank to its left, has a version completely."""
+        chunk, version, hops = message
         if hops > 1:
-            self._tell((HELD, chunk, version, hops - 1))
-            self.lanes[int(hops) - 1, int(chunk)].told = int(version)
+            self._send_left(ReplicaComplete(chunk, version, hops - 1))
+            self.lanes[hops - 1, chunk].told = version
         else:
-            self.chunks[int(chunk)].durable = int(version)
+            self.durable[chunk].version = version
 
-    def _tell(self, message: tuple[float, ...]) -> None:
-        assert self.back
-        self.back.send(message)
+    def _send_left(self, message: ReplicaComplete) -> None:
+        self.links.to_left.send(self.links.left, message, None)
 
     def _side(self, version: int) -> int:
         return (version - self.start) % 2
@@ -186,7 +195,7 @@ class Replicas:
             lane.newest, lane.arrived, lane.posted = lane.newest + 1, 0, 0
             lane.sides[side].commit(lane.newest)
             if lane.distance == self.depth:
-                self._tell((HELD, lane.chunk, lane.newest, lane.distance))
+                self._send_left(ReplicaComplete(lane.chunk, lane.newest, lane.distance))
             else:
                 self._send(lane)
             # The version that comes next overwrites the one before this, which has gone on: the owner waited for that.
@@ -219,7 +228,7 @@ class Replicas:
             return False
         # Who says good-bye before it has passed on what others wait for lets them wait for ever.
         between = [lane for lane in self.lanes.values() if 0 < lane.distance < self.depth]
-        return all(lane.told >= version for lane in between) and all(c.durable >= version for c in self.chunks)
+        return all(lane.told >= version for lane in between) and all(gate.version >= version for gate in self.durable)
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""

@@ -1,109 +1,118 @@
-"""Talk about a run as a whole, over the ring's own links: losses and waits, test results, the norm, sets, orders.
+"""Messages about a run as a whole, over the ring's own links: losses and waits, test results, the norm, orders.
 
 What rank 0 needs to know of the others comes to it as a *token*: rank 0 sends one to the right after each of its
-updates, each rank passes it on once its own update of that step is done, adding its share, and the last rank adds the
-loss and sends it home. Orders to stop, to write a checkpoint, or to deal the layers anew go the same way; the sum of
-squares for `clip_norm` goes from stage to stage and its root once round to all.
+updates, each rank passes it on once its own update of that step is done, adding its own numbers, and the last rank
+adds the loss and sends it home. Orders to stop, to write a checkpoint, or to rebalance go the same way; the sum of
+squares for `clip_norm` goes from stage to stage, and its root once round to all.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import astuple
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ringtmp.comm.point_to_point import CONTROL_FIELDS, ControlChannel
+from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.errors import RunFailure
-from ringtmp.ring.load_balance import Order
+from ringtmp.ring.chunk import Chunk
+from ringtmp.ring.data_parallel import RingLeaders
+from ringtmp.ring.gates import NormKnown
+from ringtmp.ring.links import RingLinks
+from ringtmp.ring.load_balance import LoadBalance, RebalanceOrder
+from ringtmp.ring.messages import (
+    Norm,
+    Rebalance,
+    RingStep,
+    RingTest,
+    SquaredNorm,
+    Stop,
+    TestResult,
+    Token,
+    WriteCheckpoint,
+)
+from ringtmp.run.listener import RunListener
 from ringtmp.run.timetable import Phase, Timetable
-from ringtmp.trace.recorder import Recorder, clock
+from ringtmp.trace.recorder import Recorder
 
-TOKEN, TEST, STOP, SQUARES, NORM, BEAT, HELD, SET, CUT = range(9)  # first number of a control message
-
-
-class Home(Protocol):
-    """What is told where tokens come home (rank 0), and what each rank is asked for one and told of orders."""
-
-    def trained(self, step: int, loss: float, correct: float, idle: float, written: int, cost: float) -> None:
-        """A step is done everywhere, and all parts of sets up to that of `written`, which held up nobody for longer."""
-
-    def tested(self, step: int, loss: float, correct: float) -> None:
-        """An evaluation is complete."""
-
-    def written(self) -> tuple[int, float]:
-        """Step of the newest set whose part this rank has finished, or -1; seconds for which it held up the rank."""
-
-    def wants_set(self, step: int) -> bool:
-        """A step is done here (rank 0): whether all ranks are to write a set after `step` updates."""
-
-    def ordered(self, step: int, made: int) -> None:
-        """A set after `step` updates is ordered, and so many are `made` here."""
-
-    def stopped(self, index: int, signal: int) -> None:
-        """The phases from `index` on are left out (rank 0)."""
-
-    def busy(self) -> float:
-        """How long this rank computes in a step, in nanoseconds."""
-
-    def weighed(self, step: int, mean: float, most: float) -> Order | None:
-        """`step` steps are done everywhere (rank 0); how busy the ranks are. Whether to stop for a new cut."""
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 
 class Tokens:
-    """This rank's part in the talk.
+    """This rank's part in these messages.
 
     Parameters
     ----------
-    rank, size : int
-    link : ControlChannel or None
-        To the right neighbour and from the left one; None on one rank.
-    chunks : list of Chunk
+    links : RingLinks
+    chunks : sequence of Chunk
         Of this rank.
     table : Timetable
-    home : Home
     recorder : Recorder
-    start : int
-        Updates made before.
+    listener : RunListener or None
+        On rank 0.
+    checkpoints : CheckpointManager
+        Told of orders to write one, and on rank 0 of parts that all ranks have finished.
     stop_request : callable
-        Number of the signal that asks for a stop, or 0.
-    rings : int
-        Side by side.
-    leads : bool
-        Whether this is the first of them, whose first rank gives the orders.
-    beat : callable
-        Heeds a sign of life from the left neighbour.
+        Gives the number of the signal that asks for a stop, or 0.
+    norm : NormKnown or None
+        Gate that the norm of all gradients opens; None without `clip_norm`.
+    balance : LoadBalance or None
+        Says how busy this rank is, and on rank 0 when to rebalance.
+    across : Intracomm or None
+        The ranks of the same number in all rings, where there are several.
     """
 
     def __init__(
         self,
-        rank: int,
-        size: int,
-        link: ControlChannel | None,
-        chunks: list[Any],
+        links: RingLinks,
+        chunks: Sequence[Chunk],
         table: Timetable,
-        home: Home,
         recorder: Recorder,
-        start: int,
+        listener: RunListener | None,
+        checkpoints: CheckpointManager,
         stop_request: Callable[[], int],
-        rings: int = 1,
-        leads: bool = True,
-        beat: Callable[[tuple[float, ...]], None] = lambda message: None,
+        norm: NormKnown | None = None,
+        balance: LoadBalance | None = None,
+        across: "Intracomm | None" = None,
     ) -> None:
-        self.beat = beat
-        self.rank, self.size, self.link, self.chunks, self.table = rank, size, link, chunks, table
-        self.home, self.recorder, self.stop_request = home, recorder, stop_request
-        self.first, self.last = rank == 0, rank == size - 1
-        self.rings, self.leads = rings, leads
+        self.rank, self.size, self.right, self.mail = links.rank, links.size, links.right, links.to_right
+        self.chunks, self.table, self.recorder, self.listener = chunks, table, recorder, listener
+        self.checkpoints, self.stop_request, self.norm, self.balance = checkpoints, stop_request, norm, balance
+        self.first, self.last = self.rank == 0, self.rank == self.size - 1
+        self.rings = across.size if across else 1
+        self.leads = not across or across.rank == 0  # whether the first rank of this ring gives the orders
+        self.leaders: RingLeaders | None = None
+        if across and self.first:
+            self.leaders = RingLeaders(across, recorder, self._complete, self._stop)
         self.stop_signal = 0
-        self.cut: Order | None = None  # what this engine ends for, if not for good
-        self.wanted: Order | None = None  # the same, to be ordered (rank 0)
+        self.rebalance: RebalanceOrder | None = None  # what this engine ends for, if not for good
+        self.wanted: RebalanceOrder | None = None  # the same, to be ordered (rank 0)
+        start = chunks[0].start
         self.tokens = start  # passed on (rank 0: come home)
-        self.waiting: dict[int, tuple[float, ...]] = {}
+        self.idle = 0.0  # share of the time that the ranks have waited (rank 0)
+        self.waiting: dict[int, Token] = {}
         self.losses: dict[int, tuple[float, float]] = {}
-        self.tests_home = table.index_of(start) - start  # evaluations that rank 0 has heard of
+        self.tests_home = table.index_of(start) - start  # evaluations whose result rank 0 has
         self.squares: dict[int, float] = {}  # by stage: sum over the gradients of all stages before it
         self.added: set[int] = set()  # stages of this rank whose squares have been passed on
-        self.norm: float | None = None  # of all gradients of this step
-        self.interrupted = False  # a message has just been dealt with: that was neither wait nor transfer
+        self.interrupted = False  # a message has just been handled: that was neither wait nor transfer
+        for kind, handler in (
+            (Token, self._token),
+            (TestResult, self._tested),
+            (Stop, self._stop),
+            (WriteCheckpoint, self._write_checkpoint),
+            (Rebalance, self._rebalance),
+            (SquaredNorm, self._squared_norm),
+            (Norm, self._norm),
+        ):
+            self._on(kind, handler)
+
+    def _on(self, kind: type, handler: Callable[[Any], None]) -> None:
+        def handle(sender: int, message: Any) -> None:
+            self.interrupted = True
+            handler(message)
+
+        self.mail.on(kind, handle)
+
+    # ---- what the engine asks and tells -------------------------------------------------------------------------
 
     @property
     def updates(self) -> int:
@@ -116,42 +125,129 @@ class Tokens:
         return self.chunks[0].end
 
     def finished(self) -> bool:
-        """All tokens passed on (rank 0: come home), all that was sent has left."""
+        """Whether all tokens have been passed on (rank 0: have come home), and all messages have left."""
         if self.tokens < self.updates:
             return False
         if self.first and self.tests_home < self.end - self.updates:
             return False
-        return self.link is None or self.link.idle()
+        return self.mail.idle() and (self.leaders is None or self.leaders.finished())
 
     def poll(self) -> bool:
-        """Heed what has arrived; whether anything has."""
-        if self.link is None:
-            return False
-        messages = self.link.poll()
-        for message in messages:
-            if message[0] == BEAT:
-                self.beat(message)
-            else:
-                self._heed(message)
-        return bool(messages)
+        """Handle what has arrived; whether anything has come from the left neighbour."""
+        arrived = self.mail.poll()
+        if self.leaders is not None:
+            self.leaders.poll()
+        return arrived
 
-    def stepped(self, step: int) -> None:
+    def close(self) -> None:
+        """Free the requests between rings, once nothing more can arrive."""
+        if self.leaders is not None:
+            self.leaders.close()
+
+    def updated(self, step: int) -> None:
         """This rank has made its update of `step` on every chunk."""
-        self.norm = None
+        if self.norm is not None:
+            self.norm.norm = None
         self.stop_signal = self.stop_signal or self.stop_request()
         if self.first:
-            index = self._next_whole_phase()
-            if self.rings > 1:  # another ring may have begun that one, but none the one behind it
-                index = self._next_whole_phase(index + 1)
-            if self.stop_signal and index < self.end and self.leads:
-                self.order_stop(index)
-            elif index < self.end and self.home.wants_set(after := self.table.phase(index).step + 1):
-                self._order_set(after)  # nobody can have made that update: its first forward has not been begun
-            if self.wanted and not self.stop_signal and index < self.end:
-                self._order_cut(index, self.wanted)
-            self._pass_on(step, (TOKEN, step) + (0.0,) * (CONTROL_FIELDS - 2))
+            self._give_orders()
+            self._pass_on(Token(step, 0.0, 0.0, 0.0, 0.0, -1, 0, 0.0, 0.0, 0.0))
         elif step in self.waiting:
-            self._pass_on(step, self.waiting.pop(step))
+            self._pass_on(self.waiting.pop(step))
+
+    def summed(self, phase: Phase, loss: float, correct: float) -> None:
+        """The last stage has made all forwards of a phase: keep the sums for the token, or send a test's home."""
+        if not phase.training:
+            self._send_right(TestResult(phase.step, loss, correct), phase.step)
+        elif math.isfinite(loss):
+            self.losses[phase.step] = loss, correct
+        else:
+            raise RunFailure(f"the loss became {loss} in step {phase.step}; try a smaller --lr")
+
+    def _send_right(self, message: Any, step: int) -> None:
+        self.mail.send(self.right, message, step)
+        if self.size == 1:
+            self.mail.poll()  # at once: nothing else is to be found in between
+
+    # ---- tokens and test results --------------------------------------------------------------------------------
+
+    def _token(self, token: Token) -> None:
+        if self.first:
+            self._home(token)
+        elif self.updates > token.step:
+            self._pass_on(token)
+        else:
+            self.waiting[token.step] = token
+
+    def _pass_on(self, token: Token) -> None:
+        """Add this rank's numbers to a token and send it to the right."""
+        loss, correct = self.losses.pop(token.step) if self.last else (token.loss, token.correct)
+        waited, elapsed = self.recorder.wait_share()
+        written = self.checkpoints.newest
+        busy = self.balance.busy if self.balance else 0.0
+        token = Token(
+            token.step,
+            loss,
+            correct,
+            token.waited + waited,
+            token.elapsed + elapsed,
+            written if self.first else min(token.written, written),
+            token.signal or self.stop_signal,
+            max(token.write_cost, self.checkpoints.cost),
+            token.busy + busy,
+            max(token.busiest, busy),
+        )
+        if not self.first:
+            self.tokens += 1
+        self._send_right(token, token.step)
+
+    def _home(self, token: Token) -> None:
+        """A step is done on every rank of this ring (rank 0)."""
+        self.tokens += 1
+        self.stop_signal = self.stop_signal or token.signal
+        self.idle = token.waited / max(token.elapsed, 1.0)
+        self.checkpoints.settle_up_to(token.written, token.write_cost)
+        self._report(RingStep(token.step, token.loss, token.correct, self.stop_signal))
+        # Obeyed after an update: a token may come home while a forward is being sent, and that is not noted yet.
+        if self.balance:
+            mean = token.busy / self.size
+            self.wanted = self.balance.weigh(token.step + 1, mean, token.busiest) or self.wanted
+
+    def _tested(self, result: TestResult) -> None:
+        self.tests_home += 1
+        self._report(RingTest(*result, self.stop_signal))
+
+    def _report(self, result: RingStep | RingTest) -> None:
+        """A step or a test of this ring is complete (rank 0)."""
+        if self.leaders is not None:
+            self.leaders.report(result)
+        else:
+            self._complete(result)
+
+    def _complete(self, result: RingStep | RingTest) -> None:
+        """The same of all rings together (rank 0 of the first ring)."""
+        assert self.listener
+        self.stop_signal = self.stop_signal or result.signal
+        if isinstance(result, RingStep):
+            self.listener.step_done(result.step, result.loss, result.correct, self.idle)
+        else:
+            self.listener.test_done(result.step, result.loss, result.correct)
+
+    # ---- orders -------------------------------------------------------------------------------------------------
+
+    def _give_orders(self) -> None:
+        """Order what is due: before a phase whose first forward rank 0 has not begun, so no rank can have begun it."""
+        assert self.listener
+        index = self._next_whole_phase()
+        if self.rings > 1:  # another ring may have begun that one, but none the one behind it
+            index = self._next_whole_phase(index + 1)
+        if self.stop_signal and index < self.end and self.leads:
+            self.order_stop(index)
+        elif index < self.end and self.listener.wants_checkpoint(after := self.table.phase(index).step + 1):
+            self._write_checkpoint(WriteCheckpoint(after))
+        if self.wanted and not self.stop_signal and index < self.end:
+            order = self.wanted
+            self._rebalance(Rebalance(index, order.busiest, order.mean, order.seconds, order.undo))
 
     def _next_whole_phase(self, index: int = -1) -> int:
         """The first phase that rank 0 has not begun, or the first from `index` on.
@@ -164,133 +260,68 @@ class Tokens:
             index += 1
         return index
 
-    def summed(self, phase: Phase, loss: float, correct: float) -> None:
-        """The last stage has finished all forwards of a phase: keep the sums for the token, or send a test's home."""
-        if phase.training:
-            if not math.isfinite(loss):
-                raise RunFailure(f"the loss became {loss} in step {phase.step}; try a smaller --lr")
-            self.losses[phase.step] = loss, correct
-        elif self.link is None:
-            self._heed((TEST, phase.step, loss, correct))
-        else:
-            self._tell_right(phase.step, (TEST, phase.step, loss, correct))
+    def _end_before(self, index: int) -> None:
+        for chunk in self.chunks:
+            chunk.end = index
 
-    def sum_squares(self) -> None:
-        """Pass the running sum of squares on for each chunk whose W's of the step are done, once it is here.
+    def _order_on(self, order: Stop | WriteCheckpoint | Rebalance) -> None:
+        """Pass an order on to the right, up to the last rank."""
+        if not self.last:
+            self._send_right(order, self.updates)
+
+    def order_stop(self, index: int) -> None:
+        """Leave out the phases from `index` on, here, on the ranks to the right, and in the rings behind this one."""
+        self.rebalance = None
+        order = Stop(index, self.stop_signal)
+        if self.leaders is not None and self.leads:
+            self.leaders.order(order)
+        self._end_before(index)
+        self._order_on(order)
+
+    def _stop(self, order: Stop) -> None:
+        self.stop_signal = order.signal
+        self.order_stop(order.phase)
+
+    def _rebalance(self, order: Rebalance) -> None:
+        """End before the phase of this index, here and on the ranks to the right, and go on with another split."""
+        self.rebalance = RebalanceOrder(order.busiest, order.mean, order.seconds, order.undo)
+        self._end_before(order.phase)
+        self._order_on(order)
+
+    def _write_checkpoint(self, order: WriteCheckpoint) -> None:
+        """Have a checkpoint written after `order.step` updates, here and on the ranks to the right."""
+        self.checkpoints.ordered(order.step, self.updates)
+        self._order_on(order)
+
+    # ---- the norm of all gradients ------------------------------------------------------------------------------
+
+    def sum_squares(self, norm: NormKnown) -> None:
+        """Pass the running sum of squares on for each chunk whose gradients are complete, once it has arrived.
 
         The sum goes from stage to stage, and its root from the last one to all: each step waits for the ring once.
         """
         for chunk in self.chunks:
             stage = chunk.number
-            if self.norm is not None or stage in self.added or not chunk.weights_done():
+            if norm.norm is not None or stage in self.added or not chunk.weights_done():
                 continue
             if chunk.first or stage in self.squares:
                 self.added.add(stage)
                 total = chunk.stage.add_squares(self.squares.pop(stage, 0.0))
                 if chunk.last:
-                    self._take_norm(math.sqrt(total), chunk.updates)
-                elif self.link is None:
-                    self.squares[stage + 1] = total
+                    self._norm(Norm(chunk.updates, math.sqrt(total)))
                 else:
-                    self._tell_right(chunk.updates, (SQUARES, chunk.updates, total, stage + 1))
+                    self._send_right(SquaredNorm(chunk.updates, total, stage + 1), chunk.updates)
 
-    def _take_norm(self, norm: float, step: int) -> None:
-        if not math.isfinite(norm):
-            raise RunFailure(f"the norm of the gradients became {norm} in step {step}; try a smaller --lr")
-        self.norm = norm
+    def _squared_norm(self, message: SquaredNorm) -> None:
+        self.squares[message.stage] = message.total
+
+    def _norm(self, message: Norm) -> None:
+        assert self.norm is not None
+        if not math.isfinite(message.norm):
+            raise RunFailure(
+                f"the norm of the gradients became {message.norm} in step {message.step}; try a smaller --lr"
+            )
+        self.norm.norm = message.norm
         self.added.clear()
-        if self.link is not None and (self.rank + 1) % self.size != self.size - 1:  # the last rank had it first
-            self._tell_right(step, (NORM, step, norm))
-
-    def _tell_right(self, step: int, message: tuple[float, ...]) -> None:
-        assert self.link
-        begin = clock()
-        self.link.send(message)
-        peer, stage = (self.rank + 1) % self.size, self.chunks[0].number
-        self.recorder.record("send", begin, clock(), step, -1, peer, self.link.BYTES, stage)
-
-    def _heed(self, message: tuple[float, ...]) -> None:
-        self.interrupted = True
-        kind, step = int(message[0]), int(message[1])  # of STOP and CUT: the index of the first phase left out
-        if kind == TEST:
-            self.tests_home += 1
-            self.home.tested(step, message[2], message[3])
-        elif kind == SQUARES:
-            self.squares[int(message[3])] = message[2]
-        elif kind == NORM:
-            self._take_norm(message[2], step)
-        elif kind == STOP:
-            self.stop_signal = int(message[2])
-            self.order_stop(step)
-        elif kind == SET:
-            self._order_set(step)
-        elif kind == CUT:
-            most, mean, seconds, undo = message[2:6]
-            self._order_cut(step, Order(most, mean, seconds, bool(undo)))
-        elif self.first:
-            self._home(message)
-        elif self.updates > step:
-            self._pass_on(step, message)
-        else:
-            self.waiting[step] = message
-
-    def _pass_on(self, step: int, token: tuple[float, ...]) -> None:
-        """Add this rank's share to a token and send it to the right; on one rank it is home at once."""
-        _, _, loss, correct, waited, gone, written, signal, cost, busies, most = token
-        if self.last:
-            loss, correct = self.losses.pop(step)
-        wait_here, gone_here = self.recorder.wait_share()
-        written_here, cost_here = self.home.written()
-        written = written_here if self.first else min(written, written_here)
-        busy = self.home.busy()
-        token = (
-            TOKEN,
-            step,
-            loss,
-            correct,
-            waited + wait_here,
-            gone + gone_here,
-            written,
-            signal or self.stop_signal,
-            max(cost, cost_here),
-            busies + busy,
-            max(most, busy),
-        )
-        if not self.first:
-            self.tokens += 1
-        if self.link is None:
-            self._home(token)
-        else:
-            self._tell_right(step, token)
-
-    def _home(self, token: tuple[float, ...]) -> None:
-        _, step, loss, correct, waited, gone, written, signal, cost, busies, most = token
-        self.tokens += 1
-        self.stop_signal = self.stop_signal or int(signal)
-        self.home.trained(int(step), loss, correct, waited / max(gone, 1.0), int(written), cost)
-        # Obeyed after an update: a token may come home while a forward is being sent, and that is not noted yet.
-        self.wanted = self.home.weighed(int(step) + 1, busies / self.size, most) or self.wanted
-
-    def order_stop(self, index: int) -> None:
-        """Leave out the phases from `index` on, here, on the ranks to the right, and in the rings behind this one."""
-        self.cut = None
-        if self.first:
-            self.home.stopped(index, self.stop_signal)
-        for chunk in self.chunks:
-            chunk.end = index
-        if self.link is not None and not self.last:
-            self._tell_right(self.updates, (STOP, index, self.stop_signal))
-
-    def _order_cut(self, index: int, order: Order) -> None:
-        """End before the phase of this index, here and on the ranks to the right, and go on with another cut."""
-        self.cut = order
-        for chunk in self.chunks:
-            chunk.end = index
-        if self.link is not None and not self.last:
-            self._tell_right(self.updates, (CUT, index, *astuple(order)))
-
-    def _order_set(self, step: int) -> None:
-        """Have a set written after `step` updates, here and on the ranks to the right."""
-        self.home.ordered(step, self.updates)
-        if self.link is not None and not self.last:
-            self._tell_right(self.updates, (SET, step))
+        if self.right != self.size - 1:  # the last rank had it first
+            self._send_right(message, message.step)

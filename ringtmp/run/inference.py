@@ -18,13 +18,13 @@ import numpy as np
 
 import kernels
 from ringtmp.checkpoint import format as checkpoint
+from ringtmp.checkpoint.loading import newest_checkpoint
 from ringtmp.data.dataset import DataInfo, DataSet, Scale, open_data
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.run.job import find_set
 from ringtmp.storage.run_folder import open_run_folder
 
 _ROWS = 256  # samples that go through a layer at a time
@@ -228,6 +228,6 @@ def _find(path: str) -> tuple[Path, dict[str, Any]]:
             raise UserError(f"{path}: cannot be used: {error}") from None
     try:
         folder = open_run_folder(path, "runs")
-        return folder.checkpoints, find_set(folder)[0]
+        return folder.checkpoints, newest_checkpoint(folder)[0]
     except UserError as error:
         raise UserError(f"checkpoint: {str(error).removeprefix('resume: ')}") from None

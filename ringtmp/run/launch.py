@@ -1,389 +1,280 @@
-"""One launch of a job on this rank, the same for every trainer: set up, train, save, tell. What trains is its own."""
+"""Launch a job: check it, choose who takes part, and train.
 
-import hashlib
-import os
-import signal
-import socket
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+`launch` is called by the commands and, through `launch_from_python`, by `train` in Python and notebooks. `run` is one
+launch from its first allocation to its result, the same for every trainer.
+"""
+
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import kernels
 from ringtmp.checkpoint.manager import CheckpointManager
-from ringtmp.checkpoint.writer import Held, records_of
 from ringtmp.comm import ulfm
 from ringtmp.comm.clock_sync import compare_clocks
-from ringtmp.comm.mpi import raise_on_all, sleeping_barrier
+from ringtmp.comm.mpi import abort, raise_on_all, sleeping_barrier
+from ringtmp.comm.peers import Peers
 from ringtmp.comm.point_to_point import TAG_CLOCK
-from ringtmp.config.schema import RunConfig
+from ringtmp.errors import RunFailure, UserError
 from ringtmp.nn.layer import Array
-from ringtmp.resilience.fault_probe import FaultProbe, probe_from_environment
-from ringtmp.resilience.incident import RecoveryReport, supervised
-from ringtmp.resilience.node_memory import GENERATION, NodeMemory, node_name
-from ringtmp.run.job import Job, open_folder
-from ringtmp.run.progress import Reporter, summary
-from ringtmp.run.result import Layers, Result
-from ringtmp.trace.recorder import Recorder, clock, environment, peak_memory
+from ringtmp.resilience.incident import RecoveryReport
+from ringtmp.resilience.node_memory import NodeMemory, node_name
+from ringtmp.run.finish import finish
+from ringtmp.run.job import Job
+from ringtmp.run.modes import after_losses, on_some_ranks, side_by_side
+from ringtmp.run.prepare import open_folder, prepare
+from ringtmp.run.progress import Reporter
+from ringtmp.run.result import Result
+from ringtmp.run.session import Session
+from ringtmp.run.trainer import Trainer
+from ringtmp.trace.fault_probe import probe_from_environment
+from ringtmp.trace.recorder import Recorder, environment
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm, Prequest
+    from mpi4py.MPI import Intracomm
 
-_SIGNAL = 0.2  # seconds that a launcher may take to pass a signal on to all ranks
-_PATIENCE = 5.0  # seconds that a launch which has failed gives a checkpoint that is being written
+_PATIENCE = 5.0  # seconds that a launch which has failed waits for a checkpoint that is being written
 
 
-class Launch(ABC):
-    """One launch of a job on this rank.
+def launch_from_python(
+    trainer: type[Trainer],
+    comm: "Intracomm | None",
+    data: Any,
+    out: str | None,
+    progress: bool,
+    settings: dict[str, Any],
+) -> Result:
+    """Train on the ranks of `comm`, as `ringtmp.train` and `ps.train` do, which describe the parameters. Collective."""
+    if comm is None:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+
+    # Turn the arguments into settings; None stands for "not set".
+    arrays = data if isinstance(data, tuple) else None
+    settings = {key: value for key, value in settings.items() if value is not None}
+    flags = dict(settings) | ({"out": out} if out else {})
+    if data is not None:
+        flags["data"] = "arrays" if arrays else data
+
+    # End the job if one rank fails: the others would wait for it for ever.
+    try:
+        return launch(trainer, comm, {}, flags, arrays=arrays, write=bool(out or settings.get("resume")), show=progress)
+    except UserError:
+        raise
+    except BaseException as error:
+        if comm.size > 1:
+            abort(comm, error)
+        raise
+
+
+def launch(
+    trainer: type[Trainer],
+    parent: "Intracomm",
+    from_file: dict[str, Any],
+    flags: dict[str, Any],
+    *,
+    arrays: tuple[Array, ...] | None = None,
+    write: bool = True,
+    show: bool = True,
+    stop_request: Callable[[], int] = lambda: 0,
+) -> Result:
+    """Check a job, train, and write results. Collective over `parent`.
 
     Parameters
     ----------
+    trainer : type
+        Class of the trainer.
     parent : Intracomm
-        The caller's.
-    comm, net : Intracomm
-        For start, agreement and end; and for training.
-    job : Job
-    write, show : bool
-        Whether there is a run folder, and whether rank 0 prints.
+        All ranks of the job.
+    from_file, flags : dict
+        Settings of the configuration file and of the command line, which have precedence. Only rank 0's count.
+    arrays : tuple of array or None
+        Data given from Python: (x, y) or (x, y, x_test, y_test).
+    write : bool
+        Whether to write a run folder.
+    show : bool
+        Whether rank 0 prints.
     stop_request : callable
-        Number of the signal that asks for a stop, or 0.
-    story : RecoveryReport
+        Returns the number of the signal that asks for a stop, or 0.
+
+    Raises
+    ------
+    UserError
+        Bad input; on every rank.
     """
+    # Communicators of the launch's own: for start, agreement and end, and for training. Recovery from losses revokes
+    # the one over which ranks wait, so that there must be only one.
+    comm = parent.Dup()
+    survives = write and trainer.traits.survives_losses and ulfm.available()
+    net = comm if survives else parent.Dup()
 
-    def __init__(
-        self,
-        parent: "Intracomm",
-        comm: "Intracomm",
-        net: "Intracomm",
-        job: Job,
-        write: bool,
-        show: bool,
-        stop_request: Callable[[], int],
-        story: "RecoveryReport",
-    ) -> None:
-        self.story = story
-        self.parent, self.comm, self.net, self.job, self.stop_request = parent, comm, net, job, stop_request
-        self.rank, self.size = comm.rank, comm.size
-        self.config, self.model = job.config, job.model
-        self.table = job.timetable()
-        self.places: list[tuple[str, int]] = []  # host and process number of each rank
-        self.nodes: list[str] = []
-        self.probe: FaultProbe | None = None
-        self.memory: NodeMemory | None = None  # where there are copies
-        self.write, self.show = write, show and self.rank == 0
-        self.writers: Sequence[int] = range(self.size)  # ranks that write a part of each set
-        self.reporter: Reporter | None = None
-        self.recorder: Recorder
-        self.sets: CheckpointManager
+    def free() -> None:
+        comm.Free()
+        if net != comm:
+            net.Free()
 
-    # ---- a trainer's own ----------------------------------------------------------------------------------------
+    job: Job | None = None
+    report = RecoveryReport()
+    try:
+        # Check everything.
+        job = prepare(comm, from_file, flags, arrays, trainer.check, trainer.traits.uses_node_memory)
+        job.writes = write
+        report.mark("agree")
 
-    @staticmethod
-    @abstractmethod
-    def check(config: RunConfig, ranks: int) -> None:
-        """Raise `UserError` for settings with which this trainer cannot run on so many ranks (rank 0)."""
-
-    @abstractmethod
-    def build(self) -> None:
-        """Decide who holds what, and make it; before anything is written, and without kernels. Collective."""
-
-    @abstractmethod
-    def load(self) -> None:
-        """Start values, and a first run of every kernel that is not to count; with kernels."""
-
-    @abstractmethod
-    def connect(self) -> None:
-        """What talks and trains; there is a recorder now."""
-
-    @abstractmethod
-    def drive(self) -> None:
-        """Train. On return nothing is on its way any more."""
-
-    @abstractmethod
-    def held(self) -> list[Held]:
-        """The layers that this rank writes and digests, as they are now."""
-
-    @abstractmethod
-    def house(self, memory: NodeMemory) -> None:
-        """Make room in the node's memory for what this rank keeps there. Collective."""
-
-    def requests(self) -> "list[Prequest]":
-        """All persistent requests, where the trainer `heals`."""
-        return []
-
-    def give_up(self) -> None:
-        """Let go of what the next launch of this process takes up again."""
-        if self.reporter:
-            self.reporter.close()
-        if self.job.lock:
-            self.job.lock.close()
-            self.job.lock = None
-
-    @abstractmethod
-    def describe(self) -> str:
-        """How the work is dealt, for the first line."""
-
-    @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """What this rank's trace says of its part."""
-
-    @abstractmethod
-    def row(self) -> dict[str, Any]:
-        """This rank in the table at the end: `layers` or `role`, `shown` (as text), `parameters`, `late`."""
-
-    @property
-    @abstractmethod
-    def step(self) -> int:
-        """Updates made since the run's first step."""
-
-    @property
-    @abstractmethod
-    def stop_signal(self) -> int:
-        """The signal that stopped the run, or 0 (rank 0)."""
-
-    @staticmethod
-    def members(comm: "Intracomm", job: Job) -> list[int]:
-        """Ranks that take part: all, unless the trainer knows better. Collective over `comm`."""
-        return list(range(comm.size))
-
-    notes: list[str] = []  # more for the first lines
-    heals = False  # whether the trainer can go on within a job that has lost processes
-    rings = False  # whether the trainer knows of rings side by side
-    recalls = False  # whether the trainer keeps its state in the nodes' memory, and can go on from there
-    heading = "layers"  # of the column in which the table shows rows
-
-    # ---- the course of a launch ---------------------------------------------------------------------------------
-
-    def run(self) -> Result:
-        """The whole launch."""
-        with raise_on_all(self.job.everyone) if self.job.everyone else nullcontext():
-            self.build()
-            # Its lock comes first: another job would discard what is read.
-            open_folder(self.comm, self.job, self.write)
-        self.places = self.comm.allgather((socket.gethostname(), os.getpid()))
-        self.nodes = self.comm.allgather(node_name())
-        if self.rank == 0 and self.job.folder:
-            with suppress(OSError):
-                self.job.folder.set_processes(self.job.launch, self.places)
-        self.reporter = self._reporter()
-        self._say_first()
-        log = self.reporter.say if self.reporter else None
-        kernels.compile_all(self.job.dtype, self.model.families | self.families(), log=log)
-        if self.config.node_speed:
-            kernels.compile_all(np.float64, {"clock"})
-        self.story.mark("split")
-        self.probe = probe_from_environment()
-        if self.config.state_copies and self.job.folder:
-            self.memory = NodeMemory(self.job.folder.identity(), node_name())
-            self.house(self.memory)
-        if self.probe:
-            self.probe.at("restore", self.job.start)
-        self.load()
-        self.story.mark("restore")
-        self.recorder = self._recorder()
-        self.sets = CheckpointManager(self.job, self.rank, self.writers, self.table.total, self.recorder)
-        self.sets.probe = self.probe
-        self.connect()
-        sleeping_barrier(self.comm)
-        clocks = compare_clocks(self.net, TAG_CLOCK)
-        self.recorder.flush({"clock_first": clocks})  # a run that is killed leaves a trace that can be aligned
-        self.comm.Barrier()
-        if self.reporter:
-            self.reporter.begin()
-            self.reporter.first = self._recovered
-        self.recorder.begin()
-        try:
-            with kernels.flush_denormals():
-                self.drive()
-        except BaseException:
-            self.recorder.flush()  # what led to it
-            self.sets.close(_PATIENCE)
-            raise
-        result = self._end()
-        goes_on = result.leavers and (supervised() or ulfm.available())
-        if result.saved and not goes_on:
-            self._release()
+        # Train in the mode that the settings ask for.
+        session = Session(parent, comm, net, job, report, write, show, stop_request)
+        if job.config.rings > 1 and trainer.traits.side_by_side:
+            result = side_by_side(run, trainer, session)
+        elif len(members := trainer.members(comm, job)) < comm.size:
+            result = on_some_ranks(run, trainer, session, members)
+        elif survives:
+            return after_losses(run, trainer, session)  # may have revoked the communicator, which is not freed then
+        else:
+            result = run(trainer(session), session)
+        free()
         return result
-
-    def _recovered(self) -> None:
-        """The first step of this launch is done everywhere (rank 0)."""
-        self.story.mark("redo")
-        if self.story.cause and self.reporter:
-            recalled = self.job.recalled
-            newest = recalled.newest if recalled else self.story.cause.get("stopped", -1)
-            again = max(newest - self.job.start, 0) if newest >= 0 else -1
-            self.reporter.say(self.story.told(self.job.start, again))
-            self.recorder.flush({"recovery": self.story.facts(self.job.start, again)})
-
-    def forget_older(self) -> None:
-        """Nothing that an earlier launch has left in the node's memory can be needed any more."""
-        if self.memory:
-            self.memory.forget(self.generation)
-
-    @property
-    def generation(self) -> int:
-        """Of the copies that this launch writes."""
-        return GENERATION * self.job.launch
-
-    def _release(self) -> None:
-        """Results are on disk: the nodes can forget the run."""
-        if self.job.folder and (self.memory or self.job.recalled):
-            NodeMemory(self.job.folder.identity(), node_name()).remove()
-
-    def families(self) -> set[str]:
-        """Families of kernels beside the model's."""
-        return set()
-
-    def _reporter(self) -> Reporter | None:
-        if self.rank:
-            return None
-        job = self.job
-        return Reporter(
-            total=job.total,
-            start=job.start,
-            per_epoch=job.steps_per_epoch,
-            batch_size=job.config.batch_size,
-            test_samples=job.info.n_test,
-            scored=self.model.scored,
-            classes=job.info.target == "classes",
-            show=self.show,
-            history=job.folder.history if job.folder else None,
-        )
-
-    def _say_first(self) -> None:
-        if not self.reporter:
-            return
-        job = self.job
-        for note in job.notes:
-            self.reporter.say(f"warning: {note}")
-        self.reporter.say(
-            f"{job.info.name}: {job.info.n_train:,} training and {job.info.n_test:,} test samples; "
-            f"{len(self.model.layers)} layers, {self.model.parameters:,} parameters over {self.size} "
-            f"rank{'s' * (self.size > 1)}{self.beside()}; {self.describe()}"
-        )
-        for note in self.notes:
-            self.reporter.say(note)
-        if job.folder:
-            source = " from the memory of the nodes" if job.recalled else ""
-            again = f", resumed at step {job.start}{source}" if job.marker else ""
-            self.reporter.say(f"run folder: {job.folder.path}{again}")
-
-    def beside(self) -> str:
-        """What else there is beside these ranks."""
-        return f" in each of {self.job.config.rings} rings" if self.job.across else ""
-
-    def _recorder(self) -> Recorder:
-        job = self.job
-        path = job.folder.trace(job.launch, self.rank) if job.folder and self.config.trace else None
-        return Recorder(
-            path,
-            {
-                "rank": self.rank,
-                "ranks": self.size,
-                "start_step": job.start,
-                **self.facts(),
-                "config": job.config.stored(),
-                "environment": environment(),
-                "simd": kernels.simd(),
-            },
-        )
-
-    def crowded(self) -> bool:
-        """Whether ranks outnumber the cores of this host."""
-        here = [host for host, _ in self.places].count(self.places[self.rank][0])
-        return here * (self.job.config.rings if self.rings else 1) > len(os.sched_getaffinity(0))
-
-    # ---- steps --------------------------------------------------------------------------------------------------
-
-    def rate(self, step: int) -> float:
-        """Learning rate of `step`."""
-        return self.job.rate(step)
-
-    # ---- end ----------------------------------------------------------------------------------------------------
-
-    def _end(self) -> Result:
-        job, step = self.job, self.step
-        held = self.held()
-        saved = bool(job.folder) and self.sets.finish(self.comm, step, records_of(self.model, held))
-        self.sets.close()
-        self.recorder.ended = clock()
-        late = compare_clocks(self.net, TAG_CLOCK)  # once more, for the drift
-        self.recorder.flush({"ended": self.recorder.ended, "clock_last": late})
-        layers = Layers(self.model, {index: flat for index, flat, _ in held})
-        digests = {name: _digest(layers[name]) for name in layers}  # one at a time in its own shape
-        mine = {
-            "rank": self.rank,
-            **self.row(),
-            "parts": self.recorder.parts(),
-            "memory": peak_memory(),
-            "digests": digests,
-        }
-        ranks = self.comm.allgather(mine)
-        every = dict(sorted(pair for row in ranks for pair in row.pop("digests").items()))
-        sha256 = hashlib.sha256("".join(every.values()).encode()).hexdigest()
-        state = "finished" if step == self.table.total else "stopped"
-        stop = self.comm.bcast(self.stop_signal) if state == "stopped" else 0
-        leavers = self._leavers() if state == "stopped" else []
-        if self.reporter:
-            self._tell(ranks, state, stop, step, sha256, saved, leavers)
-        path = str(job.folder.path) if job.folder else None
-        rows = self.reporter.rows if self.reporter else []
-        everyone = ranks if self.rank == 0 else []
-        return Result(layers, sha256, rows, everyone, state, stop, step, path, saved, leavers, self.parent)
-
-    def _tell(
-        self,
-        ranks: list[dict[str, Any]],
-        state: str,
-        stop: int,
-        step: int,
-        sha256: str,
-        saved: bool,
-        leavers: list[int],
-    ) -> None:
-        reporter, job = self.reporter, self.job
-        assert reporter
-        reporter.close()
-        if job.folder:
-            with suppress(OSError):  # a full disk: what could not be saved has been told already
-                job.folder.set_status(
-                    state,
-                    step=step,
-                    signal=stop,
-                    sha256=sha256,
-                    saved=saved,
-                    leavers=[(rank, self.places[rank][0], self.nodes[rank]) for rank in leavers],
-                )
-        if not self.show:
-            return
-        working = [row["parts"] for row in ranks if row.get("role") != "server"]
-        idle = sum(parts["wait"] for parts in working) / max(1, sum(sum(parts.values()) for parts in working))
-        seconds = sum(sum(row["parts"].values()) for row in ranks) / len(ranks) / 1e9
-        score = f"accuracy {reporter.test_score:.2%}" if reporter.classes else f"R2 {reporter.test_score:.4f}"
-        summary(ranks, self.heading, f"{state} at step {step} after {seconds:.1f} s: test {score}, idle {idle:.1%}")
-        late = max(row["late"] for row in ranks)
-        if late > 0.02:
-            reporter.say(
-                f"warning: actions took up to {late:.0%} longer than --node-speed says: this machine is too slow for it"
-            )
-        reporter.say(f"weights sha256 {sha256}")
-        if state == "stopped" and saved and job.folder:
-            reporter.say(f"go on with: --resume {job.folder.path}")
-
-    def _leavers(self) -> list[int]:
-        """Ranks that were told to leave; none if all were. Collective."""
-        if signal.SIGUSR1 in self.comm.allgather(self.stop_request()):
-            time.sleep(_SIGNAL)  # one that is for all does not reach all at the same time
-        told = [number == signal.SIGUSR1 for number in self.comm.allgather(self.stop_request())]
-        return [] if all(told) else [rank for rank in range(self.size) if told[rank]]
+    except UserError:  # on every rank
+        free()
+        raise
+    except BaseException as error:
+        _note_failure(job, comm.rank, error)
+        if comm.size == 1:  # on several ranks the job ends
+            free()
+        raise
+    finally:
+        if job and job.lock:
+            job.lock.close()
 
 
-def _digest(arrays: dict[str, Array]) -> str:
-    """SHA-256 of a layer's parameters in their own shapes, the same however they are packed."""
-    joined = hashlib.sha256()
-    for array in arrays.values():
-        joined.update(np.ascontiguousarray(array).data)
-    return joined.hexdigest()
+def _note_failure(job: Job | None, rank: int, error: BaseException) -> None:
+    """State in the run folder, if there is one, what has failed and on which rank."""
+    if job and job.folder:
+        with suppress(OSError):  # the disk may be what failed
+            text, fatal = f"{type(error).__name__}: {error}", isinstance(error, RunFailure)
+            # An error of MPI's is most often how this rank sees the end of another.
+            is_mpi = "mpi4py" in type(error).__module__
+            job.folder.set_status("failed", rank=rank, error=text, fatal=fatal, mpi=is_mpi)
+
+
+# ---- one launch -----------------------------------------------------------------------------------------------------
+
+
+def run(trainer: Trainer, session: Session) -> Result:
+    """Run one launch. Collective over `session.comm`."""
+    _build(trainer, session)
+    _meet(session)
+    _announce(trainer, session)
+    _compile_kernels(trainer, session)
+    _load(trainer, session)
+    _open_trace_and_checkpoints(trainer, session)
+    trainer.connect()
+    _start_clocks(session)
+    _train(trainer, session)
+    return finish(trainer, session)
+
+
+def _build(trainer: Trainer, session: Session) -> None:
+    """Decide who holds what, then open the run folder."""
+    job = session.job
+    with raise_on_all(job.everyone) if job.everyone else nullcontext():
+        trainer.build()
+        # The folder's lock comes before anything is read from it: another job would discard that.
+        if session.writes:
+            open_folder(session.comm, job)
+
+
+def _meet(session: Session) -> None:
+    """Learn on which host and node each rank runs, and note it in the run folder."""
+    session.peers = Peers.gather(session.comm)
+    session.nodes = session.comm.allgather(node_name())
+    if session.rank == 0 and session.job.folder:
+        with suppress(OSError):
+            session.job.folder.set_processes(session.job.launch, session.peers.places)
+
+
+def _announce(trainer: Trainer, session: Session) -> None:
+    """Make rank 0's reporter, and print what is about to be trained."""
+    if session.rank == 0:
+        on_first_step = partial(_report_recovery, session)
+        session.reporter = Reporter.of(session.job, show=session.show, on_first_step=on_first_step)
+        session.reporter.announce(session.job, session.size, trainer.describe(), trainer.notes)
+
+
+def _report_recovery(session: Session) -> None:
+    """Print and record what a recovery has cost, once every rank has made the first step after it (rank 0)."""
+    report, job = session.report, session.job
+    report.mark("redo")
+    if report.cause and session.reporter:
+        newest = job.recalled.newest if job.recalled else report.cause.get("stopped", -1)
+        repeated = max(newest - job.start, 0) if newest >= 0 else -1
+        session.reporter.say(report.summary(job.start, repeated))
+        session.recorder.flush({"recovery": report.facts(job.start, repeated)})
+
+
+def _compile_kernels(trainer: Trainer, session: Session) -> None:
+    """Compile the kernels that are needed, or load them from the cache; the first rank of each host compiles."""
+    job, log = session.job, session.reporter.say if session.reporter else None
+    kernels.compile_all(job.dtype, job.model.families | trainer.kernel_families(), log=log)
+    if job.config.node_speed:
+        kernels.compile_all(np.float64, {"clock"})
+    session.report.mark("split")
+
+
+def _load(trainer: Trainer, session: Session) -> None:
+    """Allocate space in the node's memory where copies are kept, and set the layers' values."""
+    job = session.job
+    session.probe = probe_from_environment()
+    if job.config.state_copies and job.folder:
+        session.memory = NodeMemory(job.folder.identity(), node_name())
+        trainer.reserve()
+    if session.probe:
+        session.probe.at("restore", job.start)
+    trainer.load()
+    session.report.mark("restore")
+
+
+def _open_trace_and_checkpoints(trainer: Trainer, session: Session) -> None:
+    """Make this rank's recorder and its checkpoint manager."""
+    job, rank = session.job, session.rank
+    facts = {"rank": rank, "ranks": session.size, "start_step": job.start, **trainer.trace_facts()}
+    facts |= {"config": job.config.stored(), "environment": environment(), "simd": kernels.simd()}
+    path = job.folder.trace(job.launch, rank) if job.folder and job.config.trace else None
+    session.recorder = Recorder(path, facts)
+    session.checkpoints = CheckpointManager(
+        job.folder,
+        job.model,
+        job.facts() if job.folder and not rank else {},  # takes some milliseconds: not while training
+        rank,
+        trainer.writers,
+        job.total,
+        session.recorder,
+        every=job.config.checkpoint_every,
+        mtbf=job.config.mtbf,
+        probe=session.probe,
+    )
+
+
+def _start_clocks(session: Session) -> None:
+    """Compare the ranks' clocks, and begin the wall time together."""
+    sleeping_barrier(session.comm)
+    clocks = compare_clocks(session.net, TAG_CLOCK)
+    session.recorder.flush({"clock_first": clocks})  # a run that is killed leaves a trace that can be aligned
+    session.comm.Barrier()
+    if session.reporter:
+        session.reporter.begin()
+    session.recorder.begin()
+
+
+def _train(trainer: Trainer, session: Session) -> None:
+    """Train; a failure leaves the trace that led to it, and a checkpoint that is being written if that ends in time."""
+    try:
+        with kernels.flush_denormals():
+            trainer.train()
+    except BaseException:
+        session.recorder.flush()
+        session.checkpoints.close(_PATIENCE)
+        raise

@@ -1,4 +1,4 @@
-"""What a training run gives back."""
+"""The result of a training run."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 
 class Layers(Mapping[str, dict[str, Array]]):
-    """Layers by name, each unpacked only when it is asked for: a model may fill its ranks' memory."""
+    """Layers by name, each unpacked only when it is read: a model may fill its ranks' memory.
+
+    Parameters
+    ----------
+    model : Model
+    flat : dict
+        By layer index: an array [parameters].
+    """
 
     def __init__(self, model: "Model", flat: dict[int, Array]) -> None:
         self._model, self._flat = model, {model.layer_name(index): (index, array) for index, array in flat.items()}
@@ -33,12 +40,12 @@ class Layers(Mapping[str, dict[str, Array]]):
 
 @dataclass
 class Result:
-    """What `train` gives back.
+    """What `train` returns.
 
     Attributes
     ----------
     layers : mapping
-        This rank's layers: name -> parameter name -> array (perhaps a view of what was trained).
+        This rank's layers: name -> parameter name -> array (possibly a view of the trained memory).
     sha256 : str
         Digest of all weights of all ranks, the same whatever the number of ranks.
     rows : list of dict
@@ -70,6 +77,13 @@ class Result:
     saved: bool
     leavers: list[int]
     _comm: "Intracomm"
+
+    @property
+    def exit_status(self) -> int:
+        """Status with which a command ends: 0, 128 + the signal that stopped it, or 1 if weights were not saved."""
+        if self.signal:
+            return 128 + self.signal
+        return 0 if self.saved else 1
 
     @property
     def history(self) -> "DataFrame":

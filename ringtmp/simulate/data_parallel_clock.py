@@ -15,8 +15,9 @@ are a recurrence over maximum and plus, solved for a whole bucket at once.
 import numpy as np
 
 from kernels._jit import jit
+from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, F, I, U, W
-from ringtmp.simulate.pipeline_clock import pop, push, stretch
+from ringtmp.simulate.pipeline_clock import pop, push
 
 READY, FREE, RELEASE, SUMMED = range(4)  # a gradient exists, a link is free, weights are made, gradients are there
 

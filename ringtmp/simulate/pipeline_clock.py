@@ -9,28 +9,11 @@ second on one core.
 import numpy as np
 
 from kernels._jit import jit
+from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
 
 NEVER = np.inf
 _urgent, _fill, _held_back, _adapt = jit(urgent), jit(fill), jit(held_back), jit(adapt)
-
-
-@jit
-def uniform(seed: int, stage: int, kind: int, number: int) -> float:
-    """A number in [0, 1) for one action, the same in the simulator and on an emulated node (SplitMix64)."""
-    x = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(stage * 8 + kind + 1)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(number)
-    for _ in range(2):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return np.float64(x >> np.uint64(11)) / 9007199254740992.0
-
-
-@jit
-def stretch(jitter: float, seed: int, stage: int, kind: int, number: int) -> float:
-    """What an action's duration is multiplied by: uniform in 1 - jitter ... 1 + jitter."""
-    return 1.0 if jitter == 0.0 else 1.0 + jitter * (2.0 * uniform(seed, stage, kind, number) - 1.0)
 
 
 @jit

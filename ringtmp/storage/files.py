@@ -1,4 +1,4 @@
-"""Files that are whole or not there: durable small files, and HDF5 that survives a full disk."""
+"""Files that are complete or absent: durable small files, atomic replacement, and HDF5 that survives a full disk."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ def digest(path: Path) -> str:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small text file so that either the old or the whole new one is there after a crash."""
+    """Write a small text file so that after a crash either the old or the complete new one exists. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
@@ -33,7 +33,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
+    """Flush a folder to disk, so that renames in it are durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -42,10 +42,10 @@ def sync_folder(path: Path) -> None:
 
 
 class _Disk:
-    """A file for h5py's Python driver, from which HDF5 never hears of a failure.
+    """A file for h5py's Python driver that hides write failures from HDF5.
 
-    When a write of its own fails HDF5 keeps the objects it could not flush, prints a traceback for each, and may end in
-    a segmentation fault (seen with h5py 3.16). Here the first failure is kept, and what follows it is dropped.
+    When a write fails, HDF5 keeps the objects that it could not flush, prints a traceback for each, and may end in a
+    segmentation fault (seen with h5py 3.16). This class keeps the first failure in `error` and drops later writes.
     """
 
     def __init__(self, file: FileIO) -> None:
@@ -87,7 +87,7 @@ class _Disk:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write under: takes its place where the block succeeds, else is removed."""
+    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds, else remove it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -99,9 +99,20 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def hdf5(path: Path, mode: str, durable: bool = False) -> Iterator[h5py.File]:
-    """An HDF5 file to write: `w` a new one, `x` one that must not be there yet, `r+` one that must.
+    """Open an HDF5 file for writing.
 
-    Raises `OSError` if it cannot be written to its end (HDF5 itself is kept out of that); `durable`: also to the disk.
+    Parameters
+    ----------
+    path : Path
+    mode : {"w", "x", "r+"}
+        A new file, a file that must not exist, a file that must exist.
+    durable : bool
+        Flush the file to disk at the end.
+
+    Raises
+    ------
+    OSError
+        A write failed (a full disk).
     """
     with FileIO(path, {"w": "wb+", "x": "xb+", "r+": "rb+"}[mode]) as file:
         disk = _Disk(file)

@@ -1,15 +1,15 @@
-"""The run folder: made once, never overwritten, and the marker that tells how the run ended.
+"""The run folder: created once, never overwritten, with a status that says how the run ended.
 
 runs/NAME/
-    config.toml     what the run was told, whole; `--config` reads it
-    id              what tells this run from all others, also in the nodes' memory
+    config.toml     all settings of the run; `--config` reads it
+    id              unique identity of the run, also in node memory
     data.json       the data set as it was used: shapes, split, normalisation
     status.json     running, finished, stopped or failed, and at which step
     history.csv     loss and accuracy of each step and test, readable while the run goes on
-    checkpoints/    the last two sets
-    traces/000/     one HDF5 file per rank, its last sign of life, and which process each was; 001 and so on after
-                    each resume
-    .lock           held by the job that writes here
+    checkpoints/    the last two checkpoints
+    traces/000/     one HDF5 file and one live status per rank, and the host and process of each rank; 001 and so on
+                    after each resume
+    .lock           held by the job that writes to this folder
 """
 
 import fcntl
@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoint sets."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -49,11 +49,11 @@ class RunFolder:
         return self.path / "history.csv"
 
     def trace(self, launch: int, rank: int) -> Path:
-        """Trace file of a rank in the run's n-th launch."""
+        """Trace file of `rank` in launch number `launch` of the run."""
         return self.path / "traces" / f"{launch:03d}" / f"rank-{rank:04d}.h5"
 
     def set_processes(self, launch: int, places: Sequence[tuple[str, int]]) -> None:
-        """Note host and process number of each rank of a launch."""
+        """Write host and process number of each rank of a launch."""
         write_durably(self.path / "traces" / f"{launch:03d}" / "processes.json", json.dumps(places))
 
     def config(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class RunFolder:
         return read_toml(str(self.path / "config.toml"), "resume")
 
     def identity(self) -> str:
-        """What tells this run from all others; made when first asked for. Raises `OSError`."""
+        """The unique identity of the run, created on first use. Raises `OSError`."""
         path = self.path / "id"
         with suppress(FileNotFoundError):
             return path.read_text().strip()
@@ -73,19 +73,19 @@ class RunFolder:
         return json.loads((self.path / "data.json").read_text())
 
     def status(self) -> dict[str, Any]:
-        """The stored marker; empty if there is none."""
+        """The stored status; empty if there is none."""
         try:
             return json.loads((self.path / "status.json").read_text())
         except (OSError, ValueError):
             return {}
 
     def set_status(self, state: str, **facts: Any) -> None:
-        """Write the marker: `running`, `finished`, `stopped` or `failed`."""
+        """Write the status. `state` is running, finished, stopped or failed; `facts` are stored beside it."""
         facts = {"state": state, **facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         write_durably(self.path / "status.json", json.dumps(facts, indent=1))
 
     def next_launch(self) -> int:
-        """Number of the launch that is about to begin; makes its trace folder."""
+        """Number of the launch that is about to begin; creates its trace folder."""
         traces = self.path / "traces"
         launch = max((int(path.name) + 1 for path in traces.glob("[0-9]*") if path.name.isdigit()), default=0)
         (traces / f"{launch:03d}").mkdir(parents=True)
@@ -97,7 +97,7 @@ def _usual_name(data: str) -> str:
 
 
 def new_name(out: str, data: str) -> str:
-    """A name for a run folder that is not there yet."""
+    """A name under `out` that no run folder has yet."""
     name, number = _usual_name(data), 1
     while (Path(out) / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
@@ -105,12 +105,12 @@ def new_name(out: str, data: str) -> str:
 
 
 def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
-    """Make a new run folder and write `config` and `data` into it.
+    """Create a new run folder and write `config` and `data` into it.
 
     Raises
     ------
     UserError
-        There is one of that name already, or it cannot be made.
+        A folder of that name exists, or it cannot be created.
     """
     name = config.name or _usual_name(config.data)
     path = Path(config.out) / name
@@ -122,13 +122,13 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
         except FileExistsError:
             if config.name or number > 1000 or not path.is_dir():
                 raise UserError(
-                    f"name: {path} exists already and is not overwritten; choose another --name, or go on with "
+                    f"name: {path} exists already and is not overwritten; choose another --name, or continue it with "
                     f"--resume {path}"
                 ) from None
             number += 1
             path = Path(config.out) / f"{name}-{number}"
         except OSError as error:
-            raise UserError(f"out: cannot make the run folder {path}: {error.strerror}") from None
+            raise UserError(f"out: cannot create the run folder {path}: {error.strerror}") from None
     folder = RunFolder(path)
     try:
         store_config(folder, config)
@@ -150,16 +150,20 @@ def _locked(file: IO[str]) -> bool:
 
 
 def lock(folder: RunFolder, patience: float = 0.0) -> IO[str]:
-    """Keep other jobs from writing to a run folder for as long as what is returned stays open.
+    """Lock a run folder against other jobs, for as long as the returned file stays open.
 
-    `patience`: seconds to wait for another job's end, as of one whose rank 0 was cut off and has yet to notice.
+    Parameters
+    ----------
+    folder : RunFolder
+    patience : float
+        Seconds to wait for another job to end, for example one whose rank 0 lost its network and has not noticed yet.
 
     Raises
     ------
     UserError
-        Another job holds it.
+        Another job holds the lock.
     OSError
-        It cannot be written to.
+        The folder cannot be written to.
     """
     file = (folder.path / ".lock").open("a")
     until = time.monotonic() + patience
@@ -178,13 +182,13 @@ def lock(folder: RunFolder, patience: float = 0.0) -> IO[str]:
 
 
 def store_config(folder: RunFolder, config: RunConfig) -> None:
-    """Write config.toml, a file that `--config` takes."""
+    """Write config.toml, which `--config` reads."""
     values = {key: value for key, value in config.stored().items() if key not in ("name", "resume", "out")}
     write_durably(folder.path / "config.toml", tomli_w.dumps(values))
 
 
 def open_run_folder(text: str, out: str) -> RunFolder:
-    """The run folder that `--resume` names: a path, or a name under `out`. Raises `UserError` if it is none."""
+    """The run folder that `--resume` names: a path, or a name under `out`. Raises `UserError` if it is not one."""
     for path in (Path(text), Path(out) / text):
         if (path / "config.toml").is_file():
             return RunFolder(path)

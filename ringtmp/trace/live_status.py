@@ -1,6 +1,6 @@
-"""A sign of life of each rank, for whoever watches: where its time has gone so far, twice a second, in a small file.
+"""The live status of each rank: its step and its time by part, written twice a second to a small file.
 
-One file for each rank, so that hosts that share a file system never write into the same page of it.
+Each rank has a file of its own, so that hosts on a shared file system never write to the same page.
 """
 
 import os
@@ -10,20 +10,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-PARTS = ("compute", "transfer", "wait", "checkpoint", "other")
 _LAYOUT = struct.Struct("<8sdqd5d")
-_MAGIC = b"RINGPLS1"
+_MAGIC = b"RINGSTA1"
 
 
 class RankStatus(NamedTuple):
-    """What a rank has last said of itself.
+    """The last status that a rank has written.
 
     Attributes
     ----------
     time : float
         Seconds since the epoch.
     step : int
-        Steps that it has done; 0 of a rank that only serves.
+        Steps done; 0 on a rank that only serves.
     wall : float
         Seconds since its first step began.
     parts : tuple of float
@@ -37,9 +36,20 @@ class RankStatus(NamedTuple):
 
 
 def write_status(path: Path, step: int, wall: int, parts: Iterable[int]) -> None:
-    """Put a beat in the place of the last one; times in nanoseconds. Raises `OSError`.
+    """Overwrite the status file. Raises `OSError`.
 
-    Opened for each beat: over NFS others see a file once it has been closed.
+    The file is opened for each write: over NFS other hosts see its contents only after a close.
+
+    Parameters
+    ----------
+    path : Path
+        From `status_path`.
+    step : int
+        Steps done.
+    wall : int
+        Nanoseconds since the first step began.
+    parts : iterable of int
+        Nanoseconds of `wall` by `PARTS`.
     """
     row = _LAYOUT.pack(_MAGIC, time.time(), step, wall / 1e9, *(part / 1e9 for part in parts))
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -49,13 +59,13 @@ def write_status(path: Path, step: int, wall: int, parts: Iterable[int]) -> None
         os.close(handle)
 
 
-def live_status(trace: Path) -> Path:
-    """Where the rank with this trace writes its beats."""
-    return trace.with_name(trace.name.replace("rank-", "pulse-")).with_suffix(".bin")
+def status_path(trace: Path) -> Path:
+    """The status file of the rank that writes `trace`."""
+    return trace.with_name(trace.name.replace("rank-", "status-")).with_suffix(".bin")
 
 
 def read_status(path: Path) -> RankStatus | None:
-    """The last beat; None if there is none yet."""
+    """The last status; None if there is none yet."""
     try:
         content = path.read_bytes()
     except OSError:

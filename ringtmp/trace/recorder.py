@@ -1,7 +1,7 @@
 """Per-rank timing traces: what a rank did, in nanoseconds, in one HDF5 file per rank.
 
-Recording an event packs 44 bytes into memory made beforehand (0.25 microseconds, nothing allocated). Blocks go to the
-file between steps, and the file is closed after each block: a killed job leaves a readable trace.
+Recording an event packs 44 bytes into preallocated memory (0.25 microseconds, no allocation). Blocks are written to the
+file between steps, and the file is closed after each block, so a killed job leaves a readable trace.
 """
 
 import json
@@ -22,74 +22,44 @@ from typing import Any
 import numpy as np
 
 import ringtmp
-from ringtmp.comm.mpi import warn
+from ringtmp.errors import warn
 from ringtmp.storage.files import hdf5
-from ringtmp.trace.live_status import PARTS, live_status, write_status
+from ringtmp.trace.events import CODES, EVENT, FORMAT, KINDS, PARTS
+from ringtmp.trace.live_status import status_path, write_status
 
-# What an event is, and which part of the wall time it counts to.
-KINDS = {
-    "F": "compute",
-    "I": "compute",
-    "W": "compute",
-    "U": "compute",
-    "E": "compute",  # forward of an evaluation
-    "data": "other",  # reading a micro-batch from the data set
-    "send": "transfer",
-    "replicate": "transfer",  # a piece of a stage's copy leaves
-    "receive": "transfer",  # the poll in which a message came in
-    "wait": "wait",  # nothing can run: blocked on a neighbour
-    "checkpoint": "checkpoint",
-    "trace": "other",  # writing this file
-    "balance": "other",  # dealing the layers anew
-    "across": "transfer",  # a part of a gradient leaves for another ring
-}
-CODE = {kind: code for code, kind in enumerate(KINDS)}
-
-EVENT = np.dtype(
-    [
-        ("start", "<i8"),
-        ("end", "<i8"),
-        ("bytes", "<i8"),
-        ("step", "<i4"),
-        ("micro_batch", "<i4"),
-        ("peer", "<i4"),
-        ("version", "<i4"),
-        ("stage", "<i2"),
-        ("kind", "<i2"),
-    ]
-)
 _PACK = struct.Struct("<qqqiiiihh")
 _BLOCK = 1 << 17  # events in memory
 _CHUNK = 1 << 13  # events of an HDF5 chunk
-_PERIOD = 30_000_000_000  # nanoseconds after which events go to the file although the block is not full
-_BEAT = 500_000_000  # nanoseconds between two signs of life
+_FLUSH_PERIOD = 30_000_000_000  # nanoseconds after which a block that is not full is written
+_STATUS_PERIOD = 500_000_000  # nanoseconds between two writes of the live status
 
 clock = time.perf_counter_ns
 
 
 class Recorder:
-    """Adds up where the time of this rank goes and, if there is a file, records every event.
+    """Sums this rank's time by event kind and, with a file, records every event.
 
     Parameters
     ----------
     path : Path or None
-        HDF5 file to write; None: only the sums are kept.
+        HDF5 file to write; None: keep the sums only.
     attributes : dict
-        What the file's attributes say; values are stored as JSON where HDF5 has no type for them.
+        Attributes of the file; `rank` and what else describes this rank's part. Values without an HDF5 type are stored
+        as JSON.
     """
 
     def __init__(self, path: Path | None, attributes: dict[str, Any]) -> None:
-        self.path = path
-        self.totals = dict.fromkeys(KINDS, 0)  # nanoseconds
+        self.path, self.rank = path, int(attributes.get("rank", 0))
+        self.totals = dict.fromkeys(KINDS, 0)  # nanoseconds by event kind
         self.began = self.ended = clock()
-        # Not zeros: those would be pages that come into being one by one while training.
+        # Ones, not zeros: pages of zeros would be allocated one by one during training.
         self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
         self._flushed = self.began
         self._count = 0
-        self._outer: list[tuple[str, int, int]] = []  # kind, start and step of what is being timed
-        self.recorded = 0  # events in all
-        self._beaten = self._done = 0
-        self.beside = False  # what is recorded takes none of this rank's own time: messages while a node computes
+        self._outer: list[tuple[str, int, int]] = []  # kind, start and step of each open `timed` block
+        self.recorded = 0  # number of events so far
+        self._status_written = self._steps_done = 0
+        self.beside = False  # record with zero duration: messages that pass while an emulated node computes
         if path:
             try:
                 self._create(attributes)
@@ -108,14 +78,26 @@ class Recorder:
         stage: int = -1,
         version: int = -1,
     ) -> None:
-        """Note one event.
+        """Record one event.
 
-        `start` and `end` from `clock`, `size` in bytes; `version`: updates in the weights that were used, of an update
-        those in the weights that it made.
+        Parameters
+        ----------
+        kind : str
+            A key of `KINDS`.
+        start, end : int
+            Nanoseconds, from `clock`.
+        step, micro_batch, stage : int
+            What the event belongs to; -1: none.
+        peer : int
+            The other rank of a message; -1: none.
+        size : int
+            Bytes of the message.
+        version : int
+            Updates contained in the weights that were used (U: in those that it made); -1: not applicable.
         """
         if self.beside:
             start, end = (start, start) if kind == "send" else (end, end)
-        if self._outer:  # what it interrupts is cut in two
+        if self._outer:  # the event divides an open `timed` block in two
             self._cut(start, end)
         self._keep(kind, start, end, step, micro_batch, peer, size, stage, version)
 
@@ -153,17 +135,17 @@ class Recorder:
                 peer,
                 version,
                 stage,
-                CODE[kind],
+                CODES[kind],
             )
             self._count += 1
 
     def begin(self) -> None:
-        """The wall time begins now."""
+        """Start the wall time now."""
         self.began = self.ended = clock()
 
     @contextmanager
     def timed(self, kind: str, step: int) -> Iterator[None]:
-        """Record what happens inside as one event, cut up by the events that are recorded meanwhile."""
+        """Record the block as an event of `kind`, divided by the events that are recorded inside it."""
         begin = clock()
         if self._outer:
             self._cut(begin, begin)
@@ -179,26 +161,29 @@ class Recorder:
                 self._outer.append((outer, end, of))
 
     def between_steps(self, step: int) -> None:
-        """`step` is done: write the block out if it is nearly full or old, where no neighbour waits for a micro-batch.
+        """Write the block if it is nearly full or old, and the live status; called when no neighbour waits for this rank.
 
-        Of a rank that only serves: -1.
+        Parameters
+        ----------
+        step : int
+            The step just done; -1 on a rank that only serves.
         """
         if not self.path:
             return
-        now, self._done = clock(), step + 1
-        if self._count > 0.75 * _BLOCK or now - self._flushed > _PERIOD:
+        now, self._steps_done = clock(), step + 1
+        if self._count > 0.75 * _BLOCK or now - self._flushed > _FLUSH_PERIOD:
             with self.timed("trace", step):
                 self.flush()
-        if self.path and now - self._beaten > _BEAT:
-            self._beaten = now
-            self._beat(self.path, now)
+        if self.path and now - self._status_written > _STATUS_PERIOD:
+            self._status_written = now
+            self._write_status(self.path, now)
 
-    def _beat(self, path: Path, now: int) -> None:
-        with suppress(OSError):  # a full disk: whoever watches sees that nothing comes any more
-            write_status(live_status(path), self._done, now - self.began, self._parts(now).values())
+    def _write_status(self, path: Path, now: int) -> None:
+        with suppress(OSError):  # on a full disk the status goes stale, which an observer sees
+            write_status(status_path(path), self._steps_done, now - self.began, self._parts(now).values())
 
     def wait_share(self) -> tuple[int, int]:
-        """Nanoseconds waited and nanoseconds gone since `began`."""
+        """Nanoseconds waited, and nanoseconds elapsed since `begin`."""
         return self.totals["wait"], clock() - self.began
 
     def parts(self) -> dict[str, int]:
@@ -215,7 +200,7 @@ class Recorder:
     def _create(self, attributes: dict[str, Any]) -> None:
         assert self.path
         with hdf5(self.path, "x") as file:
-            file.attrs["format"] = "ringtmp-trace-2"
+            file.attrs["format"] = FORMAT
             file.attrs["kinds"] = list(KINDS)
             self._set(file, attributes)
             for name in EVENT.names or ():
@@ -227,9 +212,9 @@ class Recorder:
             file.attrs[key] = value if isinstance(value, int | float | str) else json.dumps(value)
 
     def flush(self, attributes: dict[str, Any] | None = None) -> None:
-        """Append what is in memory to the file, and set further attributes.
+        """Append the events in memory to the file and set `attributes`.
 
-        If that fails, as on a full disk, one line says so and training goes on without a trace.
+        If the write fails (a full disk), print one warning and continue training without a trace.
         """
         if not self.path:
             return
@@ -238,11 +223,11 @@ class Recorder:
         except OSError as error:
             self._give_up(error)
         if self.path and attributes and "ended" in attributes:
-            self._beat(self.path, self.ended)
+            self._write_status(self.path, self.ended)
         self._count, self._flushed = 0, clock()
 
     def _give_up(self, error: OSError) -> None:
-        warn(f"could not write its trace {self.path}: {error}; training goes on without it")
+        warn(f"cannot write the trace {self.path}: {error}; training continues without it", self.rank)
         self.path = None
 
     def _append(self, attributes: dict[str, Any]) -> None:
@@ -260,7 +245,7 @@ class Recorder:
 
 
 def environment() -> dict[str, Any]:
-    """Host, process, processor and versions, as stored in traces and checkpoints."""
+    """Host, process, processor and versions; stored in traces and checkpoints."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -4,12 +4,9 @@ import os
 import sys
 import zlib
 from itertools import product
-from pathlib import Path
 
 import pytest
 from mpi4py import MPI
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # naive.py
 
 
 def chessboard(*axes):
@@ -26,10 +23,10 @@ def chessboard(*axes):
 WHOLE = (
     "test_same_numbers",
     "test_schedules",
-    "test_deal",
+    "test_layer_split",
     "test_balance",
     "test_memory",
-    "test_across",
+    "test_rings_side_by_side",
 )  # on 5 and on 8 ranks
 
 

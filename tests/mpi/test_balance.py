@@ -11,9 +11,8 @@ from mpi4py import MPI
 import ringtmp
 from ringtmp.resilience.node_memory import NodeMemory
 from ringtmp.ring import load_balance as balance
-from ringtmp.ring.load_balance import Order, RebalancePolicy, hand_over, meet_round, owners
+from ringtmp.ring.load_balance import RebalanceOrder, RebalancePolicy, hand_over, meet_round, owners
 from ringtmp.ring.rebalance import Rebalancer
-from ringtmp.ring.trainer import RingLaunch
 
 WAYS = [
     {},
@@ -66,20 +65,20 @@ def ordered(monkeypatch, comm):
     monkeypatch.setattr(
         RebalancePolicy,
         "stepped",
-        lambda self, step, mean, most: Order(2e6, 1e6, 0.1, step % 9 == 6) if step % 3 == 0 else None,
+        lambda self, step, mean, busiest: RebalanceOrder(2e6, 1e6, 0.1, step % 9 == 6) if step % 3 == 0 else None,
     )
     made = []
 
-    def new_cut(self, order):
-        launch = self.launch
-        meet_round(launch.comm)
-        if order.undo and self.cuts:
-            return self.cuts.pop(), 0.0
-        self.cuts.append(launch.layout.ends)
-        made.append(cuts(rng, len(launch.model.layers), len(launch.layout.ends)))
+    def new_split(self, order):
+        layout = self.trainer.layout
+        meet_round(self.comm)
+        if order.undo and self.earlier:
+            return self.earlier.pop(), 0.0
+        self.earlier.append(layout.ends)
+        made.append(cuts(rng, len(layout.job.model.layers), len(layout.ends)))
         return made[-1], 0.0
 
-    monkeypatch.setattr(Rebalancer, "_new_cut", new_cut)
+    monkeypatch.setattr(Rebalancer, "_new_split", new_split)
     return made
 
 
@@ -122,10 +121,10 @@ def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves
     Also where the ring has stopped and no layer has moved.
     """
     if not moves:
-        monkeypatch.setattr(Rebalancer, "_new_cut", lambda self, order: (self.launch.layout.ends, 0.0))
+        monkeypatch.setattr(Rebalancer, "_new_split", lambda self, order: (self.trainer.layout.ends, 0.0))
     monkeypatch.setenv("RINGTMP_NODE_MEMORY", str(shared_path / "memory"))
     monkeypatch.setenv("RINGTMP_NODES", ",".join(f"node{rank}" for rank in range(comm.size)))
-    monkeypatch.setattr(RingLaunch, "_release", lambda self: None)
+    monkeypatch.setattr("ringtmp.run.finish.forget_run", lambda session: None)
     settings = {
         "model": f"mlp:64-20x{comm.size + 4}-10",
         "batch_size": 12,
@@ -166,14 +165,14 @@ def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves
 class Told(balance.LoadMeter):
     """A meter that shows what the pace says, whatever else the machine does."""
 
-    def __init__(self, recut):
+    def __init__(self, rebalancer):
         super().__init__()
-        self.recut = recut
+        self.rebalancer = rebalancer
 
     @property
     def busy(self):
-        launch = self.recut.launch
-        return 1e9 * sum(sum(self.recut.times[slice(*run)]) for run in launch.layout.layers(launch.rank))
+        layout, rank = self.rebalancer.trainer.layout, self.rebalancer.comm.rank
+        return 1e9 * sum(sum(self.rebalancer.times[slice(*run)]) for run in layout.layers(rank))
 
 
 @pytest.mark.mpi
@@ -182,8 +181,8 @@ def test_a_slow_node_gets_less(comm, monkeypatch):
     monkeypatch.setattr(balance, "LEAST", 0.0)
     whole = Rebalancer.__init__
 
-    def told(self, launch, times):
-        whole(self, launch, times)
+    def told(self, *arguments):
+        whole(self, *arguments)
         self.meter = Told(self)
 
     monkeypatch.setattr(Rebalancer, "__init__", told)

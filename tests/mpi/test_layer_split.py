@@ -5,7 +5,8 @@ import pytest
 from mpi4py import MPI
 
 import ringtmp
-from ringtmp.schedule.partition import Part, deal, deal_round
+from ringtmp.ring.layer_split import split_over_ring
+from ringtmp.schedule.partition import StageCosts, split_layers
 
 
 @pytest.mark.mpi
@@ -16,16 +17,16 @@ def test_as_in_one_process(comm, chunks):
         for tight in (False, True):
             costs = rng.integers(1, 20, (chunks, comm.size, layers)).astype(float)
             reach = np.minimum(np.arange(layers + 1) + (3 if tight else layers), layers)
-            parts = [[Part.of(costs[c, rank], reach) for rank in range(comm.size)] for c in range(chunks)]
-            expected = deal([part for row in parts for part in row])
-            assert deal_round(comm, [row[comm.rank] for row in parts]) == expected
+            parts = [[StageCosts.of(costs[c, rank], reach) for rank in range(comm.size)] for c in range(chunks)]
+            expected = split_layers([part for row in parts for part in row])
+            assert split_over_ring(comm, [row[comm.rank] for row in parts]) == expected
             assert sum(expected.counts) == (layers if expected.counts else 0)
 
 
 @pytest.mark.mpi
 def test_nothing_fits(comm):
-    part = Part.of(np.ones(3 * comm.size), np.minimum(np.arange(3 * comm.size + 1) + 2, 3 * comm.size))
-    assert deal_round(comm, [part]).counts == []
+    part = StageCosts.of(np.ones(3 * comm.size), np.minimum(np.arange(3 * comm.size + 1) + 2, 3 * comm.size))
+    assert split_over_ring(comm, [part]).counts == []
 
 
 @pytest.mark.mpi
@@ -40,7 +41,7 @@ def test_neighbours_only(comm):
             sent.append(dest)
             comm.Send(message, dest, tag)
 
-    deal_round(Watched(), [Part.of(np.ones(2 * comm.size))] * 2)
+    split_over_ring(Watched(), [StageCosts.of(np.ones(2 * comm.size))] * 2)
     assert set(sent) <= {(comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size}
     assert comm.size == 1 or sent
 

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 import ringtmp
 from ringtmp.ring import memory_model as footprint
-from ringtmp.ring.trainer import RingLaunch
+from ringtmp.ring.trainer import RingTrainer
 from ringtmp.run.memory_limits import Limit
 
 
@@ -24,13 +24,13 @@ def bare(monkeypatch):
 @pytest.fixture
 def layouts(monkeypatch):
     """The layouts that are made."""
-    made, build = [], RingLaunch.build
+    made, build = [], RingTrainer.build
 
     def note(self):
         build(self)
         made.append(self.layout)
 
-    monkeypatch.setattr(RingLaunch, "build", note)
+    monkeypatch.setattr(RingTrainer, "build", note)
     return made
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import chessboard
+from launching import ROOT
 from mpi4py import MPI
 
 import ringtmp
@@ -79,9 +80,8 @@ def test_the_same_bits_each_time(comm):
 @pytest.mark.mpi
 def test_random_choices_are_those_of_the_whole_batch(comm, monkeypatch):
     """Dropout goes by the number of a sample in the batch, wherever it is trained."""
-    from pathlib import Path
 
-    text = Path(__file__).resolve().parents[2] / "README.md"
+    text = ROOT / "README.md"
     settings = settings_of(
         comm, model=GPT["model"], data=f"text:{text}", steps=3, batch_size=2 * comm.size + 1, eval_every=0
     )
@@ -111,19 +111,17 @@ def test_a_run_folder_and_a_resume(comm, shared_path):
 @pytest.mark.mpi
 def test_a_stop_comes_to_all_rings(comm, monkeypatch):
     """A signal to a rank of the last ring: all end after the same step."""
-    from ringtmp.run import launch as module
+    from ringtmp.ring.trainer import RingTrainer
 
     for rings in rings_of(comm):
-        launches = []
-        whole = module.Launch.__init__
+        whole = RingTrainer.__init__
 
-        def note(self, *arguments, whole=whole, launches=launches):
-            whole(self, *arguments)
-            launches.append(self)
+        def note(self, session, whole=whole):
+            whole(self, session)
             if comm.rank == comm.size - 1:
-                self.stop_request = lambda: 15 if self.engine.updates >= 5 else 0
+                session.stop_request = lambda: 15 if self.step >= 5 else 0
 
-        monkeypatch.setattr(module.Launch, "__init__", note)
+        monkeypatch.setattr(RingTrainer, "__init__", note)
         result = ringtmp.train(comm=comm, **settings_of(comm, steps=4000, eval_every=50), rings=rings)
         monkeypatch.undo()
         assert result.state == "stopped"

@@ -1,5 +1,4 @@
-"""Promises 1 and 6: the same weights, bit for bit, whatever the ranks, the schedule, the timing, the resume and the
-number of micro-batches."""
+"""The same weights, bit for bit, for any number of ranks, schedule, timing, resume and number of micro-batches."""
 
 import numpy as np
 import pytest
@@ -7,7 +6,7 @@ from conftest import chessboard
 from mpi4py import MPI
 
 import ringtmp
-from ringtmp.run.launch import Launch
+from ringtmp.ring.trainer import RingTrainer
 
 pytestmark = pytest.mark.mpi
 
@@ -173,14 +172,14 @@ def test_layers_in_pieces(comm, model, pieces, request):
 @pytest.mark.parametrize("more", [{}, {"clip_norm": 0.05}, {"chunks": 2}])
 def test_a_stop_between_evaluations(comm, monkeypatch, more):
     """All updates of the last step are made, also where they wait for a norm: the weights are those of that step."""
-    whole = Launch.__init__
+    whole = RingTrainer.__init__
 
-    def note(self, *arguments):
-        whole(self, *arguments)
+    def note(self, session):
+        whole(self, session)
         if self.size == comm.size and comm.rank == comm.size - 1:
-            self.stop_request = lambda: 15 if self.engine.updates >= 4 else 0
+            session.stop_request = lambda: 15 if self.step >= 4 else 0
 
-    monkeypatch.setattr(Launch, "__init__", note)
+    monkeypatch.setattr(RingTrainer, "__init__", note)
     settings = SMALL | {"eval_every": 0, "micro_batches": 3, **more}
     chunks = {} if "chunks" not in more or 2 * comm.size <= 8 else {"chunks": 1}
     result = ringtmp.train(comm=comm, **settings | {"steps": 4000} | chunks)

@@ -1,4 +1,4 @@
-"""Promise 1 for every schedule: any p (the suites run on 1, 2, 3, 4, 5 and 8 ranks), any m, any number of chunks."""
+"""The same bits with every schedule: any p (the suites run on 1, 2, 3, 4, 5 and 8 ranks), any m, any number of chunks."""
 
 from functools import cache
 

@@ -37,7 +37,7 @@ def run(comm, shared_path):
 
 
 def test_neighbours_only(comm, run):
-    """Promise 2: entries of the communication matrix lie beside its diagonal and in its corners."""
+    """Neighbours only: entries of the communication matrix lie beside its diagonal and in its corners."""
     matrix, n = run.communication().to_numpy(), comm.size
     allowed = {(r, (r + s) % n) for r in range(n) for s in (1, -1)} if n > 1 else set()
     assert {(int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True)} <= allowed

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from launching import ROOT
+
 FILE_LINES, FUNCTION_LINES, FOLDER_FILES = 400, 80, 20
 
 

@@ -2,20 +2,12 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-MPIRUN = os.environ.get("MPIRUN") or str(Path(sys.executable).parent / "mpirun")
+from launching import command
 
 Launch = Callable[..., subprocess.CompletedProcess]
-
-
-def command(ranks: int, *arguments: str) -> list[str]:
-    return [MPIRUN, "-n", str(ranks), sys.executable, *arguments]
 
 
 @pytest.fixture

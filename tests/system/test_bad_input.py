@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import command
+from launching import command
 
 MODEL = ("--model", "mlp:64-16x3-10")
 

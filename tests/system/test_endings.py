@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import MPIRUN, command
+from launching import MPIRUN, command
 
 SLOW = ("-m", "ringtmp.train", "--model", "mlp:64-32x7-10", "--epochs", "100000", "--name", "run", "--eval-every", "50")
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 from jobs.experiments.__main__ import EXPERIMENTS
 from jobs.experiments.report import claims

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 pytestmark = pytest.mark.alone
 

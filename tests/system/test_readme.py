@@ -9,7 +9,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 from kernels._jit import CACHE
 

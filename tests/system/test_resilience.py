@@ -11,13 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
-
-from ringtmp.resilience import fault_probe as probe
-
-sys.path.insert(0, str(ROOT))
+from launching import command
 
 from jobs.experiments.faults import Supervised, cases, kills, nodes
+from ringtmp.trace import fault_probe as probe
 
 pytestmark = pytest.mark.alone
 

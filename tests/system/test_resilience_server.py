@@ -5,19 +5,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command
-
-from ringtmp.analysis import open_run
-
-sys.path.insert(0, str(ROOT))
+from launching import command
 
 from jobs.experiments.faults import Struck, Supervised, nodes, strike_all
+from ringtmp.analysis import open_run
 
 pytestmark = pytest.mark.alone
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command
+from launching import command
 
 from ringtmp.analysis import open_run
 from ringtmp.comm.mpi import runs

@@ -10,9 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import MPIRUN, ROOT
-
-sys.path.insert(0, str(ROOT))
+from launching import MPIRUN, ROOT
 
 from jobs.experiments.slurm import Slurm, why_not
 from kernels import _jit

@@ -9,7 +9,7 @@ import subprocess
 import termios
 
 import pytest
-from conftest import command
+from launching import command
 
 JOB = ("-m", "ringtmp.train", "--model", "mlp:64-64x4-10", "--epochs", "12")
 

@@ -5,7 +5,7 @@ import re
 
 import h5py
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 from ringtmp.analysis import open_run
 
@@ -87,7 +87,7 @@ def test_idx_folder(train):
     """The 10,000 digits of the project's notes; written anew where they are not at hand."""
     folder = ROOT.parent / "shared" / "data" / "mnist"
     if not folder.is_dir():
-        pytest.skip(f"no IDX files at {folder}; tests/unit/test_data.py reads small ones of its own")
+        pytest.skip(f"no IDX files at {folder}; tests/unit/data/test_data.py reads small ones of its own")
     done = train(2, "--data", str(folder), "--model", "mlp:784-64-64-10", "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert accuracy(done.stdout) > 90

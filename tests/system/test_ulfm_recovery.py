@@ -6,19 +6,14 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-
-from ringtmp.comm.mpi import runs
-from ringtmp.resilience import fault_probe as probe
-
-sys.path.insert(0, str(ROOT))
 
 from jobs.experiments.faults import Healing, Struck, open_mpi
+from ringtmp.comm.mpi import runs
+from ringtmp.trace import fault_probe as probe
 
 STEPS = 120
 FLAGS = [

@@ -1,0 +1,108 @@
+"""What the commands `python -m ringtmp.train` and `python -m ps.train` share: settings, thread counts, stand-by."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ringtmp.comm.mpi import StopRequest
+from ringtmp.errors import UserError
+from ringtmp.resilience.standby import STANDBY, future_rank, wait
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Settings(NamedTuple):
+    """What a command line sets, not validated yet.
+
+    Attributes
+    ----------
+    from_file, flags : dict
+        Values by the names of `RunConfig`'s fields, from the configuration file and from the flags.
+    threads : int
+        Threads of a rank, from 1.
+    """
+
+    from_file: dict[str, Any]
+    flags: dict[str, Any]
+    threads: int
+
+
+def read_settings(program: str, about: str, without: str) -> Settings | None:
+    """Parse the command line; None if it only asked for help, which has been printed.
+
+    Parameters
+    ----------
+    program : str
+        Name of the module.
+    about : str
+        What its help says first.
+    without : str
+        Group of settings that this trainer does not use: it has no flags for them.
+
+    Raises
+    ------
+    UserError
+        An unknown flag or key, or a file that cannot be read.
+    """
+    from ringtmp.config.command_line import parse
+
+    try:
+        from_file, flags = parse(sys.argv[1:], program, about, without)
+    except SystemExit:
+        return None
+    return Settings(from_file, flags, _threads({**from_file, **flags}.get("threads", 1)))
+
+
+def _threads(value: Any) -> int:
+    """The thread count, or 1 where it is not a number (the whole configuration is checked later)."""
+    try:
+        return max(1, int(value))
+    except (TypeError, ValueError):
+        return 1
+
+
+def set_threads(threads: int) -> None:
+    """Set the number of threads of NumPy and Numba, which read it once: when they are imported.
+
+    Numba looks for a BLAS, of which no kernel here makes use, and finds it by importing all of scipy.linalg: 0.2 of
+    the 1.3 seconds that a rank takes to start. In a program of our own it finds none.
+    """
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    import kernels  # noqa: F401 - sets where compiled code is kept
+
+    scipy = sys.modules.get("scipy")
+    sys.modules["scipy"] = None  # type: ignore[assignment]
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        if scipy:
+            sys.modules["scipy"] = scipy
+        else:
+            del sys.modules["scipy"]
+
+
+def stand_by(stop: StopRequest, read: Callable[[], Settings | None], import_trainer: Callable[[], object]) -> None:
+    """Load everything and wait until this process is needed, if a supervisor has started it for that.
+
+    Parameters
+    ----------
+    stop : StopRequest
+    read : callable
+        Reads the settings.
+    import_trainer : callable
+        Imports the trainer's module.
+    """
+    if STANDBY not in os.environ:
+        return
+    settings = read()
+    if settings is None:
+        return
+    set_threads(settings.threads)
+    import_trainer()
+    from ringtmp.run.prepare import preload
+
+    with suppress(UserError):  # whatever is wrong is reported once this process is needed
+        preload(settings.from_file, settings.flags, reads_data=future_rank() == 0)
+    wait(lambda: stop.signal)
