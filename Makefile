@@ -35,10 +35,10 @@ export OMPI_MCA_mtl := ^ofi
 export OMPI_MCA_osc := ^ucx
 endif
 
-.PHONY: help setup train test check lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints bench-replication soak experiment-survive test-mpis docs clean
+.PHONY: help setup train test check lint format bench bench-idle bench-torch bench-kernels bench-pipelines bench-link bench-ps bench-checkpoints bench-replication soak experiment-resilience test-mpis docs clean
 
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make check, make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints, make bench-replication, make soak, make experiment-survive, make test-mpis, make docs"
+	@sed -n '/^#   make/s/^#   //p' Makefile; echo "make check, make lint, make format, make bench, make bench-idle, make bench-torch, make bench-kernels, make bench-pipelines, make bench-link, make bench-ps, make bench-checkpoints, make bench-replication, make soak, make experiment-resilience, make test-mpis, make docs"
 
 setup: $(READY)
 
@@ -141,8 +141,8 @@ soak: $(READY)
 
 # Recovery time, throughput after a loss, efficiency under failures, outcomes by role and fault; an hour and a half.
 # ARGS=--quick: three minutes on a quiet machine, and nothing is written.
-experiment-survive: $(READY)
-	MPIRUN=$(MPIRUN) $(BIN)/python -m jobs.experiments.resilience $(ARGS)
+experiment-resilience: $(READY)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m jobs.experiments resilience $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs

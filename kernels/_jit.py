@@ -4,7 +4,10 @@ import hashlib
 import os
 import socket
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 
@@ -25,9 +28,12 @@ def _cache_folder() -> str:
     return str(shared)
 
 
+_FOLDER = Path(__file__).resolve().parent
+
+
 def _version() -> str:
-    """Digest of all kernels' sources. Numba looks at a function's own file only, not at those of what it calls."""
-    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    """Digest of the sources of this package. Numba looks at a function's own file only, not at those of its callees."""
+    sources = sorted(_FOLDER.rglob("*.py"))
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
@@ -48,9 +54,63 @@ else:
 # "nnan" or "ninf": a NaN must stay one, or a run that has diverged goes on unseen.
 FAST = {"contract", "reassoc", "nsz"}
 
-# Without Python's lock, so that threads of a rank work side by side.
-jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-
 # A kernel that becomes part of those that call it. Called as a plain `jit` it would come as a copy that LLVM has
 # optimised twice: half as fast, and with other roundings; which of the two ran depended on which was loaded first.
 inlined = numba.njit(inline="always", error_model="numpy", fastmath=FAST)
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a function when it is called, without Python's lock, so that threads of a rank work side by side.
+
+    The compiled code is kept between runs until its source changes, or that of another function which it calls.
+    """
+    compiled: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)(function)
+    if not config.DISABLE_JIT and not _is_ours(function.__code__.co_filename):
+        # `CACHE` has the sources of this package in its name; of other files Numba would see the function's own alone.
+        compiled._cache._cache_file._source_stamp = stamp_of(function)
+    return compiled
+
+
+@cache
+def _is_ours(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(_FOLDER)
+
+
+@cache
+def _digest(file: str) -> str:
+    return "" if _is_ours(file) else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def stamp_of(function: Callable[..., Any]) -> str:
+    """Digest of what a function outside this package is compiled from; the same for all functions inside.
+
+    That is its own file, the files of the compiled functions that it calls, and theirs, and the plain constants that
+    these functions read, which may come from further modules.
+    """
+    return hashlib.sha256("\n".join(_sources(function, set())).encode()).hexdigest()[:16]
+
+
+def _sources(function: Callable[..., Any], seen: set[Any]) -> list[str]:
+    """Facts of a function and of all that it calls, each function once."""
+    if function in seen or _is_ours(function.__code__.co_filename):
+        return []
+    seen.add(function)
+    facts = [_digest(function.__code__.co_filename)]
+    names = sorted(_names(function.__code__))
+    for name in names:
+        value = function.__globals__.get(name)
+        found: list[Any] = [value]
+        if isinstance(value, ModuleType):
+            found = [vars(value)[each] for each in names if each in vars(value)]
+        for each in found:
+            if hasattr(each, "py_func"):
+                facts += _sources(each.py_func, seen)
+            elif isinstance(each, bool | int | float | str | tuple):
+                facts.append(f"{name} {each!r}")
+    return facts
+
+
+def _names(code: CodeType) -> set[str]:
+    """Global names and attributes that a function and those within it read."""
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return set(code.co_names).union(*(_names(each) for each in inner))

@@ -1,6 +1,6 @@
 """Activations by code, as compiled code tells them apart: forward on a matrix in place, and the way back."""
 
-from kernels._jit import jit
+from kernels.registry import kernel
 from kernels.scalar import INV_SQRT_2PI, normal, tanh
 
 ACTIVATIONS = {"linear": 0, "relu": 1, "tanh": 2, "sigmoid": 3, "gelu": 4, "silu": 5}
@@ -8,7 +8,7 @@ LINEAR, RELU, TANH, SIGMOID, GELU, SILU = range(6)
 SLOPED = ("gelu", "silu")  # their slope does not follow from their value: F keeps it
 
 
-@jit
+@kernel("base", (2, 2), (2, 2), 0, 2, 0)
 def activate(y, slope, first, last, activation):
     """Rows `first`...`last` - 1 of y[m, n] become activation(y); slope[m, n] takes its derivative if `SLOPED`."""
     kind = y.dtype.type
@@ -38,7 +38,7 @@ def activate(y, slope, first, last, activation):
                 y[i, j] = z * gate
 
 
-@jit
+@kernel("base", (2, 2), (2, 2), (2, 2), 0, 2, 0)
 def deactivate(y, slope, dy, first, last, activation):
     """The gradient at y, in dy[m, n], becomes the gradient before the activation."""
     kind = y.dtype.type

@@ -6,14 +6,14 @@ them again from the logarithm of each row's sum (Dao et al. 2022, "FlashAttentio
 
 import math
 
-from kernels._jit import jit
 from kernels.gemm import across, along, transpose
+from kernels.registry import kernel
 from kernels.scalar import exp
 
 BLOCK = 32  # queries
 
 
-@jit
+@kernel("sequences", (1, 2, 3), (1, 2, 1), (1, 1, 2), 1, (512,))
 def attention_forward(qkv, y, logsum, heads, room):
     """y[m, T, n] of qkv[m, T, 3 n]; logsum[m, heads, T] is kept for I; room: (d + BLOCK) T numbers, d = n / heads."""
     m, steps, n = y.shape
@@ -65,7 +65,7 @@ def attention_forward(qkv, y, logsum, heads, room):
                 )
 
 
-@jit
+@kernel("sequences", (1, 2, 3), (1, 2, 1), (1, 1, 2), (1, 2, 1), (1, 2, 3), 1, (512,))
 def attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room):
     """dqkv[m, T, 3 n] from dy[m, T, n]; room: 2 (d + BLOCK) T numbers."""
     m, steps, n = y.shape

@@ -10,6 +10,7 @@ from numba import uintp
 from kernels._jit import jit
 from kernels.activations import LINEAR, RELU, activate, deactivate
 from kernels.gemm import across, along, column_sums
+from kernels.registry import kernel
 from kernels.tile import PANEL
 
 
@@ -36,7 +37,7 @@ def _padded(x, x0, high, wide, c, pad, room):
     return room, 0
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1,), (1,), (1, 2, 2, 1), (4, 1), 1, 1, 0, 0, (64,))
 def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room):
     """y[m, h, w, o] = activation(conv(x[m, H, W, c]) + bias[o]); slope[m * h * w, o] if the activation is `SLOPED`.
 
@@ -72,7 +73,7 @@ def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room)
             activate(flat, slope, i * h * w, (i + 1) * h * w, activation)
 
 
-@jit
+@kernel("images", (1,), (1,), 1, 1, 1)
 def conv_turn(weight, turned, size, c, o):
     """The weights that I needs: rows and columns of the kernel backwards, channels and outputs exchanged."""
     for row in range(size):
@@ -88,7 +89,7 @@ def conv_turn(weight, turned, size, c, o):
                     turned[uintp(target)] = weight[uintp(source)]
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (4, 1), (1, 2, 2, 1), (1,), (1, 2, 2, 1), 1, 1, 0, 0, (64,))
 def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation, room):
     """dy[m, h, w, o] becomes the gradient before the activation; dx[m, H, W, c] follows (left out if of size 0).
 
@@ -133,7 +134,7 @@ def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation,
                 dx[i, u] = 0
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), (1,), (1,), 1, 1, 0, False, (64,))
 def conv_backward_weight(x, delta, grad_weight, grad_bias, size, stride, pad, add, room):
     """Gradients of weight and bias from x[m, H, W, c] and delta[m, h, w, o], samples and rows in ascending order.
 

@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels._jit import config, jit
+from kernels.registry import declare
 
 _FLUSH = 0x8040  # of MXCSR: bit 15 flush to zero, bit 6 denormals are zero
 _X86 = platform.machine() in ("x86_64", "AMD64")
@@ -60,6 +61,11 @@ def _set(bits):
 @jit
 def _get():
     return _read()
+
+
+if _X86:
+    declare("base", _get)
+    declare("base", _set, 0x1F80)  # its value when a process starts
 
 
 def flush_for_good() -> int:

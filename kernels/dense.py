@@ -4,14 +4,14 @@ Weights lie in panels (`kernels.gemm`), and beside them their transpose, made on
 on blocks of rows that are still in the cache.
 """
 
-from kernels._jit import jit
 from kernels.activations import LINEAR, RELU, activate, deactivate
 from kernels.gemm import across, along, column_sums, rows_to_panels
+from kernels.registry import kernel
 
 _ROWS = 64  # of a block that stays in the cache between product and activation
 
 
-@jit
+@kernel("base", (2, 2), (16,), (2,), (2, 2), (2, 2), 0)
 def dense_forward(x, weight, bias, y, slope, activation):
     """y[m, n] = activation(x[m, k] @ weight + bias[n]); weight [k, n] in panels; bias of size 0: none.
 
@@ -30,7 +30,7 @@ def dense_forward(x, weight, bias, y, slope, activation):
         activate(y, slope, first, last, activation)
 
 
-@jit
+@kernel("base", (2, 2), (2, 2), (2, 2), (16,), (2, 2), 0)
 def dense_backward_input(y, slope, dy, transposed, dx, activation):
     """dy[m, n] becomes the gradient at x @ weight + bias; dx[m, k] = that @ weight.T (left out if dx has size 0).
 
@@ -47,7 +47,7 @@ def dense_backward_input(y, slope, dy, transposed, dx, activation):
             along(a, first * n, n, transposed, 0, 0, c, first * k, k, last - first, k, n, 0, False, a)
 
 
-@jit
+@kernel("base", (2, 2), (2, 2), (16,), 0, 2)
 def dense_stack(x, delta, room, at, total):
     """Rows x[m, k] and delta[m, n] become rows `at`... of `total` in panels, in room[total * (k + n)], for W."""
     m, k = x.shape
@@ -56,7 +56,7 @@ def dense_stack(x, delta, room, at, total):
     rows_to_panels(delta.reshape(delta.size), 0, n, m, n, room, total * k, total, at)
 
 
-@jit
+@kernel("base", (16,), 2, 2, 2, (4,), (2,), False)
 def dense_backward_weight(room, total, k, n, grad_weight, grad_bias, add):
     """grad_weight (in panels) and grad_bias[n] = x.T @ delta and the column sums of delta, from `dense_stack`.
 

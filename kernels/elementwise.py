@@ -3,12 +3,13 @@
 import numpy as np
 
 from kernels._jit import jit
+from kernels.registry import kernel
 
 _MULTIPLY1, _MULTIPLY2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), 0x9E3779B97F4A7C15
 _S30, _S27, _S31, _S40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(40)
 
 
-@jit
+@kernel("base", (2,), (2,))
 def add_to(y, x):
     """y += x, both flat."""
     for i in range(y.size):
@@ -23,7 +24,7 @@ def _mix(z):
     return z ^ (z >> _S31)
 
 
-@jit
+@kernel("base", (2, 2), (2, 2), 0.5, 0, 0, 0)
 def dropout(x, y, rate, key, step, sample):
     """y[m, n] = x / (1 - rate), or 0 with probability `rate`; x and y may be one array.
 
@@ -42,7 +43,7 @@ def dropout(x, y, rate, key, step, sample):
             y[i, j] = x[i, j] * scale if bits >= limit else kind(0)
 
 
-@jit
+@kernel("base", (2,), 1.0)
 def clip_value(g, limit):
     """Every number of flat g to [-limit, limit]; NaN stays."""
     low, high = g.dtype.type(-limit), g.dtype.type(limit)
@@ -51,7 +52,7 @@ def clip_value(g, limit):
         g[i] = low if value < low else value
 
 
-@jit
+@kernel("base", (2,))
 def squared_norm(g):
     """Sum of squares of flat g, in float64."""
     total = 0.0
@@ -61,7 +62,7 @@ def squared_norm(g):
     return total
 
 
-@jit
+@kernel("base", (2,), 1.0)
 def scale_by(g, factor):
     """g *= factor."""
     f = g.dtype.type(factor)

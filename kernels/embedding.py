@@ -1,9 +1,11 @@
 """Token and position embedding: y[i, t] = table[token[i, t]] + position[t]."""
 
-from kernels._jit import jit
+import numpy as np
+
+from kernels.registry import kernel
 
 
-@jit
+@kernel("sequences", np.zeros((1, 2), np.int64), (2, 1), (2, 1), (1, 2, 1))
 def embedding_forward(tokens, table, position, y):
     """y[m, T, n] for tokens[m, T] (int64, in range)."""
     m, steps, n = y.shape
@@ -14,7 +16,7 @@ def embedding_forward(tokens, table, position, y):
                 y[i, t, j] = table[token, j] + position[t, j]
 
 
-@jit
+@kernel("sequences", np.zeros((1, 2), np.int64), (1, 2, 1), (2, 1), (2, 1), False)
 def embedding_backward_weight(tokens, dy, grad_table, grad_position, add):
     """Gradients of table [tokens, n] and position [T, n], in ascending order of samples and places."""
     m, steps, n = dy.shape

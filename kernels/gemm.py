@@ -11,6 +11,7 @@ and their gradients lie so always; a panel is read from front to back, which is 
 from numba import uintp  # an index that cannot be negative is not checked for it, and its loop becomes vectors
 
 from kernels._jit import jit
+from kernels.registry import kernel
 from kernels.tile import PANEL, SHAPES, copy_panel_row, tile_across, tile_along, transpose_square
 
 _ROWS4, _ROWS8 = SHAPES[4].rows, SHAPES[8].rows
@@ -136,7 +137,7 @@ def column_sums(b, b0, ldb, k, n, out, add):
                 out[uintp(panel + j)] += b[uintp(at + i * step + j)]
 
 
-@jit
+@kernel("base", (4,), 0, 2, 2, 2, (4,), 0, 2, 0)
 def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):
     """Rows of a natural x[m, n] become rows `at`... of a matrix of `total` rows in panels."""
     for panel in range(0, n, PANEL):
@@ -151,7 +152,7 @@ def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):
                     out[uintp(place + i * width + j)] = x[uintp(x0 + i * ldx + panel + j)]
 
 
-@jit
+@kernel("base", (4,), 2, 2, (2, 2))
 def panels_to_rows(p, m, n, out):
     """A matrix in panels, as the natural out[m, n]."""
     for panel in range(0, n, PANEL):
@@ -175,7 +176,7 @@ def transpose(a, a0, a_step, m, n, out, out0, out_step):
                         out[uintp(out0 + s * out_step + r)] = a[uintp(a0 + r * a_step + s)]
 
 
-@jit
+@kernel("base", (4,), 2, 2, (4,))
 def transpose_panels(p, k, n, out):
     """A matrix [k, n] in panels, transposed into panels: out holds [n, k]."""
     for column in range(0, n, PANEL):

@@ -6,12 +6,12 @@ x^ = (x - mean) / sqrt(variance + 1e-5); y = x^ * gain + bias (Ba et al. 2016; W
 
 import math
 
-from kernels._jit import jit
+from kernels.registry import kernel
 
 EPSILON = 1e-5
 
 
-@jit
+@kernel("sequences", (2, 1), (1,), (1,), (2, 1), (2, 2))
 def layer_norm_forward(x, gain, bias, y, moments):
     """y[m, n] of x[m, n]; moments[m, 2] takes each row's mean and 1 / deviation."""
     m, n = x.shape
@@ -30,7 +30,7 @@ def layer_norm_forward(x, gain, bias, y, moments):
             y[i, j] = (x[i, j] - mean) * scale * gain[j] + bias[j]
 
 
-@jit
+@kernel("sequences", (2, 1), (1,), (2, 2), (2, 1), (2, 1))
 def layer_norm_backward_input(x, gain, moments, dy, dx):
     """dx[m, n] from dy[m, n]."""
     m, n = x.shape
@@ -47,7 +47,7 @@ def layer_norm_backward_input(x, gain, moments, dy, dx):
             dx[i, j] = scale * (dy[i, j] * gain[j] - plain - (x[i, j] - mean) * along)
 
 
-@jit
+@kernel("sequences", (2, 1), (2, 2), (2, 1), (1,), (1,), False)
 def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
     """Gradients of gain and bias [n], rows in ascending order, added onto what is there if `add`."""
     m, n = x.shape
@@ -62,7 +62,7 @@ def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
             grad_bias[j] += dy[i, j]
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 1), (1, 1), (1, 2, 2, 1), (1, 2, 2))
 def group_norm_forward(x, gain, bias, y, moments):
     """y[m, pixels, groups, n] of x; gain, bias [groups, n]; moments[m, groups, 2]: mean and 1 / deviation."""
     m, pixels, groups, n = x.shape
@@ -86,7 +86,7 @@ def group_norm_forward(x, gain, bias, y, moments):
                     y[i, p, g, j] = (x[i, p, g, j] - mean) * scale * gain[g, j] + bias[g, j]
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 1), (1, 2, 2), (1, 2, 2, 1), (1, 2, 2, 1))
 def group_norm_backward_input(x, gain, moments, dy, dx):
     """dx[m, pixels, groups, n] from dy."""
     m, pixels, groups, n = x.shape
@@ -108,7 +108,7 @@ def group_norm_backward_input(x, gain, moments, dy, dx):
                     dx[i, p, g, j] = scale * (dy[i, p, g, j] * gain[g, j] - plain - centred * along)
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 2, 2), (1, 2, 2, 1), (1, 1), (1, 1), False)
 def group_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
     """Gradients of gain and bias [groups, n], samples and pixels in ascending order."""
     m, pixels, groups, n = x.shape

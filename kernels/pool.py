@@ -1,9 +1,9 @@
 """Max and average pooling over square windows of images [m, height, width, channels]: no padding, cut at the edge."""
 
-from kernels._jit import jit
+from kernels.registry import kernel
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def max_pool_forward(x, y, size, stride):
     """y[m, h, w, c] = the largest of each window; a NaN in a window is the result."""
     m, h, w, c = y.shape
@@ -19,7 +19,7 @@ def max_pool_forward(x, y, size, stride):
                             y[i, u, v, j] = best if here <= best or best != best else here
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def max_pool_backward_input(x, y, dy, dx, size, stride):
     """dx = dy at the first place of each window that holds its largest value, else 0. dy is used up."""
     m, h, w, c = y.shape
@@ -36,7 +36,7 @@ def max_pool_backward_input(x, y, dy, dx, size, stride):
                             dy[i, u, v, j] = zero if hit else dy[i, u, v, j]
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def average_pool_forward(x, y, size, stride):
     """y[m, h, w, c] = the mean of each window."""
     m, h, w, c = y.shape
@@ -52,7 +52,7 @@ def average_pool_forward(x, y, size, stride):
                             y[i, u, v, j] += x[i, u * stride + a, v * stride + b, j] * share
 
 
-@jit
+@kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def average_pool_backward_input(dy, dx, size, stride):
     """dx = dy spread evenly over each window."""
     m, h, w, c = dy.shape

@@ -1,16 +1,15 @@
 """The control without a server: gradients are summed round a ring of workers, each of which updates all layers.
 
-A bucket (a range of keys) goes round (`ringtmp.comm.ring_allreduce`) as soon as its gradient exists and beside what follows in
-the backward pass; all ranks have the same bits of the sum.
+A bucket (a range of keys) goes round (`ringtmp.comm.ring_allreduce`) as soon as its gradient exists and beside what
+follows in the backward pass; all ranks have the same bits of the sum.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ps.exchange import KeyRangeViews
 from ps.tags import push_tag
-from ringtmp.comm.ring_allreduce import RingAllreduce
+from ringtmp.comm.ring_allreduce import RingSums, Summand
 from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer
@@ -23,11 +22,18 @@ if TYPE_CHECKING:
 
 
 class Bucket:
-    """One range of keys on its way round."""
+    """One key range and its gradient.
+
+    Attributes
+    ----------
+    step : int
+        In which the gradient was last summed; -1: never.
+    here : bool
+        Whether the update with the sum has been made.
+    """
 
     def __init__(self, keys: KeyRange, gradient: Array) -> None:
         self.keys, self.gradient = keys, gradient
-        self.sum: RingAllreduce
         self.step = -1
         self.here = True
 
@@ -44,7 +50,9 @@ class AllReduce:
         Learning rate of a step.
     recorder : Recorder
     paced : Paced or None
-        The emulated node, with `nanoseconds` for an update of one parameter.
+        The emulated node, where there is one.
+    nanoseconds : float
+        What an update of one parameter takes there.
     """
 
     def __init__(
@@ -57,23 +65,19 @@ class AllReduce:
         paced: Paced | None = None,
         nanoseconds: float = 0.0,
     ) -> None:
-        from mpi4py import MPI
-
         self.parameters, self.optimizer, self.rate, self.recorder = parameters, optimizer, rate, recorder
         self.paced, self.nanoseconds = paced, nanoseconds
-        self.left, self.right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
-        self.testsome = MPI.Prequest.Testsome
-        self.buckets = []
+        self.buckets: dict[int, Bucket] = {}
         for keys in parameters.ranges:
             own = parameters.view(keys.number, "gradient")
             dtype = parameters.states[0].flat.dtype
-            bucket = Bucket(keys, aligned(keys.size, dtype) if own is None else own)
-            bucket.sum = RingAllreduce(comm, bucket.gradient, push_tag(keys.number), partial(self._sent, bucket))
-            self.buckets.append(bucket)
-        self.hops = self.buckets[0].sum.hops if self.buckets else 0
+            self.buckets[keys.number] = Bucket(keys, aligned(keys.size, dtype) if own is None else own)
+        summands = [
+            (number, Summand(bucket.gradient, push_tag(number), number)) for number, bucket in self.buckets.items()
+        ]
+        neighbours = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+        self.sums = RingSums(comm, summands, recorder, self._update, peers=neighbours)
         self.waits_for = parameters.layers.copy()
-        self.round: list[Bucket] = []  # buckets on their way
-        self.leaving: list[Bucket] = []  # whole, and not yet read by the next worker
         self.step = -1
 
     def begin(self, step: int, samples: int) -> None:
@@ -90,35 +94,14 @@ class AllReduce:
         if len(bucket.keys.segments) > 1:
             self.parameters.gather(bucket.keys.number, "gradient", bucket.gradient)
         bucket.here, bucket.step = False, self.step
-        bucket.sum.start()
-        if self.hops:
-            self.round.append(bucket)
-        else:
-            self._update(bucket)
-
-    def _sent(self, bucket: Bucket, begin: int, end: int, hop: int, size: int) -> None:
-        self.recorder.record("send", begin, end, bucket.step, hop, self.right, size, bucket.keys.number)
+        self.sums.start(bucket.keys.number, self.step)
 
     def poll(self) -> bool:
-        begin = clock()
-        done = self.testsome([bucket.sum.awaited for bucket in self.round]) if self.round else None
-        for bucket in [self.round[at] for at in sorted(done or ())]:
-            hop, size = bucket.sum.hop, bucket.sum.bytes[bucket.sum.hop]
-            whole = bucket.sum.came()
-            now = clock()
-            self.recorder.record("receive", begin, now, bucket.step, hop, self.left, size, bucket.keys.number)
-            if whole:
-                self.round.remove(bucket)
-                self.leaving.append(bucket)
-            begin = now
-        left = [bucket for bucket in self.leaving if bucket.sum.left()]
-        for bucket in left:
-            self.leaving.remove(bucket)
-            self._update(bucket)
-        return bool(done or left)
+        return self.sums.poll()
 
-    def _update(self, bucket: Bucket) -> None:
-        begin = clock()
+    def _update(self, number: int) -> None:
+        """The sum of a key range is complete: update its parameters."""
+        begin, bucket = clock(), self.buckets[number]
         for layer, start, stop, at in bucket.keys.segments:
             state = self.parameters.states[layer]
             g = bucket.gradient[at : at + stop - start]
@@ -142,8 +125,4 @@ class AllReduce:
         pass  # all sends are complete once a bucket has been updated
 
     def close(self) -> None:
-        for bucket in self.buckets:
-            bucket.sum.close()
-
-
-__all__: Sequence[str] = ["AllReduce", "Bucket"]
+        self.sums.close()

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-import kernels
+from kernels.compression import from_half, scatter, to_half, top_k
+from kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned
 
 
@@ -63,16 +64,16 @@ class HalfPrecision(Compressor):
         return self.gradient_buffer(size)
 
     def compress_gradient(self, number: int, gradient: Array, message: Array) -> None:
-        kernels.to_half(gradient, message)
+        to_half(gradient, message)
 
     def decompress_gradient(self, message: Array, gradient: Array) -> None:
-        kernels.from_half(message, gradient)
+        from_half(message, gradient)
 
     def compress_weights(self, weights: Array, message: Array) -> None:
-        kernels.to_half(weights, message)
+        to_half(weights, message)
 
     def decompress_weights(self, message: Array, weights: Array) -> None:
-        kernels.from_half(message, weights)
+        from_half(message, weights)
 
 
 class TopK(Compressor):
@@ -105,13 +106,13 @@ class TopK(Compressor):
         if number not in self.residual:
             self.residual[number] = aligned(gradient.size, self.dtype)
         residual = self.residual[number]
-        kernels.add_to(residual, gradient)
+        add_to(residual, gradient)
         values, indices = self._parts(message)
-        kernels.top_k(residual, len(indices), indices, values)
+        top_k(residual, len(indices), indices, values)
 
     def decompress_gradient(self, message: Array, gradient: Array) -> None:
         values, indices = self._parts(message)
-        kernels.scatter(indices, values, gradient)
+        scatter(indices, values, gradient)
 
     def _parts(self, message: Array) -> tuple[Array, Array]:
         """Views of the values and of the indices in `message`."""

@@ -13,15 +13,15 @@ import numpy as np
 
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.shards import KeyRange
-from ringtmp.resilience.node_memory import Copy
+from ringtmp.resilience.node_memory import StageReplica
+from ringtmp.resilience.replica_stream import PieceReceiver, PieceSender, pieces_of
 from ringtmp.trace.fault_probe import FaultProbe
-from ringtmp.trace.recorder import Recorder, clock
+from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-_PIECE = 1 << 18  # bytes of a message: 20 ms at 100 Mbit/s
-_SLOW = 20_000_000  # nanoseconds; a link on which a piece takes longer gets few at once
+_WINDOW, _FAST_WINDOW = 2, 8  # pieces under way, on a slow link and on a fast one
 _HEAD, _BODY, _HERE = range(3)  # tags
 _SUMS = -1  # number of what is sent last of a version
 _END = -1  # instead of a version: nothing follows
@@ -37,19 +37,16 @@ def holder_of(server: int, servers: Sequence[int], workers: Sequence[int], nodes
     return next((rank for rank in others if nodes[rank] != nodes[server]), -1)
 
 
-def _cut(copy: Copy, ranges: Sequence[KeyRange]) -> dict[int, list[Array]]:
+def _cut(copy: StageReplica, ranges: Sequence[KeyRange]) -> dict[int, list[Array]]:
     """Pieces of a copy: by range, and of its checksums. `ranges`: those of its server, in the order of their parts."""
-    places, at = copy.shape.places(), 0
+    places, at = copy.layout.places(), 0
     bounds = {_SUMS: (0, places[0]["flat"][0])}
     for keys in ranges:
         mine = places[at : at + len(keys.segments)]
         start, size = list(mine[-1].values())[-1]
         bounds[keys.number] = mine[0]["flat"][0], start + size
         at += len(keys.segments)
-    return {
-        number: [copy.payload[a : min(a + _PIECE, last)] for a in range(first, last, _PIECE)]
-        for number, (first, last) in bounds.items()
-    }
+    return {number: pieces_of(copy.payload, first, last) for number, (first, last) in bounds.items()}
 
 
 class Outgoing:
@@ -72,7 +69,7 @@ class Outgoing:
         self,
         comm: "Intracomm",
         holder: int,
-        sides: Sequence[Copy],
+        sides: Sequence[StageReplica],
         ranges: Sequence[KeyRange],
         recorder: Recorder,
         probe: FaultProbe | None = None,
@@ -81,24 +78,19 @@ class Outgoing:
         self._about, self._answer = aligned(2, np.float64), aligned(1, np.float64)
         self._head = comm.Send_init(self._about, holder, _HEAD)
         self._here = comm.Recv_init(self._answer, holder, _HERE)
+        self._body = PieceSender(comm, holder, _BODY, recorder, probe, _WINDOW, _FAST_WINDOW)
         self._pieces = {
-            copy.path: {
-                number: [(comm.Send_init(piece, holder, _BODY), piece.nbytes) for piece in pieces]
-                for number, pieces in _cut(copy, ranges).items()
-            }
+            copy.path: {number: self._body.prepare(pieces) for number, pieces in _cut(copy, ranges).items()}
             for copy in sides
         }
-        self._queue: deque[int] = deque()  # what is to leave of the version
-        self._left: deque[tuple[Any, int]] = deque()  # pieces of what leaves now
-        self._flying: deque[tuple[Any, int]] = deque()  # and since when
-        self._slow = False
+        self._queue: deque[int] = deque()  # ranges that are to leave of the version
         self._path: Any = None
         self._version = self._without = _END  # the one that leaves now; one that does not
         self.busy = self.ended = False
         self.lost = False  # the holder does not answer: nobody waits for it
         self.acknowledged = _END  # newest version that is whole there
 
-    def begin(self, version: int, copy: Copy) -> None:
+    def begin(self, version: int, copy: StageReplica) -> None:
         """A version is being written to one of the sides."""
         if self.busy:  # the holder has been lost meanwhile: it does without this one
             self._without = version
@@ -119,25 +111,13 @@ class Outgoing:
         """Move on what is on its way; whether anything has happened."""
         if not self.busy:
             return False
-        moved = False
-        while self._flying and self._flying[0][0].Test():
-            self._slow = clock() - self._flying.popleft()[1] > _SLOW
-            moved = True
-        while len(self._flying) < (2 if self._slow else 8):
-            if not self._left:
-                if not self._queue:
-                    break
-                self._tell(self._version, self._queue[0])
-                self._left.extend(self._pieces[self._path][self._queue.popleft()])
-            if self.probe:
-                self.probe.at("replicate", self._version - 1)
-            begin = clock()
-            request, size = self._left.popleft()
-            request.Start()
-            self._flying.append((request, begin))
-            self.recorder.record("replicate", begin, clock(), self._version - 1, -1, self.holder, size)
-            moved = True
-        if not self._queue and not self._left and not self._flying and self._here.Test():
+        moved = self._body.poll()
+        while self._queue and self._body.can_start():
+            number = self._queue.popleft()
+            self._tell(self._version, number)
+            self._body.add(self._pieces[self._path][number], self._version)
+            moved |= self._body.poll()
+        if not self._queue and self._body.idle() and self._here.Test():
             self.acknowledged, self.busy = int(self._answer[0]), False
             moved = True
         return moved
@@ -157,8 +137,8 @@ class Outgoing:
     def close(self) -> None:
         """Give back all requests; after `finish`."""
         self._head.Wait()
-        every = [pieces for groups in self._pieces.values() for pieces in groups.values()]
-        for request in (self._head, self._here, *(request for pieces in every for request, _ in pieces)):
+        self._body.close()
+        for request in (self._head, self._here):
             request.Free()
 
 
@@ -175,20 +155,19 @@ class Incoming:
         Those of the server.
     """
 
-    def __init__(self, comm: "Intracomm", server: int, sides: Sequence[Copy], ranges: Sequence[KeyRange]) -> None:
+    def __init__(
+        self, comm: "Intracomm", server: int, sides: Sequence[StageReplica], ranges: Sequence[KeyRange]
+    ) -> None:
         self.sides = list(sides)  # the first is overwritten next
         self.ended = False
         self._about, self._answer = aligned(2, np.float64), aligned(1, np.float64)
         self._head = comm.Recv_init(self._about, server, _HEAD)
         self._here = comm.Send_init(self._answer, server, _HERE)
+        self._body = PieceReceiver(comm, server, _BODY)
         self._pieces = {
-            copy.path: {
-                number: [comm.Recv_init(piece, server, _BODY) for piece in pieces]
-                for number, pieces in _cut(copy, ranges).items()
-            }
+            copy.path: {number: self._body.prepare(pieces) for number, pieces in _cut(copy, ranges).items()}
             for copy in sides
         }
-        self._arriving: deque[Any] = deque()
         self._last = False  # what arrives completes a version
         self._head.Start()
 
@@ -201,7 +180,7 @@ class Incoming:
 
     def _step(self) -> bool:
         side = self.sides[0]
-        if not self._arriving:
+        if self._body.complete():
             if not self._head.Test():
                 return False
             version, number = (int(each) for each in self._about)
@@ -209,15 +188,12 @@ class Incoming:
                 self.ended = True
                 return True
             side.begin()
-            self._arriving.extend(self._pieces[side.path][number])
-            for request in self._arriving:
-                request.Start()
+            self._body.expect(self._pieces[side.path][number])
             self._last = number == _SUMS
             return True
-        if not self._arriving[0].Test():
+        if not self._body.poll():
             return False
-        self._arriving.popleft()
-        if not self._arriving:
+        if self._body.complete():
             if self._last:
                 side.commit(int(self._about[0]))
                 self.sides.reverse()
@@ -230,6 +206,6 @@ class Incoming:
     def close(self) -> None:
         """Give back all requests; once it has `ended`."""
         self._here.Wait()
-        every = [pieces for groups in self._pieces.values() for pieces in groups.values()]
-        for request in (self._head, self._here, *(request for pieces in every for request in pieces)):
+        self._body.close()
+        for request in (self._head, self._here):
             request.Free()

@@ -28,14 +28,14 @@ from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.node_memory import Copy, Part, Shape, arrays_of
+from ringtmp.resilience.node_memory import ParameterRange, ReplicaLayout, StageReplica, arrays_of
 from ringtmp.resilience.recovery import Recalled
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-ReplicaPair = tuple[Copy, Copy]  # memory for two versions
+ReplicaPair = tuple[StageReplica, StageReplica]  # memory for two versions
 RestoredRanges = dict[int, tuple[Array, dict[str, Array]]]  # by number of the key range: weights and slots
 
 
@@ -46,7 +46,7 @@ def servers_of(ranges: Sequence[KeyRange]) -> list[int]:
 
 def replica_layout(
     model: Model, ranges: Sequence[KeyRange], server: int, slots: Sequence[str], dtype: str, generation: int
-) -> Shape:
+) -> ReplicaLayout:
     """What a copy of a server's ranges holds.
 
     That of the first server also names the layers without parameters.
@@ -68,7 +68,7 @@ def replica_layout(
     parts = [(s.layer, s.start, s.stop) for keys in ranges if keys.server == server for s in keys.segments]
     if server == servers_of(ranges)[0]:
         parts += [(n, 0, 0) for n, layer in enumerate(model.layers) if not layer.count]
-    return Shape(
+    return ReplicaLayout(
         generation,
         server,
         server,
@@ -139,7 +139,7 @@ class ServerReplica:
             self._first_part[number] = place
             place += len(each.keys.segments)
         for copy in pair:
-            for empty in range(place, len(copy.shape.layers)):
+            for empty in range(place, len(copy.layout.layers)):
                 copy.seal(empty)
 
         # The first version is written at once.
@@ -318,7 +318,7 @@ def restore_ranges(
     return restored
 
 
-def _copy_part(keys: KeyRange, part: Part, numbers: Array, into: Array) -> None:
+def _copy_part(keys: KeyRange, part: ParameterRange, numbers: Array, into: Array) -> None:
     """Copy to a range, `into`, what it shares with `part` of a layer, whose numbers are `numbers`."""
     for layer, start, stop, at in keys.segments:
         first, last = max(start, part.start), min(stop, part.stop)
@@ -326,7 +326,7 @@ def _copy_part(keys: KeyRange, part: Part, numbers: Array, into: Array) -> None:
             into[at + first - start : at + last - start] = numbers[first - part.start : last - part.start]
 
 
-def _keeps(ranges: Sequence[KeyRange], server: int, part: Part) -> bool:
+def _keeps(ranges: Sequence[KeyRange], server: int, part: ParameterRange) -> bool:
     """Whether a server keeps numbers of `part` of a layer."""
     mine = (segment for keys in ranges if keys.server == server for segment in keys.segments)
     return any(s.layer == part.layer and s.start < part.stop and part.start < s.stop for s in mine)

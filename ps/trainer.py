@@ -210,7 +210,8 @@ class ServerTrainer:
         if session.reporter:
             assert self.job.data
             sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
-            listener = RunListener(session.reporter, session.checkpoints, self.job.rate, sampler.spread)
+            spread = sampler.spread if self.job.model.loss.gives_r2 else None
+            listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
         setup = RankSetup(
             session=session,
             table=self.table,

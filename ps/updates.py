@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-import kernels
+from kernels.update import BLOCK as SERVE_BLOCK
 from ps.compression import Compressor
 from ps.consistency import Consistency
 from ps.served_range import ServedRange
@@ -63,7 +63,7 @@ class Updater:
         self._row = {worker: row for row, worker in enumerate(workers)}
         self._rows: dict[tuple[int, ...], Array] = {}  # rows of some workers, as the kernels take them
         self._pool = Pool(threads)
-        self._scratch = [aligned(kernels.SERVE_BLOCK, compressor.dtype) for _ in range(threads)]
+        self._scratch = [aligned(SERVE_BLOCK, compressor.dtype) for _ in range(threads)]
 
     def update(self, served: ServedRange) -> None:
         """Update a range by the sum of its pending gradients, of which there is at least one."""

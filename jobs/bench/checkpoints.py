@@ -16,8 +16,10 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.bench.report import alternate, compared, publish, run_json
-from jobs.bench.steady import steady_rate
+from jobs.lib.compare import alternate, compared
+from jobs.lib.launch import run_json
+from jobs.lib.on_ranks import steady_rate
+from jobs.lib.store import publish_benchmark
 from ringtmp.checkpoint.manager import CheckpointManager
 
 AIM = 0.965
@@ -81,10 +83,10 @@ def main() -> None:
         for way in WAYS:
             rates, aim = found["ways"][way], AIM if way == "beside" else None
             rows.append(compared(f"{case}: a set a second, {way}", rates["on"], rates["off"], "samples/s", aim))
-    publish(
+    publish_benchmark(
         "checkpoints",
-        "Training with checkpoints beside training without",
         rows,
+        "Training with checkpoints beside training without",
         pairs=arguments.pairs,
         steps_between_sets=every,
         peer="the same run without checkpoints",

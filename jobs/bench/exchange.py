@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-import kernels
-from jobs.bench.report import compared, publish
+from jobs.lib.compare import compared
+from jobs.lib.store import publish_benchmark
+from kernels.registry import compile_all
 from ps.compression import Compressor
 from ps.consistency import Consistency
 from ps.exchange import KeyRangeViews, ServerExchange
@@ -110,7 +111,7 @@ def main() -> None:
     arguments.add_argument("--message-size", type=int, default=1 << 20, help="bytes of a range [1048576]")
     options = arguments.parse_args()
     world = MPI.COMM_WORLD
-    kernels.compile_all(np.float32, {"base", "serve"})
+    compile_all(np.float32, {"base", "serve"})
     rows = []
     for name, model in CASES.items():
         ours = Ours(world.Dup(), model, options.message_size)
@@ -136,7 +137,7 @@ def main() -> None:
     if world.rank == 0:
         library = MPI.Get_library_version().split("\n")[0]
         title = "Push and pull beside bare Isend and Irecv"
-        publish("exchange", title, rows, peer="Isend, Irecv, Waitany", mpi=library, ranks=world.size)
+        publish_benchmark("exchange", rows, title, peer="Isend, Irecv, Waitany", mpi=library, ranks=world.size)
 
 
 if __name__ == "__main__":

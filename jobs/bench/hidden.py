@@ -1,45 +1,38 @@
 """How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts of their own.
 
-Usage: python -m jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host (`jobs.experiments.hosts`), nodes
+Usage: python -m jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host (`jobs.lib.hosts`), nodes
 emulated so that a worker computes so many times as long as the server's link is busy one way. A worker's transfer time
 is the union of the times in which one of its messages is under way, from the sender's post to the receiver's look;
 hidden is what of it the worker does not wait.
 """
 
 import argparse
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from jobs.bench.report import ROOT, fair_environment, provenance
-from jobs.experiments.hosts import Hosts, why_not
+from jobs.lib.hosts import Hosts, why_not
+from jobs.lib.launch import launch
+from jobs.lib.page import Page, make_table
+from jobs.lib.store import publish_benchmark
+from jobs.lib.ways import Way, chosen
 from ringtmp.analysis import open_run, servers, transfers
 from ringtmp.analysis.steady import steady
 from ringtmp.errors import UserError
 
 AIM = 0.7
 WIDTH, LAYERS, BATCH, STEPS = 256, 8, 64, 10
-WAYS: dict[str, dict[str, Any]] = {
-    "bsp": {},
-    "ssp 3": {"consistency": "ssp", "staleness": 3},
-    "asp": {"consistency": "asp"},
-    "colocate": {"colocate": True},
-    "all-reduce": {"consistency": "allreduce"},
-}
+WAYS = chosen("bsp", "ssp", "asp", "colocated", "allreduce")
 RATIOS = (1.0, 2.0, 4.0)
 
 
-def settings(way: dict[str, Any], ratio: float, ranks: int, bits: float, out: str, name: str) -> dict[str, Any]:
+def settings(way: Way, ratio: float, ranks: int, bits: float, out: str, name: str) -> dict[str, Any]:
     """A run in which computing lasts `ratio` times as long as all gradients take over one link."""
     parameters = LAYERS * (WIDTH * WIDTH + WIDTH)
     exchange = (ranks - 1) * 4 * parameters * 8 / bits
-    workers = ranks if "colocate" in way or way.get("consistency") == "allreduce" else ranks - 1
+    workers = ranks - way.serves
     operations = 6 * BATCH / workers * LAYERS * WIDTH * WIDTH
     return {
         "model": f"mlp:{WIDTH}-{WIDTH}x{LAYERS}",
@@ -55,7 +48,7 @@ def settings(way: dict[str, Any], ratio: float, ranks: int, bits: float, out: st
         "message_size": "256KiB",
         "out": out,
         "name": name,
-        **way,
+        **way.settings,
     }
 
 
@@ -91,22 +84,14 @@ def main() -> None:
             cases = [(name, ratio) for ratio in RATIOS for name in WAYS]
             for name, ratio in cases if number % 2 == 0 else reversed(cases):
                 each = f"{name} {ratio:g} {number}".replace(" ", "-")
-                run = {
-                    "trainer": "ps",
-                    "skip": 1,
-                    "train": settings(WAYS[name], ratio, options.hosts, bits, folder, each),
-                }
-                words = [sys.executable, "-m", "jobs.bench.steady", json.dumps(run)]
-                done = hosts.mpirun(words, ranks=options.hosts, env=fair_environment(), timeout=300)
-                if done.returncode:
-                    raise SystemExit(f"{done.stdout}{done.stderr}")
+                train = settings(WAYS[name], ratio, options.hosts, bits, folder, each)
+                launch(options.hosts, [{"trainer": "ps", "train": train, "skip": 1}], hosts, 300)
                 values.setdefault((name, ratio), []).append(read(Path(folder) / each))
                 print(
                     f"{name}, computing {ratio:g} x one way: {values[name, ratio][-1]['hidden']:.0%} hidden", flush=True
                 )
-    table = Table(title=f"{options.hosts} hosts, links of {options.rate}", title_justify="left")
-    for head in ("way", "computing / one way", "hidden", "quartiles", "step s", "workers idle", "server's link busy"):
-        table.add_column(head, justify="left" if head == "way" else "right")
+    heads = ("way", "computing / one way", "hidden", "quartiles", "step s", "workers idle", "server's link busy")
+    table = make_table(f"{options.hosts} hosts, links of {options.rate}", heads, ("way",))
     rows = []
     for (name, ratio), found in values.items():
         row: dict[str, Any] = {key: float(np.median([each[key] for each in found])) for key in found[0]}
@@ -122,11 +107,8 @@ def main() -> None:
             f"{row['idle']:.0%}",
             busy,
         )
-    Console(width=120).print(table)
-    path = ROOT / "jobs" / "bench" / "results" / "hidden.json"
-    origin = provenance(hosts=options.hosts, rate=options.rate, rounds=options.rounds)
-    path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
-    print(f"written to {path.relative_to(ROOT)}")
+    Page(120).print(table)
+    publish_benchmark("hidden", rows, hosts=options.hosts, rate=options.rate, rounds=options.rounds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ wait (from the trace, steady state); the clock knows the layers' durations and a
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from jobs.bench.report import ROOT, provenance, run_json
+from jobs.lib.launch import launch
+from jobs.lib.page import Page, make_table
+from jobs.lib.store import publish_benchmark
 from ringtmp.analysis import open_run
 from ringtmp.analysis.steady import steady
 from ringtmp.emulate import node_speed as speed
@@ -130,14 +129,6 @@ def ideal(case: Case) -> float:
     return simulate(scene, plan, steps=20, most=case.held or None).steady_idle
 
 
-def train_all(settings: list[dict[str, Any]]) -> None:
-    """Several runs, one after the other. Collective over the world."""
-    import ringtmp
-
-    for each in settings:
-        ringtmp.train(progress=False, **each)
-
-
 def main() -> None:
     """Measure and publish."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,7 +143,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 runs = [case.settings() | {"out": folder, "name": str(n)} for n, case in enumerate(some)]
                 for start in range(0, len(runs), 7):  # one launch for a few runs
-                    run_json("jobs.bench.idle", {"runs": runs[start : start + 7]}, ranks)
+                    launch(ranks, [{"trainer": "ring", "train": run} for run in runs[start : start + 7]])
                     for n, case in list(enumerate(some))[start : start + 7]:
                         values[case].append(_read(Path(folder) / str(n)))
                         print(f"{describe(case)}: {values[case][-1][1]:.1%} idle ({repeat + 1})", flush=True)
@@ -203,9 +194,6 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
         same = ("ranks", "micro_batches", "jitter", "paced")
         base = next((r for r in rows if r["way"] == "1f1b" and all(r[k] == row[k] for k in same)), None)
         row["times_1f1b"] = base["step"] / row["step"] if base else None
-    table = Table(
-        title="Idle share of the ranks' time, steady state; p and m: ranks and micro-batches", title_justify="left"
-    )
     heads = (
         "case",
         "formula",
@@ -218,8 +206,10 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
         "x 1F1B",
         "held",
     )
-    for head in heads:
-        table.add_column(head, justify="left" if head == "case" else "right", no_wrap=True)
+    title = "Idle share of the ranks' time, steady state; p and m: ranks and micro-batches"
+    table = make_table(title, heads, ("case",))
+    for column in table.columns:
+        column.no_wrap = True
     for row in rows:
         table.add_row(
             row["case"] + ("" if row["paced"] else " unpaced"),
@@ -233,11 +223,8 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
             f"{row['times_1f1b']:.2f}" if row["times_1f1b"] else "",
             str(row["held"]),
         )
-    Console(width=150).print(table)
-    if not partial:
-        path = ROOT / "jobs" / "bench" / "results" / "idle.json"
-        path.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
-        print(f"written to {path.relative_to(ROOT)}")
+    Page(150).print(table)
+    publish_benchmark("idle", rows, keep=not partial)
 
 
 def _percent(value: float | None) -> str:
@@ -245,10 +232,4 @@ def _percent(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):  # a rank of a launch of `main`
-        train_all(json.loads(sys.argv[1])["runs"])
-        print("{}")
-    else:
-        main()
+    main()

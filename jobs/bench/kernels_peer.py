@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-import kernels
-from jobs.bench.report import ROOT, compared, fair_environment, measured, publish
 from jobs.bench.torch_nets import Twin
+from jobs.lib.compare import compared, measured
+from jobs.lib.launch import ROOT, fair_environment
+from jobs.lib.store import publish_benchmark
 from kernels.machine import bandwidth, peak_flops
+from kernels.tile import simd
 from ringtmp.data.dataset import epoch_order, open_data
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.model import Model, build_model
@@ -202,7 +204,7 @@ def main() -> None:
         )
     torch.set_num_threads(1)
     flops, bytes_per_s = peak_flops(np.float32), bandwidth()
-    print(f"{kernels.simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
+    print(f"{simd()}: peak {flops / 1e9:.0f} GFLOP/s, memory {bytes_per_s / 1e9:.1f} GB/s")
     chosen = {name: case for name, case in CASES.items() if options.only in name}
     rows = [compare(name, case, options.pairs, flops, bytes_per_s, options.compile) for name, case in chosen.items()]
     if not options.only and not options.compile:
@@ -213,10 +215,10 @@ def main() -> None:
     peer = (
         f"torch=={torch.__version__} (CPU build), {'torch.compile' if options.compile else 'eager'}, fused optimizers"
     )
-    publish(
+    publish_benchmark(
         "kernels_compiled" if options.compile else "kernels",
-        "Training steps beside PyTorch, one thread",
         rows,
+        "Training steps beside PyTorch, one thread",
         peer=peer,
         peak_gflops=flops / 1e9,
         memory_gb_s=bytes_per_s / 1e9,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.bench.report import compared, measured, publish
+from jobs.lib.compare import compared, measured
+from jobs.lib.store import publish_benchmark
 from ringtmp.comm.mpi import StopRequest, run_main
 from ringtmp.comm.point_to_point import ReceiveQueue
 from ringtmp.comm.waiting import Backoff
@@ -276,7 +277,7 @@ def main(comm: "Intracomm", rounds: int) -> int:
         raise UserError(f"bench-link: expected 2 ranks, got {comm.size}")
     rows = stream_rows(comm, rounds) + overlap_rows(comm, rounds)
     if comm.rank == 0:
-        publish("link", "Use of a link between two ranks", rows, peer="bare mpi4py Isend/Irecv", slots=SLOTS)
+        publish_benchmark("link", rows, "Use of a link between two ranks", peer="bare mpi4py Isend/Irecv", slots=SLOTS)
         cut = [row for row in rows if "pieces, beside whole" in row["case"] and row["low"] > 1]
         print("pieces are faster than whole for: " + ("; ".join(row["case"] for row in cut) or "no size"))
         cost = {row["case"]: row["ours"] for row in rows}

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.bench.report import MPIRUN, alternate, compared, fair_environment, measured, publish, run_json
+from jobs.lib.compare import alternate, compared, measured
+from jobs.lib.launch import MPIRUN, fair_environment, launch, run_json
+from jobs.lib.store import publish_benchmark
 from ringtmp.analysis import open_run
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.trace.recorder import Recorder
@@ -47,7 +49,7 @@ def overhead(ranks: int) -> tuple[float, float]:
     """Microseconds per action that are neither compute, wait nor reading data; and those of sends and receives."""
     with tempfile.TemporaryDirectory() as folder:
         train = DEFAULT | {"model": "mlp:64-64x7-10", "steps": 300, "out": folder}
-        run_json("jobs.bench.steady", {"train": train | {"name": "run", "checkpoint_every": 0}, "skip": 20}, ranks)
+        launch(ranks, [{"trainer": "ring", "train": train | {"name": "run", "checkpoint_every": 0}, "skip": 20}])
         events = open_run(Path(folder) / "run").events()
     events = events[events["step"].between(20, 280) & (events["rank"] == 0)]
     span = (events["end"] - events["start"]).groupby(events["kind"]).sum()
@@ -121,7 +123,7 @@ def main() -> None:
         values = run_json("jobs.bench.tracing", settings, ranks)
         case = f"tracing on beside off, {name}, {ranks} ranks"
         rows.append(compared(case, values["on"], values["off"], "samples/s", 0.99))
-    publish("ours", "RingTMP's own figures", rows)
+    publish_benchmark("ours", rows, "RingTMP's own figures")
 
 
 if __name__ == "__main__":

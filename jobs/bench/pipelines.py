@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from jobs.bench.report import ROOT, compared, publish, run_json
+from jobs.lib.compare import compared
+from jobs.lib.launch import ROOT, launch, rounds, run_json
+from jobs.lib.store import publish_benchmark
+from jobs.lib.ways import WAYS
 from ringtmp.data.dataset import open_data
 
 AIM = 3.0  # beside the best
 OURS: dict[str, dict[str, str]] = {"ready": {}, "zb-h2": {"schedule": "zb-h2"}, "1f1b": {"schedule": "1f1b"}}
-NAMES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved-zb": "interleaved zero-bubble", "zbv": "ZBV", "ddp": "DDP"}
 TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
 
 
@@ -71,8 +73,12 @@ def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
     """Each by its name, as something that runs once and returns the rate."""
     skip, scored = steps // 8, case.net["labels"]
 
-    def rate(module: str, settings: dict[str, Any], ranks: int) -> float:
-        return run_json(module, settings, ranks)["samples_per_s"] * scored
+    def ours(flags: dict[str, str]) -> float:
+        [found] = launch(2, [{"trainer": "ring", "train": train | flags, "skip": skip}])
+        return found["samples_per_s"] * scored
+
+    def theirs(settings: dict[str, Any]) -> float:
+        return run_json("jobs.bench.torch_job", settings)["samples_per_s"] * scored
 
     train = {
         "model": case.net["spec"],
@@ -96,20 +102,20 @@ def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
     }
     found: dict[str, Callable[[], float]] = {}
     for name, flags in OURS.items():
-        found[name] = partial(rate, "jobs.bench.steady", {"train": train | flags, "skip": skip}, 2)
+        found[name] = partial(ours, flags)
     for way, pieces in case.ways:
-        settings = peer | {"way": way, "micro_batches": pieces}
-        found[f"{NAMES[way]} in {pieces}"] = partial(rate, "jobs.bench.torch_job", settings, 0)
+        settings = peer | {"micro_batches": pieces} | dict(WAYS[way].settings)
+        found[f"{WAYS[way].label} in {pieces}"] = partial(theirs, settings)
     return found
 
 
-def measure(name: str, case: Case, rounds: int, steps: int) -> list[dict[str, Any]]:
+def measure(name: str, case: Case, count: int, steps: int) -> list[dict[str, Any]]:
     """The rows of a case."""
     runs = contestants(case, steps)
     rates: dict[str, list[float]] = {who: [] for who in runs}
-    for number in range(rounds):
-        for who in list(runs) if number % 2 == 0 else reversed(list(runs)):
-            rates[who].append(runs[who]())
+    for number, found in rounds(runs, count, lambda some: [run() for run in some]):
+        for who, value in found.items():
+            rates[who].append(value)
         print(
             f"{name}, round {number + 1}: " + ", ".join(f"{who} {of[-1]:,.0f}" for who, of in rates.items()), flush=True
         )
@@ -134,10 +140,10 @@ def main() -> None:
     for name, case in cases().items():
         if options.only in name:
             rows += measure(name, case, options.rounds, options.steps)
-    publish(
+    publish_benchmark(
         "pipelines",
-        "Two ranks beside PyTorch's pipelines and DDP",
         rows,
+        "Two ranks beside PyTorch's pipelines and DDP",
         peer="torch==2.13.0 (CPU build, MKL), Gloo, eager, fused optimizers",
         rounds=options.rounds,
     )

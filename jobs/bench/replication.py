@@ -26,8 +26,10 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.bench.report import alternate, compared, measured, publish, run_json
-from jobs.bench.steady import steady_rate
+from jobs.lib.compare import alternate, compared, measured
+from jobs.lib.launch import run_json
+from jobs.lib.on_ranks import steady_rate
+from jobs.lib.store import publish_benchmark
 
 AIM, AIM_MEMORY = 0.965, 2.0
 MODEL = "mlp:64-512x7-10"  # 1.6 million parameters, 20 MB with the moments of AdamW
@@ -132,10 +134,10 @@ def main() -> None:
     if options.quick:
         print(json.dumps(rows, indent=1))
         return
-    publish(
+    publish_benchmark(
         "replication",
-        "Training with copies of every update beside training without",
         rows,
+        "Training with copies of every update beside training without",
         pairs=pairs,
         seconds_of_a_run=seconds,
         state_bytes=STATE * parameters(),

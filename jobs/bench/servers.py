@@ -7,71 +7,49 @@ each way once, every other round backwards; the first quarter of each run is lef
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from jobs.bench.report import ROOT, provenance, run_json
+from jobs.lib.case import Case
+from jobs.lib.launch import launch, rounds, run_json
+from jobs.lib.on_ranks import waited
+from jobs.lib.page import Page, make_table
+from jobs.lib.store import publish_benchmark
+from jobs.lib.ways import WAYS, Way, several_servers
 
-STEPS, SKIP = 24, 6
+STEPS, SKIP, LAYERS = 24, 6, 8
+BSP, DDP = WAYS["bsp"].label, WAYS["ddp"].label
 
 
 @dataclass(frozen=True)
-class Case:
-    """A network on so many ranks: layers of `width`, a global batch, and GFLOP/s of a node (0: as fast as it is)."""
+class Bound:
+    """A case, what bounds it (`by`), and GFLOP/s of a node (`pace`; 0: as fast as it is)."""
 
-    name: str
+    by: str
     ranks: int
     width: int
     batch: int
     pace: float = 0.0
-    layers: int = 8
 
-    def settings(self) -> dict[str, Any]:
-        """As `ringtmp.train` and `ps.train` take them."""
-        paced = {"node_speed": f"{self.pace:g}"} if self.pace else {}
-        return {
-            "model": f"mlp:{self.width}-{self.width}x{self.layers}",
-            "batch_size": self.batch,
-            "optimizer": "momentum",
-            "data": f"synthetic:samples={4 * max(self.batch, 64)},features={self.width},classes={self.width}",
-            "lr": 1e-3,
-            "steps": STEPS,
-            "eval_every": 0,
-            "checkpoint_every": 0,
-            "test_fraction": 0.01,
-            **paced,
-        }
+    @property
+    def case(self) -> Case:
+        """What all ways train."""
+        samples, speed = 4 * max(self.batch, 64), f"{self.pace:g}" if self.pace else ""
+        return Case(self.by, self.ranks, self.width, LAYERS, self.batch, samples, speed)
 
-    def ways(self) -> dict[str, dict[str, Any]]:
-        """What is compared, by name."""
-        many = self.ranks // 4 if self.ranks > 2 else 1
-        found: dict[str, dict[str, Any]] = {
-            "bsp": {},
-            "ssp 3": {"consistency": "ssp", "staleness": 3},
-            "asp": {"consistency": "asp"},
-            f"bsp, {many} servers": {"servers": many},
-            "colocate": {"colocate": True},
-            "all-reduce": {"consistency": "allreduce"},
-        }
-        if many == 1:
-            del found[f"bsp, {many} servers"]
-        return found
-
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """Of each way, as `jobs.bench.steady` takes them."""
-        common = self.settings()
-        found = {name: {"trainer": "ps", "train": common | way, "skip": SKIP} for name, way in self.ways().items()}
+    def ways(self) -> list[Way]:
+        """What is compared, the ring last."""
+        servers = [several_servers(self.ranks // 4)] if self.ranks >= 8 else []
         micro = min(self.batch, 4 * self.ranks if self.ranks == 2 else 2 * self.ranks)
-        return found | {"ring": {"train": common | {"micro_batches": micro}, "skip": SKIP}}
+        named = [WAYS[name] for name in ("bsp", "ssp", "asp")]
+        ring = WAYS["ring"].named("ring", micro_batches=micro)
+        return [*named, *servers, WAYS["colocated"], WAYS["allreduce"], ring]
 
     def peer(self) -> dict[str, Any]:
         """As `jobs.bench.torch_job` takes it."""
-        net = {"spec": self.settings()["model"], "shape": [self.width], "outputs": self.width, "labels": 1}
+        net = {"spec": self.case.spec, "shape": [self.width], "outputs": self.width, "labels": 1}
         return {
             "net": net,
             "batch_size": self.batch,
@@ -85,45 +63,37 @@ class Case:
 
 
 CASES = [
-    Case("computing", 2, 1024, 512),
-    Case("exchange", 2, 1024, 32),
-    Case("computing", 4, 256, 128, 2.0),
-    Case("exchange", 4, 512, 32, 2.0),
-    Case("computing", 8, 256, 256, 2.0),
-    Case("exchange", 8, 512, 64, 2.0),
+    Bound("computing", 2, 1024, 512),
+    Bound("exchange", 2, 1024, 32),
+    Bound("computing", 4, 256, 128, 2.0),
+    Bound("exchange", 4, 512, 32, 2.0),
+    Bound("computing", 8, 256, 256, 2.0),
+    Bound("exchange", 8, 512, 64, 2.0),
 ]
 
 
-def describe(case: Case) -> str:
+def describe(case: Bound) -> str:
     """Ranks, what bounds it, network and batch."""
     speed = f"nodes of {case.pace:g} GFLOP/s" if case.pace else "full speed"
-    return f"{case.ranks} ranks, {speed}, {case.layers} x {case.width}, batch {case.batch}: bound by {case.name}"
+    return f"{case.ranks} ranks, {speed}, {LAYERS} x {case.width}, batch {case.batch}: bound by {case.by}"
 
 
-def waited(result: dict[str, Any]) -> float:
-    """Share of their time that those who work wait."""
-    parts = [part for part, role in zip(result["parts"], result["roles"], strict=True) if role != "server"]
-    return sum(part["wait"] for part in parts) / sum(sum(part.values()) for part in parts)
-
-
-def measure(case: Case, rounds: int, torch: bool) -> list[dict[str, Any]]:
+def measure(case: Bound, count: int, torch: bool) -> list[dict[str, Any]]:
     """The rows of a case."""
-    runs = case.runs()
+    runs = {way.label: case.case.run(way, STEPS, SKIP) for way in case.ways()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     waits: dict[str, list[float]] = {name: [] for name in runs}
     if torch and not case.pace:
-        rates["PyTorch DDP"] = []
-    for number in range(rounds):
-        names = list(runs) if number % 2 == 0 else list(reversed(runs))
-        results: Any = run_json("jobs.bench.steady", {"runs": [runs[name] for name in names]}, case.ranks)
-        for name, result in zip(names, results, strict=True):
+        rates[DDP] = []
+    for number, results in rounds(runs, count, lambda some: launch(case.ranks, some)):
+        for name, result in results.items():
             rates[name].append(result["samples_per_s"])
             waits[name].append(waited(result))
-        if "PyTorch DDP" in rates:
-            rates["PyTorch DDP"].append(run_json("jobs.bench.torch_job", case.peer())["samples_per_s"])
+        if DDP in rates:
+            rates[DDP].append(run_json("jobs.bench.torch_job", case.peer())["samples_per_s"])
         said = ", ".join(f"{name} {of[-1]:,.0f}" for name, of in rates.items())
         print(f"{describe(case)} ({number + 1}): {said}", flush=True)
-    base = np.asarray(rates["bsp"])
+    base = np.asarray(rates[BSP])
     rows = []
     for name, values in rates.items():
         low, high = np.percentile(np.asarray(values) / base, [25, 75])
@@ -131,7 +101,7 @@ def measure(case: Case, rounds: int, torch: bool) -> list[dict[str, Any]]:
             {
                 "case": describe(case),
                 "ranks": case.ranks,
-                "bound_by": case.name,
+                "bound_by": case.by,
                 "way": name,
                 "samples_per_s": float(np.median(values)),
                 "times_bsp": float(np.median(values) / np.median(base)),
@@ -145,9 +115,8 @@ def measure(case: Case, rounds: int, torch: bool) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """One table."""
-    table = Table(title="Samples/s; idle: of those who work", title_justify="left")
-    for head in ("case", "way", "samples/s", "times bsp", "quartiles", "idle"):
-        table.add_column(head, justify="left" if head in ("case", "way") else "right")
+    heads = ("case", "way", "samples/s", "times bsp", "quartiles", "idle")
+    table = make_table("Samples/s; idle: of those who work", heads, ("case", "way"))
     before = ""
     for row in rows:
         table.add_row(
@@ -159,7 +128,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             "" if row["idle"] is None else f"{row['idle']:.1%}",
         )
         before = row["case"]
-    Console(width=150).print(table)
+    Page(150).print(table)
 
 
 def main() -> None:
@@ -172,11 +141,9 @@ def main() -> None:
     chosen = [case for case in CASES if options.only in describe(case)]
     rows = [row for case in chosen for row in measure(case, options.rounds, not options.no_torch)]
     show(rows)
-    if not options.only and not options.no_torch:
-        path = ROOT / "jobs" / "bench" / "results" / "servers.json"
-        origin = provenance(peer="torch==2.13.0 (CPU build, MKL), DDP over Gloo, eager", rounds=options.rounds)
-        path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
-        print(f"written to {path.relative_to(ROOT)}")
+    peer = "torch==2.13.0 (CPU build, MKL), DDP over Gloo, eager"
+    keep = not options.only and not options.no_torch
+    publish_benchmark("servers", rows, keep=keep, peer=peer, rounds=options.rounds)
 
 
 if __name__ == "__main__":

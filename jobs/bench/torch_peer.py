@@ -7,7 +7,9 @@ float32, eager, with fused optimizers; a run of each by turns, each in processes
 import argparse
 from typing import Any
 
-from jobs.bench.report import alternate, compared, publish, run_json
+from jobs.lib.compare import alternate, compared
+from jobs.lib.launch import launch, run_json
+from jobs.lib.store import publish_benchmark
 
 # name: widths, batch, micro-batches, optimizer, ranks, steps, aim
 CASES: dict[str, tuple[list[int], int, int, str, int, int, float | None]] = {
@@ -55,7 +57,8 @@ def main() -> None:
         }
 
         def ours(train: dict[str, Any] = train, skip: int = skip, ranks: int = ranks) -> float:
-            return run_json("jobs.bench.steady", {"train": train, "skip": skip}, ranks)["samples_per_s"]
+            [found] = launch(ranks, [{"trainer": "ring", "train": train, "skip": skip}])
+            return found["samples_per_s"]
 
         def theirs(peer: dict[str, Any] = peer) -> float:
             return run_json("jobs.bench.torch_job", peer)["samples_per_s"]
@@ -63,8 +66,8 @@ def main() -> None:
         mine, others = alternate(ours, theirs, options.pairs)
         rows.append(compared(case, mine, others, "samples/s", aim))
         print(f"{case}: {rows[-1]['ratio']:.2f}", flush=True)
-    publish(
-        "torch_peer", "RingTMP beside PyTorch", rows, peer="torch==2.13.0 (CPU build, MKL), eager, fused optimizers"
+    publish_benchmark(
+        "torch_peer", rows, "RingTMP beside PyTorch", peer="torch==2.13.0 (CPU build, MKL), eager, fused optimizers"
     )
 
 

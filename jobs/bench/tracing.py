@@ -12,8 +12,8 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.bench.report import alternate
-from jobs.bench.steady import steady_rate
+from jobs.lib.compare import alternate
+from jobs.lib.on_ranks import steady_rate
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -1,20 +1,15 @@
-"""The tables and the picture of `jobs.experiments.crossover`, made from its file of results.
+"""The tables and the figure of `jobs.experiments.crossover`."""
 
-Usage: python -m jobs.experiments.crossover_figure [FOLDER of crossover.h5 and crossover.png]
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from jobs.lib.page import Page, make_table
+from jobs.lib.plot import figure, frame, legend_below
+from jobs.lib.ways import chosen
 
-from jobs.experiments.store import Page, places, publish, read
-
-COLOURS = {"ring": "#d1495b", "server": "#30638e", "colocated": "#edae49", "all-reduce": "#555555"}
-LABELS = {"server": "one server"}
-OTHERS = ("colocated", "all-reduce")
+RING, SERVER, *OTHERS = WAYS = list(chosen("ring", "bsp", "colocated", "allreduce"))
+COLOURS = {label: way.colour for label, way in chosen("ring", "bsp", "colocated", "allreduce").items()}
+CROSSING = "#2a7f3f"
 TICKS = {
     "batch": (100, 200, 300, 500, 1000, 2000, 3000, 5000, 10000, 20000),
     "width": (10, 20, 30, 50, 100, 200, 300, 500, 1000),
@@ -23,52 +18,51 @@ SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
-def show(table: dict[str, Any], console: Console) -> None:
+def show(table: dict[str, Any], page: Page) -> None:
     """Print every point, predicted and measured, and where the curves cross."""
     setting, measured = table["setting"], table["provenance"]["rounds"] > 0
     for sweep in table["same_bytes"]:
         rows = [row for row in table["rows"] if row["sweep"] == sweep]
         fixed = "width" if sweep == "batch" else "batch"
-        ways = [way for way in COLOURS if way in rows[0]]
-        shown = Table(
-            title=f"By {sweep}, {fixed} {setting[fixed]}: milliseconds of a step predicted -> measured (error of the "
+        ways = [way for way in WAYS if way in rows[0]]
+        shown = make_table(
+            f"By {sweep}, {fixed} {setting[fixed]}: milliseconds of a step predicted -> measured (error of the "
             "prediction)",
-            title_justify="left",
-            caption_justify="left",
+            (sweep, *ways, "server / ring", "in rounds"),
             caption=f"medians of {table['provenance']['rounds']} runs, in turns; in rounds: least and most of it"
             if measured
             else "not measured",
         )
-        for head in (sweep, *(LABELS.get(way, way) for way in ways), "server / ring", "in rounds"):
-            shown.add_column(head, justify="right", no_wrap=True)
+        for column in shown.columns:
+            column.no_wrap = True
         for row in rows:
             ratio = row["ratio"]
             rounds = f"{ratio['low']:.2f} to {ratio['high']:.2f}" if measured else ""
             steps = [_pair(row[way], 1e3, ".0f") for way in ways]
             shown.add_row(f"{row[sweep]:,}", *steps, _pair(ratio, 1, ".2f"), rounds)
-        console.print(shown)
+        page.print(shown)
         same = table["same_bytes"][sweep]
         for each in table["crossings"]:
             if each["sweep"] == sweep:
-                console.print(
-                    f"  ring and {LABELS.get(each['rival'], each['rival'])} cost the same at {sweep} {crossed(each)}",
+                page.print(
+                    f"  ring and {each['rival']} cost the same at {sweep} {crossed(each)}",
                     highlight=False,
                 )
-        console.print(
+        page.print(
             f"  one server moves as many bytes as the link of a host inside the ring at {sweep} "
             f"{same['link']:,.0f}, as one cut of it at {same['cut']:,.0f}\n",
             highlight=False,
         )
     if measured:
         late = sorted(run["late"] for run in table["runs"])
-        console.print(
+        page.print(
             f"computing took {late[len(late) // 2]:.0%} (median of runs) to {late[-1]:.0%} longer than it is "
             "to on these nodes",
             highlight=False,
         )
-    console.print("what the clock leaves out:")
+    page.print("what the clock leaves out:")
     for line in table["caveats"]:
-        console.print(f"  {line}", highlight=False)
+        page.print(f"  {line}", highlight=False)
 
 
 def _pair(value: dict[str, float], unit: float, how: str) -> str:
@@ -97,85 +91,81 @@ def crossed(each: dict[str, Any]) -> str:
 
 def draw(table: dict[str, Any], path: Path) -> None:
     """Seconds of a step against batch and width, lines predicted and points measured; below, server / ring."""
-    import matplotlib as mpl
+    from matplotlib.lines import Line2D
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    with figure(path, 2, 2, figsize=(13, 8.6), sharex="col", height_ratios=(5, 3)) as (made, axes):
+        for column, sweep in enumerate(table["same_bytes"]):
+            _draw_sweep(table, sweep, *axes[:, column])
+        axes[0, 0].set_ylabel("seconds of a step")
+        axes[1, 0].set_ylabel("one server / ring\n(below 1: the server is faster)")
+        lines = {
+            "crossover, predicted": (CROSSING, "--"),
+            "crossover, measured": (CROSSING, "-"),
+            "same bytes over the busiest link": ("#999999", ":"),
+        }
+        if not any(each["measured"] for each in table["crossings"] if each["rival"] == SERVER):
+            del lines["crossover, measured"]
+        for label, (colour, style) in lines.items():
+            axes[0, 0].add_line(Line2D([], [], color=colour, lw=1.3, ls=style, label=label))
+        legend_below(made, [axes[0, 0]], 4, fontsize=9)
+        made.suptitle(_heading(table), fontsize=11)
 
-    setting = table["setting"]
-    figure, axes = plt.subplots(
-        2, 2, figsize=(13, 8.6), layout="constrained", sharex="col", height_ratios=(5, 3), squeeze=False
-    )
-    for column, sweep in enumerate(table["same_bytes"]):
-        (top, below), fixed = axes[:, column], "width" if sweep == "batch" else "batch"
-        curve = [row for row in table["curves"] if row["sweep"] == sweep]
-        rows = [row for row in table["rows"] if row["sweep"] == sweep]
-        cross = next(each for each in table["crossings"] if (each["sweep"], each["rival"]) == (sweep, "server"))
-        x = [row[sweep] for row in curve]
-        unshared = [row["ring, links of its own"] for row in curve]
-        top.fill_between(
-            x,
-            unshared,
-            [row["ring"] for row in curve],
-            color=COLOURS["ring"],
-            alpha=0.13,
-            lw=0,
-            label="ring, down to links not shared",
-        )
-        for way in sorted(COLOURS, key=OTHERS.__contains__, reverse=True):
-            main, name = way not in OTHERS, LABELS.get(way, way)
-            look = {"lw": 2, "ls": "-", "zorder": 3} if main else {"lw": 1.2, "ls": "--", "zorder": 2}
-            top.plot(x, [row[way] for row in curve], color=COLOURS[way], label=f"{name}, predicted", **look)
-            points = [row for row in rows if "measured" in row.get(way, {})]
-            if points:
-                _points(
-                    top,
-                    [row[sweep] for row in points],
-                    [row[way] for row in points],
-                    COLOURS[way],
-                    main,
-                    f"{name}, measured",
-                )
-        below.plot(x, [row["server"] / row["ring"] for row in curve], color="black", lw=1.6, label="predicted")
-        points = [row for row in rows if "measured" in row["ratio"]]
-        if points:
-            _points(below, [row[sweep] for row in points], [row["ratio"] for row in points], "black", True, "measured")
-        below.axhline(1, color="black", lw=0.8)
-        for ax in (top, below):
-            ax.axvline(table["same_bytes"][sweep]["link"], color="#999999", lw=1, ls=":")
-            if cross["predicted"]:
-                ax.axvline(cross["predicted"], color="#2a7f3f", lw=1.3, ls="--")
-            if cross["measured"]:
-                ax.axvline(cross["measured"], color="#2a7f3f", lw=1.3)
-        below.set_xlabel({"batch": "rows of a batch", "width": "width of the layers"}[sweep])
-        top.set_title(f"{fixed} {setting[fixed]}: same cost at {sweep} {_short(cross)}", loc="left", fontsize=11)
-        _scale(top, below, sweep, x, rows)
-    axes[0, 0].set_ylabel("seconds of a step")
-    axes[1, 0].set_ylabel("one server / ring\n(below 1: the server is faster)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    lines = [
-        mpl.lines.Line2D([], [], color=colour, lw=1.3, ls=style)
-        for colour, style in (("#2a7f3f", "--"), ("#2a7f3f", "-"), ("#999999", ":"))
-    ]
-    words = ["crossover, predicted", "crossover, measured", "same bytes over the busiest link"]
-    if not any(each["measured"] for each in table["crossings"] if each["rival"] == "server"):
-        del lines[1], words[1]
-    figure.legend([*handles, *lines], [*labels, *words], ncols=4, loc="outside lower center", frameon=False, fontsize=9)
-    rounds = table["provenance"]["rounds"]
-    figure.suptitle(
+
+def _heading(table: dict[str, Any]) -> str:
+    setting, rounds = table["setting"], table["provenance"]["rounds"]
+    how = f"lines predicted, points measured: medians of {rounds} runs, in turns, with least and most"
+    return (
         f"{setting['hosts']} hosts, links of {setting['rate']} each way, emulated nodes of {setting['gflops']:g} "
         f"GFLOP/s, {setting['layers']} dense layers; ring of {setting['hosts']} in {setting['micro_batches']} "
-        f"micro-batches, 1 server + {setting['hosts'] - 1} workers\n"
-        + (
-            f"lines predicted, points measured: medians of {rounds} runs, in turns, with least and most"
-            if rounds
-            else "predicted, not measured"
-        ),
-        fontsize=11,
+        f"micro-batches, 1 server + {setting['hosts'] - 1} workers\n" + (how if rounds else "predicted, not measured")
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+
+def _draw_sweep(table: dict[str, Any], sweep: str, top: Any, below: Any) -> None:
+    """One column: steps above, their ratio below."""
+    fixed = "width" if sweep == "batch" else "batch"
+    curve = [row for row in table["curves"] if row["sweep"] == sweep]
+    rows = [row for row in table["rows"] if row["sweep"] == sweep]
+    cross = next(each for each in table["crossings"] if (each["sweep"], each["rival"]) == (sweep, SERVER))
+    x = [row[sweep] for row in curve]
+    unshared = [row["ring, links of its own"] for row in curve]
+    top.fill_between(
+        x,
+        unshared,
+        [row[RING] for row in curve],
+        color=COLOURS[RING],
+        alpha=0.13,
+        lw=0,
+        label="ring, down to links not shared",
+    )
+    for way in sorted(COLOURS, key=OTHERS.__contains__, reverse=True):
+        main = way not in OTHERS
+        look = {"lw": 2, "ls": "-", "zorder": 3} if main else {"lw": 1.2, "ls": "--", "zorder": 2}
+        top.plot(x, [row[way] for row in curve], color=COLOURS[way], label=f"{way}, predicted", **look)
+        points = [row for row in rows if "measured" in row.get(way, {})]
+        if points:
+            _points(
+                top,
+                [row[sweep] for row in points],
+                [row[way] for row in points],
+                COLOURS[way],
+                main,
+                f"{way}, measured",
+            )
+    below.plot(x, [row[SERVER] / row[RING] for row in curve], color="black", lw=1.6, label="predicted")
+    points = [row for row in rows if "measured" in row["ratio"]]
+    if points:
+        _points(below, [row[sweep] for row in points], [row["ratio"] for row in points], "black", True, "measured")
+    below.axhline(1, color="black", lw=0.8)
+    for ax in (top, below):
+        ax.axvline(table["same_bytes"][sweep]["link"], color="#999999", lw=1, ls=":")
+        if cross["predicted"]:
+            ax.axvline(cross["predicted"], color=CROSSING, lw=1.3, ls="--")
+        if cross["measured"]:
+            ax.axvline(cross["measured"], color=CROSSING, lw=1.3)
+    below.set_xlabel({"batch": "rows of a batch", "width": "width of the layers"}[sweep])
+    top.set_title(f"{fixed} {table['setting'][fixed]}: same cost at {sweep} {_short(cross)}", loc="left", fontsize=11)
+    _scale(top, below, sweep, x, rows)
 
 
 def _points(ax: Any, x: list[float], values: list[dict[str, float]], colour: str, main: bool, label: str) -> None:
@@ -219,7 +209,7 @@ def _scale(top: Any, below: Any, sweep: str, x: list[float], rows: list[dict[str
         ax.set_ylim(low, high)
         ax.minorticks_off()
         ax.grid(alpha=0.25, lw=0.5)
-        ax.spines[["top", "right"]].set_visible(False)
+        frame(ax)
     shown = [tick for tick in TICKS[sweep] if left <= tick <= right]
     below.set_xticks(shown, [f"{tick:,}" for tick in shown])
 
@@ -233,11 +223,3 @@ def _limits(ax: Any, left: float, right: float) -> tuple[float, float]:
         if len(line.get_xdata()) > 2 and left <= x <= right
     ]
     return min(seen) / 1.2, max(seen) * 1.2
-
-
-if __name__ == "__main__":
-    folder = sys.argv[1] if len(sys.argv) > 1 else None
-    page, (result, _) = Page(140), places("crossover", folder)
-    results = read(result)
-    show(results, page)
-    publish("crossover", folder, results, page, draw)

@@ -10,27 +10,41 @@ it (`--schedule auto`). Prints a table, writes results/limits.h5 and jobs/figure
 
 import argparse
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from jobs.bench.report import provenance
-from jobs.experiments.store import Page, publish
+from jobs.lib.experiment import Experiment, Table, experiment
+from jobs.lib.page import Page, make_table
+from jobs.lib.plot import figure, frame
+from jobs.lib.provenance import provenance
 from ringtmp.schedule.plan import build
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.simulate.planner import AHEAD
 
-HERE = Path(__file__).resolve().parent
 SEEDS, STEPS, PIECES = 3, 24, 4
 SLOPES, BASES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0), (1, 2, 4)  # forwards ahead: slope x ranks to the right + base
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A ring: latency in units of an action, how much actions vary, which rank takes how many times as long, memory."""
+    """A simulated ring.
+
+    Parameters
+    ----------
+    ranks, micro_batches : int
+    latency : float
+        Of a message, in units of an action.
+    jitter : float
+        Relative standard deviation of the duration of actions.
+    slow : float
+        How many times as long the middle rank takes (1: as long as the others).
+    most : int
+        Bound of the micro-batches that a rank may hold, in units of `ranks`.
+    """
 
     ranks: int
     micro_batches: int
@@ -107,94 +121,82 @@ def sweep(setting: Setting) -> dict[str, Any]:
     }
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """The rule against the best fixed limits, and against 1F1B."""
-    rows = found["rows"]
-    import matplotlib as mpl
+@experiment
+class Limits(Experiment):
+    """Idle share of the best fixed limits, of the rule by itself, and of the best plans."""
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    name, order, width = "limits", 100, 130
+    about = "what the local rule finds by itself beside the best fixed limits (simulated)"
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    for jitter, colour in ((0.0, "#0072B2"), (0.1, "#E69F00"), (0.3, "#D55E00")):
-        some = [row for row in rows if row["jitter"] == jitter]
-        best, own = [100 * r["best_idle"] for r in some], [100 * r["rule"] for r in some]
-        axes[0].scatter(best, own, s=14, alpha=0.7, color=colour, label=f"jitter {jitter:.0%}")
-        ahead = [100 * (r["rule"] - min(r["zb-h1"], r["zb-h2"])) for r in some]
-        axes[1].hist(ahead, bins=np.arange(-20, 6, 1), alpha=0.6, color=colour, label=f"jitter {jitter:.0%}")
-    top = max(100 * r["rule"] for r in rows) + 2
-    axes[0].plot([0, top], [0, top], color="black", linewidth=0.8)
-    axes[0].plot([0, top - 1], [1, top], color="black", linewidth=0.8, linestyle=":", label="1 point more")
-    axes[0].set(xlabel="best fixed limits, idle %", ylabel="the rule by itself, idle %")
-    axes[0].set_title("What the rule finds by itself (simulated)", loc="left", fontsize=10)
-    axes[1].set(xlabel="points of idle, rule minus best zero-bubble plan (less is better)", ylabel="settings")
-    axes[1].set_title("The rule beside ZB-H1 and ZB-H2 (simulated)", loc="left", fontsize=10)
-    for ax in axes:
-        ax.legend(frameon=False, fontsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    def measure(self, options: argparse.Namespace, table: Table, save: Callable[[], None]) -> None:
+        """Sweep; --quick: a few settings only."""
+        rows = []
+        every = settings(options.quick)
+        for number, setting in enumerate(every):
+            rows.append(sweep(setting))
+            if number % 36 == 35:
+                print(f"{number + 1} of {len(every)} settings", flush=True)
+        table.clear()
+        table |= {"provenance": provenance(links="simulated", pace="simulated"), "rows": rows}
 
-
-def main() -> None:
-    """Sweep, print, write."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="a few settings only; written to --out alone")
-    arguments.add_argument("--out", help="folder for limits.h5 and limits.png, instead of those of the project")
-    options = arguments.parse_args()
-    quick = options.quick
-    rows = []
-    every = settings(quick)
-    for number, setting in enumerate(every):
-        rows.append(sweep(setting))
-        if number % 36 == 35:
-            print(f"{number + 1} of {len(every)} settings", flush=True)
-    table = Table(title="Idle share, chained steps, simulated; latency in actions", title_justify="left")
-    for head in (
-        "p",
-        "m",
-        "may hold",
-        "latency",
-        "jitter",
-        "slow rank",
-        "best fixed limits",
-        "best",
-        "rule",
-        "1F1B",
-        "ZB-H2",
-    ):
-        table.add_column(head, justify="right")
-    worst = sorted(rows, key=lambda row: -row["points"])
-    for row in worst[:15] + [
-        row for row in rows if row["latency"] == 0.05 and row["slow"] == 1.0 and row not in worst[:15]
-    ]:
-        shares = [row["best_idle"], row["rule"], row["auto"], row["1f1b"], row["zb-h2"]]
-        table.add_row(
-            str(row["ranks"]),
-            str(row["micro_batches"]),
-            str(row["most"]),
-            f"{row['latency']:g}",
-            f"{row['jitter']:.0%}",
-            f"x {row['slow']:g}",
-            row["best"],
-            *(f"{share:.1%}" for share in shares),
+    def show(self, table: Table, page: Page) -> None:
+        """The worst settings, and those without a slow rank."""
+        rows = table["rows"]
+        heads = (
+            "p",
+            "m",
+            "may hold",
+            "latency",
+            "jitter",
+            "slow rank",
+            "best fixed limits",
+            "best",
+            "rule",
+            "1F1B",
+            "ZB-H2",
         )
-    page = Page(130)
-    page.print(table)
-    for name, key in (("rule by itself", "points"), ("limits that auto picks", "auto_points")):
-        over = np.array([row[key] for row in rows])
-        print(
-            f"{name} minus best found, points: median {np.median(over):.2f}, 95 % {np.percentile(over, 95):.2f}, "
-            f"worst {max(over):.2f}; within 1 point in {np.mean(over <= 1):.1%} of {len(rows)} settings"
-        )
-    if options.out or not quick:
-        publish(
-            "limits",
-            options.out,
-            {"provenance": provenance(links="simulated", pace="simulated"), "rows": rows},
-            page,
-            draw,
-        )
+        shown = make_table("Idle share, chained steps, simulated; latency in actions", heads)
+        worst = sorted(rows, key=lambda row: -row["points"])
+        for row in worst[:15] + [
+            row for row in rows if row["latency"] == 0.05 and row["slow"] == 1.0 and row not in worst[:15]
+        ]:
+            shares = [row["best_idle"], row["rule"], row["auto"], row["1f1b"], row["zb-h2"]]
+            shown.add_row(
+                str(row["ranks"]),
+                str(row["micro_batches"]),
+                str(row["most"]),
+                f"{row['latency']:g}",
+                f"{row['jitter']:.0%}",
+                f"x {row['slow']:g}",
+                row["best"],
+                *(f"{share:.1%}" for share in shares),
+            )
+        page.print(shown)
+        for name, key in (("rule by itself", "points"), ("limits that auto picks", "auto_points")):
+            over = np.array([row[key] for row in rows])
+            print(
+                f"{name} minus best found, points: median {np.median(over):.2f}, 95 % {np.percentile(over, 95):.2f}, "
+                f"worst {max(over):.2f}; within 1 point in {np.mean(over <= 1):.1%} of {len(rows)} settings"
+            )
 
-
-if __name__ == "__main__":
-    main()
+    def draw(self, table: Table, path: Path) -> None:
+        """The rule against the best fixed limits, and against 1F1B."""
+        rows = table["rows"]
+        with figure(path, 1, 2, 120, figsize=(11, 4.6)) as (_, grid):
+            axes = grid[0]
+            for jitter, colour in ((0.0, "#0072B2"), (0.1, "#E69F00"), (0.3, "#D55E00")):
+                some = [row for row in rows if row["jitter"] == jitter]
+                best, own = [100 * r["best_idle"] for r in some], [100 * r["rule"] for r in some]
+                axes[0].scatter(best, own, s=14, alpha=0.7, color=colour, label=f"jitter {jitter:.0%}")
+                ahead = [100 * (r["rule"] - min(r["zb-h1"], r["zb-h2"])) for r in some]
+                axes[1].hist(ahead, bins=np.arange(-20, 6, 1), alpha=0.6, color=colour, label=f"jitter {jitter:.0%}")
+            top = max(100 * r["rule"] for r in rows) + 2
+            axes[0].plot([0, top], [0, top], color="black", linewidth=0.8)
+            axes[0].plot([0, top - 1], [1, top], color="black", linewidth=0.8, linestyle=":", label="1 point more")
+            axes[0].set(xlabel="best fixed limits, idle %", ylabel="the rule by itself, idle %")
+            axes[0].set_title("What the rule finds by itself (simulated)", loc="left", fontsize=10)
+            axes[1].set(xlabel="points of idle, rule minus best zero-bubble plan (less is better)", ylabel="settings")
+            axes[1].set_title("The rule beside ZB-H1 and ZB-H2 (simulated)", loc="left", fontsize=10)
+            for ax in axes:
+                ax.legend(frameon=False, fontsize=8)
+                frame(ax)

@@ -11,17 +11,17 @@ may hold p or any number; a chained one the same with p held, and max(3 m, 2 m +
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import product
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from jobs.bench.report import provenance
-from jobs.experiments.store import Page, publish
+from jobs.lib.experiment import Experiment, Table, experiment
+from jobs.lib.page import Page, make_table
+from jobs.lib.provenance import provenance
 from ringtmp.schedule.plan import SCHEDULES, Plan, build
 from ringtmp.simulate.pipeline import Scene, simulate
 
@@ -134,40 +134,6 @@ def rows(ranks: Iterable[int] = (2, 3, 4), micro_batches: Iterable[int] = MICRO_
     return table
 
 
-def main() -> None:
-    """Search, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the same: it takes seconds; written to --out alone")
-    parser.add_argument("--out", help="folder for optimum.h5 and optimum.md, instead of that of the project")
-    options = parser.parse_args()
-    found = rows()
-    table = Table(title="Time of a step, single and chained: the optimum, and what is lost to it", title_justify="left")
-    for column in ("p", "m", "held", "optimum", *NAMES, RULE):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in found:
-        best, cap = row["optimum"], row["cap"]
-        cells = [f"{best['makespan']:g} {best['period']:g}"]
-        cells += [_lost(row[name], best) for name in (*NAMES, RULE)]
-        table.add_row(
-            str(row["ranks"]),
-            str(row["micro_batches"]),
-            "any" if cap is None else f"<= {cap}",
-            *cells,
-            end_section=cap is None,
-        )
-    page = Page(120)
-    page.print(table)
-    print("=: none; -: holds more. All times in units of F = I = W = 1.")
-    if options.out or not options.quick:
-        publish(
-            "optimum",
-            options.out,
-            {"provenance": provenance(links="simulated", pace="simulated"), "rows": found},
-            page,
-            None,
-        )
-
-
 def _lost(figures: dict[str, float] | None, best: dict[str, float]) -> str:
     if figures is None:
         return "-"
@@ -175,5 +141,34 @@ def _lost(figures: dict[str, float] | None, best: dict[str, float]) -> str:
     return " ".join(f"+{each:g}" for each in lost) if any(lost) else "="
 
 
-if __name__ == "__main__":
-    main()
+@experiment
+class Optimum(Experiment):
+    """The optimum of every small case, and what each schedule and the rule lose to it."""
+
+    name, about, order = "optimum", "how far each schedule is from the true optimum of tiny rings", 110
+    pictured = False
+
+    def measure(self, options: argparse.Namespace, table: Table, save: Callable[[], None]) -> None:
+        """Search; --quick does the same, since all takes seconds."""
+        table.clear()
+        table |= {"provenance": provenance(links="simulated", pace="simulated"), "rows": rows()}
+
+    def show(self, table: Table, page: Page) -> None:
+        """A line for each case."""
+        heads = ("p", "m", "held", "optimum", *NAMES, RULE)
+        shown = make_table("Time of a step, single and chained: the optimum, and what is lost to it", heads)
+        for column in shown.columns:
+            column.no_wrap = True
+        for row in table["rows"]:
+            best, cap = row["optimum"], row["cap"]
+            cells = [f"{best['makespan']:g} {best['period']:g}"]
+            cells += [_lost(row[name], best) for name in (*NAMES, RULE)]
+            shown.add_row(
+                str(row["ranks"]),
+                str(row["micro_batches"]),
+                "any" if cap is None else f"<= {cap}",
+                *cells,
+                end_section=cap is None,
+            )
+        page.print(shown)
+        print("=: none; -: holds more. All times in units of F = I = W = 1.")

@@ -1,6 +1,6 @@
 """Progress per iteration: the loss against samples and updates, of parameter servers and rings, synchronous or not.
 
-Usage: python -m jobs.experiments.progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out FOLDER]
+Usage: python -m jobs.experiments progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out FOLDER]
 
 All ways train the same network from the same start values on the same batches in the same order, on as many ranks:
 `ps.train` with bsp, ssp (staleness 3) and asp, rank 0 serving all others; the ring in ready mode, which is synchronous;
@@ -19,15 +19,13 @@ update. How many updates there are, and how old the weights of their gradients w
 The loss of a step is that on its own samples, before it, with the weights that those who computed it had. Tests come
 every second epoch, since the PipeDream ring must run dry for each; in asp and ssp every worker tests its share of the
 test samples with its own newest weights. Prints the table, writes results/progress.h5 and
-jobs/figures/progress.png; `python -m jobs.experiments.progress_figure` draws and prints both again.
+jobs/figures/progress.png.
 """
 
 import argparse
-import json
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from math import inf, isfinite
@@ -37,9 +35,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jobs.bench.report import provenance, run_json
-from jobs.experiments.progress_figure import draw, show
-from jobs.experiments.store import Page, plain, publish
+from jobs.experiments import progress_figure
+from jobs.lib.compare import quartiles
+from jobs.lib.experiment import Claim, Experiment, Table, experiment
+from jobs.lib.launch import LaunchFailed, launch
+from jobs.lib.page import Page
+from jobs.lib.provenance import provenance
+from jobs.lib.ways import Way, chosen
 from ringtmp.analysis import open_run
 from ringtmp.analysis.reader import staleness
 from ringtmp.data.dataset import open_data
@@ -52,26 +54,8 @@ GRID = {"momentum": 2e-4, "sgd": 2e-3, "adam": 4e-5, "adamw": 4e-5}  # the least
 FACTOR, RATES = 2.5, 6  # to the next one, and how many
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to train: `program` is `ps` or `ring`."""
-
-    name: str
-    program: str
-    settings: dict[str, Any]
-
-
-WAYS = (
-    Way("bsp", "ps", {"consistency": "bsp"}),
-    Way("ssp 3", "ps", {"consistency": "ssp", "staleness": 3}),
-    Way("asp", "ps", {"consistency": "asp"}),
-    Way("ring synchronous", "ring", {"mode": "ready"}),
-    Way("ring PipeDream", "ring", {"schedule": "pipedream"}),
-    Way("ring PipeDream m=1", "ring", {"schedule": "pipedream", "micro_batches": 1}),
-    Way("ring 2BW", "ring", {"schedule": "2bw"}),
-)
-
-
+WAYS = chosen("bsp", "ssp", "asp", "ring", "pipedream", "pipedream-1", "2bw")
+BSP, RING = "server bsp", "ring"
 Trial = tuple[Way, float, int]  # with a learning rate and a seed
 
 
@@ -131,20 +115,6 @@ class Setting:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def train_all(program: str, runs: Sequence[dict[str, Any]]) -> None:
-    """Several runs, one after the other, and a last line for `run_json`. Collective over the world."""
-    from mpi4py import MPI
-
-    import ps.trainer
-    import ringtmp.ring.trainer
-
-    train = ps.trainer.train if program == "ps" else ringtmp.ring.trainer.train
-    for each in runs:
-        train(progress=False, **each)
-    if MPI.COMM_WORLD.rank == 0:
-        print("{}")
-
-
 def train_each(setting: Setting, tried: Sequence[Trial], trace: bool) -> Iterator[dict[str, Any]]:
     """Train as all of `tried` say, ways of one program, several in one launch; yield what came of each.
 
@@ -157,8 +127,8 @@ def train_each(setting: Setting, tried: Sequence[Trial], trace: bool) -> Iterato
             last, failed = min(first + PER_LAUNCH, len(tried)), False
             runs = [setting.run(*tried[n], trace) | {"out": out, "name": folders[n].name} for n in range(first, last)]
             try:
-                run_json("jobs.experiments.progress", {"program": tried[0][0].program, "runs": runs}, setting.ranks)
-            except SystemExit:
+                launch(setting.ranks, [{"trainer": tried[0][0].trainer, "train": run} for run in runs])
+            except LaunchFailed:
                 begun = [n for n in range(first, last) if folders[n].exists()]
                 if not begun or not diverged(folders[begun[-1]]):
                     raise
@@ -169,7 +139,7 @@ def train_each(setting: Setting, tried: Sequence[Trial], trace: bool) -> Iterato
                     found: dict[str, Any] = {"train_loss": inf, "loss": [], "tests": []}
                 else:
                     found = read(folders[n], trace, setting)
-                yield {"way": way.name, "lr": rate, "seed": seed, **found}
+                yield {"way": way.label, "lr": rate, "seed": seed, **found}
             first = last
 
 
@@ -242,11 +212,6 @@ def steps_to(losses: Sequence[float], target: float, window: int = WINDOW) -> fl
     return float(reached[0] + window) if len(reached) else inf
 
 
-def quartiles(values: Sequence[float]) -> list[float]:
-    """Median and quartiles, each one of the values (some may be infinite)."""
-    return [float(np.percentile(values, q, method="nearest")) for q in (50, 25, 75)]
-
-
 def beyond(mine: Sequence[float], theirs: Sequence[float]) -> int:
     """1 or -1 if values are more or less than others' beyond the spread, else 0.
 
@@ -297,80 +262,109 @@ def tabulate(setting: dict[str, Any], rates: dict[str, float], runs: Sequence[di
     return rows
 
 
-def main() -> None:
-    """Tune, train, print, write, draw."""
-    setting, options = read_flags()
-    began = time.perf_counter()
-    trials: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    rates: dict[str, float] = {}
-    ways = [way for way in WAYS if options.only in way.name]
-    budget = list(product(setting.rates, setting.tuning_seeds))
-    total = len(ways) * (len(budget) + len(setting.seeds))
-    print(
-        f"{total} runs of {setting.epochs * setting.steps_per_epoch} steps on {setting.ranks} ranks; nodes of "
-        f"{setting.pace:g} GFLOP/s, {setting.milliseconds:g} ms for a worker's step",
-        flush=True,
-    )
+@experiment
+class Progress(Experiment):
+    """Losses against samples, of each way with its own tuned learning rate."""
 
-    def train(tried: Sequence[Trial], into: list[dict[str, Any]], trace: bool) -> None:
-        for found in train_each(setting, tried, trace):
-            into.append(found)
-            took = f" ({found['seconds']:.1f} s)" if "seconds" in found else ""
-            print(
-                f"{len(trials) + len(runs)}/{total} {time.perf_counter() - began:.0f} s  {found['way']}, "
-                f"lr {found['lr']:g}, seed {found['seed']}: loss {found['train_loss']:.4f}{took}",
-                flush=True,
-            )
+    name, order, width = "progress", 20, 160
+    about = "loss per iteration, per sample and per second, each way tuned, several seeds"
 
-    for program in dict.fromkeys(way.program for way in ways):
-        some = [way for way in ways if way.program == program]
-        train([(way, *each) for way in some for each in budget], trials, False)
-        for way in some:
-            rates[way.name] = best_rate([trial for trial in trials if trial["way"] == way.name])
-        train([(way, rates[way.name], seed) for way in some for seed in setting.seeds], runs, True)
-    facts = asdict(setting)
-    seconds = time.perf_counter() - began
-    table = {
-        "provenance": provenance(seconds=round(seconds, 1), runs=total, pace=f"{setting.pace:g}"),
-        "setting": facts,
-        "ways": [asdict(way) for way in ways],
-        "rows": tabulate(facts, rates, runs),
-        "tuning": [{key: trial[key] for key in ("way", "lr", "seed", "train_loss")} for trial in trials],
-        "runs": runs,
-    }
-    table, page = plain(table), Page(160)
-    show(table, page)
-    if options.out or not (options.quick or options.only):
-        publish("progress", options.out, table, page, draw)
-    print(f"{seconds:.0f} s")
+    def keeps(self, options: argparse.Namespace) -> bool:
+        """Not where only some ways are trained."""
+        return bool(options.out) or not (options.quick or options.only)
+
+    def flags(self, parser: argparse.ArgumentParser) -> None:
+        """Network, data, nodes, and what is tried."""
+
+        def numbers(text: str) -> list[float]:
+            return [float(part) for part in text.split(",")]
+
+        parser.add_argument("--only", default="", help="ways whose name holds this text; written to --out alone")
+        parser.add_argument("--ranks", type=int, default=8, help="of the ring; the servers' have one worker less")
+        parser.add_argument("--data", default="digits", help="such as ../shared/data/mnist")
+        parser.add_argument("--model", default="mlp:64-128x7-10", help="a layer for each rank at least")
+        parser.add_argument(
+            "--batch", type=int, default=56, help="samples of a step; 7 workers and 8 micro-batches share 56 evenly"
+        )
+        parser.add_argument("--optimizer", choices=GRID, default="momentum")
+        parser.add_argument("--epochs", type=int, help="default: 6; quick: 2")
+        parser.add_argument("--milliseconds", type=float, default=12.0, help="of a worker's step on its emulated node")
+        parser.add_argument("--jitter", type=float, default=0.3)
+        parser.add_argument("--rates", type=numbers, help="learning rates that are tried for every way")
+        parser.add_argument("--targets", type=numbers, default=[0.5, 0.2], help="losses to reach")
+
+    def measure(self, options: argparse.Namespace, table: Table, save: Callable[[], None]) -> None:
+        """Tune, then train; --quick: few rates, seeds and steps."""
+        setting = _setting(options)
+        began = time.perf_counter()
+        trials: list[dict[str, Any]] = []
+        runs: list[dict[str, Any]] = []
+        rates: dict[str, float] = {}
+        ways = [way for way in WAYS.values() if options.only in way.label]
+        budget = list(product(setting.rates, setting.tuning_seeds))
+        total = len(ways) * (len(budget) + len(setting.seeds))
+        print(
+            f"{total} runs of {setting.epochs * setting.steps_per_epoch} steps on {setting.ranks} ranks; nodes of "
+            f"{setting.pace:g} GFLOP/s, {setting.milliseconds:g} ms for a worker's step",
+            flush=True,
+        )
+
+        def train(tried: Sequence[Trial], into: list[dict[str, Any]], trace: bool) -> None:
+            for found in train_each(setting, tried, trace):
+                into.append(found)
+                took = f" ({found['seconds']:.1f} s)" if "seconds" in found else ""
+                print(
+                    f"{len(trials) + len(runs)}/{total} {time.perf_counter() - began:.0f} s  {found['way']}, "
+                    f"lr {found['lr']:g}, seed {found['seed']}: loss {found['train_loss']:.4f}{took}",
+                    flush=True,
+                )
+
+        for trainer in dict.fromkeys(way.trainer for way in ways):
+            some = [way for way in ways if way.trainer == trainer]
+            train([(way, *each) for way in some for each in budget], trials, False)
+            for way in some:
+                rates[way.label] = best_rate([trial for trial in trials if trial["way"] == way.label])
+            train([(way, rates[way.label], seed) for way in some for seed in setting.seeds], runs, True)
+        facts = asdict(setting)
+        seconds = time.perf_counter() - began
+        table.clear()
+        table |= {
+            "provenance": provenance(seconds=round(seconds, 1), runs=total, pace=f"{setting.pace:g}"),
+            "setting": facts,
+            "ways": [{"name": way.label, "program": way.trainer, "settings": dict(way.settings)} for way in ways],
+            "rows": tabulate(facts, rates, runs),
+            "tuning": [{key: trial[key] for key in ("way", "lr", "seed", "train_loss")} for trial in trials],
+            "runs": runs,
+        }
+
+    def show(self, table: Table, page: Page) -> None:
+        """What each way reached, what it took, and what differs beyond the spread."""
+        progress_figure.show(table, page)
+
+    def draw(self, table: Table, path: Path) -> None:
+        """Loss against samples and updates, tests against samples, and what tuning saw."""
+        progress_figure.draw(table, path)
+
+    def claims(self, table: Table) -> list[Claim]:
+        """Samples until the last target, beside bsp."""
+        rows = {row["way"]: row for row in table["rows"]}
+        keys = [key for key in rows.get(BSP, {}) if key.startswith("samples to ") and key.endswith(f": times {BSP}")]
+        if not keys or RING not in rows:
+            return []
+        key = keys[-1]
+
+        def times(way: str) -> str:
+            median = rows[way][key][0]
+            return "never" if median is None else f"{median:.2f}"
+
+        others = ", ".join(f"{way} {times(way)}" for way in rows if way not in (BSP, RING))
+        target = key.split(":")[0].removeprefix("samples to ")
+        text = f"until a loss of {target} the ring needs {times(RING)} times the samples of {BSP}"
+        return [Claim(text, others, "emulated nodes", self.name)]
 
 
-def read_flags() -> tuple[Setting, argparse.Namespace]:
-    """The setting, and what else is asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def numbers(text: str) -> list[float]:
-        return [float(part) for part in text.split(",")]
-
-    parser.add_argument(
-        "--quick", action="store_true", help="few rates, seeds and steps; nothing is written but to --out"
-    )
-    parser.add_argument("--only", default="", help="ways whose name holds this text; written to --out alone")
-    parser.add_argument("--ranks", type=int, default=8, help="of the ring; the servers' have one worker less")
-    parser.add_argument("--data", default="digits", help="such as ../shared/data/mnist")
-    parser.add_argument("--model", default="mlp:64-128x7-10", help="a layer for each rank at least")
-    parser.add_argument(
-        "--batch", type=int, default=56, help="samples of a step; 7 workers and 8 micro-batches share 56 evenly"
-    )
-    parser.add_argument("--optimizer", choices=GRID, default="momentum")
-    parser.add_argument("--epochs", type=int, help="default: 6; quick: 2")
-    parser.add_argument("--milliseconds", type=float, default=12.0, help="of a worker's step on its emulated node")
-    parser.add_argument("--jitter", type=float, default=0.3)
-    parser.add_argument("--rates", type=numbers, help="learning rates that are tried for every way")
-    parser.add_argument("--targets", type=numbers, default=[0.5, 0.2], help="losses to reach")
-    parser.add_argument("--out", help="folder for progress.h5 and progress.png, instead of those of the project")
-    options = parser.parse_args()
+def _setting(options: argparse.Namespace) -> Setting:
+    """What the command line says."""
     quick, least = options.quick, GRID[options.optimizer]
     rates = options.rates or [float(f"{least * FACTOR**n:.3g}") for n in ((2, 4) if quick else range(RATES))]
     epochs = options.epochs or (2 if quick else 6)
@@ -389,12 +383,4 @@ def read_flags() -> tuple[Setting, argparse.Namespace]:
         [100] if quick else [100, 101, 102],
         [0, 1] if quick else [0, 1, 2, 3, 4],
         options.targets,
-    ), options
-
-
-if __name__ == "__main__":
-    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):  # a rank of a launch of `train_each`
-        asked = json.loads(sys.argv[1])
-        train_all(asked["program"], asked["runs"])
-    else:
-        main()
+    )

@@ -1,6 +1,6 @@
 """Survival under the clock: how fast a lost rank is back, what failures cost, and what each fault leaves.
 
-Usage: python -m jobs.experiments.resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out FOLDER]
+Usage: python -m jobs.experiments resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out FOLDER]
 
 recovery    From the kill of a rank to the first new step, as seen from outside, and by phase: clear, start, agree,
             split, restore, redo as the run itself tells; detect is what remains until it tells. 4 ranks on nodes
@@ -14,8 +14,8 @@ efficiency  Useful steps per wall time against the undisturbed run of the same c
             undisturbed run takes the checkpoints of the longest mean.
 outcomes    What role x fault leaves: `jobs.experiments.resilience_outcomes`.
 
-Writes results/survive.h5 (each part anew, the others are kept) and jobs/figures/survive.png; --quick takes small and
-few runs and writes to --out alone. `python -m jobs.experiments.resilience_figure` draws and prints both again.
+Writes results/resilience.h5 (each part anew, the others are kept) and jobs/figures/resilience.png; --quick takes small and
+few runs and writes to --out alone.
 """
 
 import argparse
@@ -25,59 +25,52 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from jobs.bench.report import provenance
-from jobs.experiments.faults import open_mpi, poisson
-from jobs.experiments.resilience_figure import draw, show
-from jobs.experiments.resilience_outcomes import outcomes
-from jobs.experiments.resilience_runs import (
-    BSP,
-    RING,
-    TRAINERS,
-    Course,
-    Trainer,
+from jobs.experiments import resilience_figure
+from jobs.experiments.resilience_outcomes import BSP, RING, outcomes
+from jobs.lib.compare import quartiles
+from jobs.lib.experiment import Claim, Experiment, Table, experiment
+from jobs.lib.page import Page
+from jobs.lib.provenance import provenance
+from jobs.lib.strikes import poisson
+from jobs.lib.struck_job import open_mpi
+from jobs.lib.supervised_runs import Course, Recovery, heal, loaded, lose_node, paced, place, relaunch, run_through
+from jobs.lib.watch import (
     Watch,
-    Way,
     efficiency,
     expected,
     fell_back,
-    heal,
-    loaded,
-    lose_node,
     lost_seconds,
-    paced,
     per_second,
-    place,
-    quartiles,
     rate,
     recoveries_told,
-    relaunch,
-    run_through,
     useful,
 )
-from jobs.experiments.store import Page, places, plain, publish, read, write
+from jobs.lib.ways import WAYS, Way
 from ringtmp.resilience.incident import PHASES
 
-WAYS = (
-    Way("relaunch, standby", relaunch("--standby", "on"), True, 2.0),
-    Way("relaunch", relaunch("--standby", "off"), False, 2.0),
-    Way("within the job (ULFM)", heal, False, 0.5, kills=1),
+RECOVERIES = (
+    Recovery("relaunch, standby", relaunch("--standby", "on"), True, 2.0),
+    Recovery("relaunch", relaunch("--standby", "off"), False, 2.0),
+    Recovery("within the job (ULFM)", heal, False, 0.5, kills=1),
 )
+COMPARED = (RING, BSP, WAYS["ssp"], WAYS["asp"])
 SIZES = {"small": "mlp:64-48x7-10", "100 MB": "mlp:64-1024x9-10"}
 AIM_RATE, AIM_EFFICIENCY = 0.95, 0.81
-Table = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
 
 
 # ---- recovery time --------------------------------------------------------------------------------------------------
 
 
-def recovery(quick: bool) -> Table:
+def recovery(quick: bool) -> Rows:
     """Kill ranks one after the other, and read how long it took until the first new step."""
     rows = []
     for size, model in SIZES.items():
-        for way in WAYS:
-            if quick and (size, way) != ("small", WAYS[0]):
+        for way in RECOVERIES:
+            if quick and (size, way) != ("small", RECOVERIES[0]):
                 continue
             if way.kills and not open_mpi():
                 _say(f"recovery, {size}, {way.name}: left out; make setup MPI=openmpi makes the environment for it")
@@ -91,7 +84,7 @@ def recovery(quick: bool) -> Table:
     return rows
 
 
-def _recover(way: Way, model: str, kills: int) -> dict[str, Any]:
+def _recover(way: Recovery, model: str, kills: int) -> dict[str, Any]:
     flags = [
         "--model",
         model,
@@ -122,13 +115,13 @@ def _recover(way: Way, model: str, kills: int) -> dict[str, Any]:
         "kills": len(totals),
         "stood_by": sum(ready),
         "again_at_most": max(again for _, again in told),
-        "total": quartiles(totals),
-        "phases": {phase: quartiles(values) for phase, values in phases.items()},
+        "total": quartiles(totals, interpolate=True),
+        "phases": {phase: quartiles(values, interpolate=True) for phase, values in phases.items()},
     }
 
 
 def _strike(
-    way: Way, flags: list[str], kills: int, draw: random.Random
+    way: Recovery, flags: list[str], kills: int, draw: random.Random
 ) -> tuple[list[float], list[tuple[dict[str, float], int]], list[bool]]:
     """In one run: seconds to each first new step, seconds by phase and steps made again, whether others stood by."""
     kills_at: list[float] = []
@@ -168,7 +161,7 @@ def _strike(
 # ---- throughput after a loss ----------------------------------------------------------------------------------------
 
 
-def throughput(quick: bool) -> Table:
+def throughput(quick: bool) -> Rows:
     """Steps a second before and after one of R nodes is gone for good."""
     rows = []
     for ranks, layers in ((4, 12), (8, 56)):
@@ -225,22 +218,22 @@ def throughput(quick: bool) -> Table:
 # ---- efficiency under failures --------------------------------------------------------------------------------------
 
 
-def efficiencies(quick: bool) -> Table:
+def efficiencies(quick: bool) -> Rows:
     """Useful steps per wall time with failures at random, against the undisturbed run."""
     ranks, step = 4, 0.06
     means, length, seeds = ([10.0], 8.0, [1]) if quick else ([60.0, 30.0, 15.0], 100.0, [1])
     rows = []
-    for trainer in (RING, BSP) if quick else TRAINERS:
-        calm = _course(trainer, ranks, step, 4.0 if quick else 60.0, means[0], [], 1e9)
+    for way in COMPARED[:2] if quick else COMPARED:
+        calm = _course(way, ranks, step, 4.0 if quick else 60.0, means[0], [], 1e9)
         alone = calm.rate
-        _say(f"efficiency, {trainer.name}: {alone:.2f} steps/s undisturbed")
+        _say(f"efficiency, {way.label}: {alone:.2f} steps/s undisturbed")
         for mean in means:
             for seed in seeds:
                 schedule = poisson(mean, 50 * length, ranks, seed)
-                course = _course(trainer, ranks, step, length, mean, schedule, alone)
-                rows.append(_row(trainer, course, mean, seed, alone, quick))
+                course = _course(way, ranks, step, length, mean, schedule, alone)
+                rows.append(_row(way, course, mean, seed, alone, quick))
                 _say(
-                    f"efficiency, {trainer.name}, a failure in {mean:g} s: {rows[-1]['efficiency']:.1%} with "
+                    f"efficiency, {way.label}, a failure in {mean:g} s: {rows[-1]['efficiency']:.1%} with "
                     f"{rows[-1]['kills']} kills in {rows[-1]['seconds']:.0f} s; {rows[-1]['cost']:.2f} s each, so "
                     f"{rows[-1]['expected']:.1%} in the long run"
                 )
@@ -248,7 +241,7 @@ def efficiencies(quick: bool) -> Table:
 
 
 def _course(
-    trainer: Trainer,
+    way: Way,
     ranks: int,
     step: float,
     length: float,
@@ -259,14 +252,14 @@ def _course(
     """A run that undisturbed, at `alone` steps a second if that is known, lasts so long."""
     # All nodes are alike: a worker's share of a batch takes the seconds of a step; the ring has one node more.
     flags = paced(12, step, 1 / (ranks - 1), max(20, round(length * min(alone, 1 / step))), mtbf=mean)
-    return run_through(trainer, ranks, flags, schedule, 20 * length + 120)
+    return run_through(way, ranks, flags, schedule, 20 * length + 120)
 
 
-def _row(trainer: Trainer, course: Course, mean: float, seed: int, alone: float, quick: bool) -> dict[str, Any]:
+def _row(way: Way, course: Course, mean: float, seed: int, alone: float, quick: bool) -> dict[str, Any]:
     share, kills = efficiency(course.rate, alone), len(course.strikes)
     cost = lost_seconds(share, course.seconds, kills)
     return {
-        "way": trainer.name,
+        "way": way.label,
         "mean": mean,
         "seed": seed,
         "kills": kills,
@@ -278,16 +271,16 @@ def _row(trainer: Trainer, course: Course, mean: float, seed: int, alone: float,
         "expected": expected(cost, mean),
         "again": fell_back(course.moments),
         "finished": course.finished,
-        "aim": AIM_EFFICIENCY if trainer.ring and mean == 60 else None,
+        "aim": AIM_EFFICIENCY if way.trainer == "ring" and mean == 60 else None,
         "scaled": quick,
         "strikes": [at - course.begin for at in course.strikes],
         "course": per_second(course.moments, course.begin),
     }
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- the experiment --------------------------------------------------------------------------------------------------
 
-MEASURED: dict[str, Callable[[bool], Table]] = {
+MEASURED: dict[str, Callable[[bool], Rows]] = {
     "recovery": recovery,
     "throughput": throughput,
     "efficiency": efficiencies,
@@ -302,34 +295,61 @@ def _say(text: str) -> None:
 _BEGAN = time.perf_counter()
 
 
-def main() -> None:
-    """Measure, print, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(MEASURED), help="parts to measure, with commas between them")
-    parser.add_argument("--quick", action="store_true", help="few and short runs; nothing is written but to --out")
-    parser.add_argument("--out", help="folder for survive.h5 and survive.png, instead of those of the project")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
-    parts = options.only.split(",")
-    if unknown := [part for part in parts if part not in MEASURED]:
-        parser.error(f"--only: expected some of {', '.join(MEASURED)}, got {', '.join(unknown)}")
-    result, _ = places("survive", options.out)
-    table: dict[str, Any] = read(result) if result.exists() else {"provenance": {}}
-    for part in parts:
-        began = time.perf_counter()
-        table[part] = MEASURED[part](options.quick)
-        seconds = round(time.perf_counter() - began)
-        table["provenance"][part] = provenance(
-            seconds=seconds, quick=options.quick, pace="so that a step takes 0.06 to 0.2 s"
-        )
-        if options.out or not options.quick:
-            write(table, result)
-    table, page = plain(table), Page(150)
-    show(table, page)
-    if options.out or not options.quick:
-        publish("survive", options.out, table, page, draw)
-    _say("in all")
+@experiment
+class Resilience(Experiment):
+    """Recovery time, throughput after a loss, efficiency under failures, outcomes of faults."""
 
+    name, order, width = "resilience", 50, 150
+    about = "recovery by phase, throughput after a loss, efficiency under failures, outcomes"
 
-if __name__ == "__main__":
-    main()
+    def flags(self, parser: argparse.ArgumentParser) -> None:
+        """Which parts."""
+        parser.add_argument("--only", default=",".join(MEASURED), help="parts to measure, with commas between them")
+
+    def measure(self, options: argparse.Namespace, table: Table, save: Callable[[], None]) -> None:
+        """Part by part; --quick: few and short runs."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+        parts = options.only.split(",")
+        if unknown := [part for part in parts if part not in MEASURED]:
+            options.error(f"--only: expected some of {', '.join(MEASURED)}, got {', '.join(unknown)}")
+        origins = table.setdefault("provenance", {})
+        for part in parts:
+            began = time.perf_counter()
+            table[part] = MEASURED[part](options.quick)
+            seconds = round(time.perf_counter() - began)
+            pace = "so that a step takes 0.06 to 0.2 s"
+            origins[part] = provenance(seconds=seconds, quick=options.quick, pace=pace)
+            save()
+
+    def show(self, table: Table, page: Page) -> None:
+        """All parts that the table has."""
+        resilience_figure.show(table, page)
+
+    def draw(self, table: Table, path: Path) -> None:
+        """Throughput over time with kill marks; efficiency by failure rate; recovery by phase."""
+        resilience_figure.draw(table, path)
+
+    def claims(self, table: Table) -> list[Claim]:
+        """Efficiency under failures, and how many faults were survived."""
+        found = []
+        rows = table.get("efficiency", [])
+        for mean in sorted({row["mean"] for row in rows}, reverse=True):
+            share = {row["way"]: row["efficiency"] for row in rows if row["mean"] == mean}
+            others = ", ".join(f"{way} {value:.1%}" for way, value in share.items() if way != "ring")
+            text = f"a rank killed every {mean:g} s: the ring keeps {share['ring']:.1%} of its steps"
+            found.append(Claim(text, others, "emulated nodes, real kills", self.name))
+        if every := table.get("outcomes", []):
+            ours = [row for row in every if row["role"].startswith(("ring", "first"))]
+            theirs = [row for row in every if row not in ours]
+            alive, theirs_alive = (sum(bool(row["survived"]) for row in some) for some in (ours, theirs))
+            found.append(
+                Claim(
+                    f"{alive} of {len(ours)} faults of ring ranks survived, at most "
+                    f"{max(row['pause'] for row in ours):.1f} s without a step",
+                    f"of server and workers {theirs_alive} of {len(theirs)}, "
+                    f"at most {max(row['pause'] for row in theirs):.1f} s",
+                    "real faults",
+                    self.name,
+                )
+            )
+        return found

@@ -1,18 +1,14 @@
-"""The tables and the picture of `jobs.experiments.resilience`, made from its file of results.
+"""The tables and the figure of `jobs.experiments.resilience`."""
 
-Usage: python -m jobs.experiments.resilience_figure [FOLDER of survive.h5 and survive.png]
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from jobs.experiments.store import Page, places, publish, read
+from jobs.lib.page import Page, make_table
+from jobs.lib.plot import figure, frame
+from jobs.lib.ways import colour_of
 
-COLOURS = {"ring": "#d1495b", "bsp": "#30638e", "ssp 3": "#00a6a6", "asp": "#56b4e9"}
 PHASES = {
     "detect": "#7a1f2b",
     "clear": "#d1495b",
@@ -25,7 +21,7 @@ PHASES = {
 KILL = "#222222"
 
 
-def show(table: dict[str, Any], console: Console) -> None:
+def show(table: dict[str, Any], page: Page) -> None:
     """Print whatever parts the table has."""
     for part, print_it in (
         ("recovery", _recovery),
@@ -34,10 +30,10 @@ def show(table: dict[str, Any], console: Console) -> None:
         ("outcomes", _outcomes),
     ):
         if table.get(part):
-            console.print(print_it(table[part]))
+            page.print(print_it(table[part]))
     for part, origin in table["provenance"].items():
         quick = "; QUICK: small and few runs, no figures to cite" if origin["quick"] else ""
-        console.print(
+        page.print(
             f"{part}: {origin['date']}, {origin['commit']}, {origin['cpu']}, {origin['cores']} cores, load "
             f"{origin['load']:.1f}, {origin['seconds']} s{quick}",
             highlight=False,
@@ -45,10 +41,7 @@ def show(table: dict[str, Any], console: Console) -> None:
 
 
 def _columns(title: str, caption: str, *heads: str) -> Table:
-    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for number, head in enumerate(heads):
-        shown.add_column(head, justify="left" if not number else "right")
-    return shown
+    return make_table(title, heads, heads[:1], caption=caption)
 
 
 def _recovery(rows: list[dict[str, Any]]) -> Table:
@@ -175,35 +168,27 @@ def shown_mean(rows: list[dict[str, Any]]) -> float:
 
 def draw(table: dict[str, Any], path: Path) -> None:
     """Throughput over time with kill marks, one strip for each way; efficiency by failure rate; recovery by phase."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
     efficiency, recovery = table.get("efficiency") or [], table.get("recovery") or []
     mean = shown_mean(efficiency) if efficiency else 0.0
     strips = [row for row in efficiency if row["mean"] == mean]
     strips = list({row["way"]: row for row in reversed(strips)}.values())[::-1]  # one seed of each way
     number = max(2, len(strips))
-    figure = plt.figure(figsize=(14, 1.4 + 1.7 * max(number, 3)), layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1])  # each with spaces of its own
-    left, right = halves
-    _draw_strips(left, left.add_gridspec(number, 1), strips, mean)
-    grid = right.add_gridspec(2, 1)
-    if efficiency:
-        _draw_efficiency(right.add_subplot(grid[0]), efficiency)
-    if recovery:
-        _draw_recovery(right.add_subplot(grid[1]), recovery)
-    origins = table["provenance"]
-    quick = " (QUICK: small and few runs)" if any(origin["quick"] for origin in origins.values()) else ""
-    figure.suptitle(
-        "Killed ranks: 4 ranks under the supervisor, throughput and efficiency on emulated nodes, recovery "
-        f"with real computing{quick}",
-        fontsize=11,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with figure(path, 0, figsize=(14, 1.4 + 1.7 * max(number, 3))) as (made, _):
+        halves: Any = made.subfigures(1, 2, width_ratios=[1.75, 1])  # each with spaces of its own
+        left, right = halves
+        _draw_strips(left, left.add_gridspec(number, 1), strips, mean)
+        grid = right.add_gridspec(2, 1)
+        if efficiency:
+            _draw_efficiency(right.add_subplot(grid[0]), efficiency)
+        if recovery:
+            _draw_recovery(right.add_subplot(grid[1]), recovery)
+        origins = table["provenance"]
+        quick = " (QUICK: small and few runs)" if any(origin["quick"] for origin in origins.values()) else ""
+        made.suptitle(
+            "Killed ranks: 4 ranks under the supervisor, throughput and efficiency on emulated nodes, recovery "
+            f"with real computing{quick}",
+            fontsize=11,
+        )
 
 
 def _draw_strips(figure: Any, grid: Any, strips: list[dict[str, Any]], mean: float) -> None:
@@ -215,14 +200,14 @@ def _draw_strips(figure: Any, grid: Any, strips: list[dict[str, Any]], mean: flo
         ax = before = figure.add_subplot(grid[number], sharex=before)
         made = np.array(row["course"], float) / row["undisturbed"]
         edges = np.arange(len(made) + 1)
-        ax.stairs(made, edges, fill=True, color=COLOURS.get(row["way"], "#555555"), alpha=0.85, lw=0)
+        ax.stairs(made, edges, fill=True, color=colour_of(row["way"]), alpha=0.85, lw=0)
         ax.axhline(1, color="black", lw=0.7, ls=":")
         for at in row["strikes"]:
             ax.axvline(at, color=KILL, lw=0.8, alpha=0.7)
         ax.plot(row["strikes"], [1.38] * len(row["strikes"]), ls="", marker="v", ms=6, color=KILL, clip_on=False)
         ax.set(ylim=(0, 1.35), xlim=(0, longest), yticks=[0, 0.5, 1])
         ax.set_yticklabels(["0", "50 %", "100 %"])
-        ax.set_ylabel(row["way"], fontsize=11, color=COLOURS.get(row["way"], "#555555"), fontweight="bold")
+        ax.set_ylabel(row["way"], fontsize=11, color=colour_of(row["way"]), fontweight="bold")
         words = f"efficiency {row['efficiency']:.0%}; {_number(row['cost'], '.1f')} s lost by each kill"
         words += "" if row["finished"] else "; NOT FINISHED"
         ax.text(
@@ -235,7 +220,7 @@ def _draw_strips(figure: Any, grid: Any, strips: list[dict[str, Any]], mean: flo
             fontsize=9,
             bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
         )
-        ax.spines[["top", "right"]].set_visible(False)
+        frame(ax)
         ax.tick_params(labelbottom=number == len(strips) - 1)
         if not number:
             ax.set_title(
@@ -252,7 +237,7 @@ def _draw_strips(figure: Any, grid: Any, strips: list[dict[str, Any]], mean: flo
 def _draw_efficiency(ax: Any, rows: list[dict[str, Any]]) -> None:
     for way in dict.fromkeys(row["way"] for row in rows):
         some = sorted((row for row in rows if row["way"] == way), key=lambda row: row["mean"])
-        colour = COLOURS.get(way, "#555555")
+        colour = colour_of(way)
         means = [row["mean"] for row in some]
         ax.plot(means, [row["efficiency"] for row in some], "o-", color=colour, lw=1.8, ms=5, label=way)
         ax.plot(means, [row["expected"] for row in some], "--", color=colour, lw=1)
@@ -274,7 +259,7 @@ def _draw_efficiency(ax: Any, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("mean seconds between two failures")
     ax.legend(frameon=False, fontsize=9, loc="lower right")
     ax.grid(alpha=0.25, lw=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
+    frame(ax)
 
 
 def _draw_recovery(ax: Any, rows: list[dict[str, Any]]) -> None:
@@ -306,12 +291,4 @@ def _draw_recovery(ax: Any, rows: list[dict[str, Any]]) -> None:
     ax.set_title("From a kill to the first new step (dotted: aim)", loc="left", fontsize=11)
     ax.set_xlabel("seconds; medians of phases, quartiles of all")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-if __name__ == "__main__":
-    folder = sys.argv[1] if len(sys.argv) > 1 else None
-    page, (result, _) = Page(150), places("survive", folder)
-    results = read(result)
-    show(results, page)
-    publish("survive", folder, results, page, draw)
+    frame(ax)

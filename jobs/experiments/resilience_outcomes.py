@@ -3,7 +3,7 @@
 Role: a rank of the ring and its first rank, a worker, and the server (bsp). Fault: `permanent`, the process and its
 node with its memory are gone for good; `stopped short`, for a second; `stopped long`, for more than twice the time-outs
 and then let go on; `hung`, never let go on; `cut link`, the host is unreachable but its processes run; `whole host`,
-the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.experiments.hosts`),
+the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.lib.hosts`),
 the supervisor at their switch; where root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
 
 A run has survived if all its steps are made, by what it says itself; `ended`: and the supervisor has ended well.
@@ -20,37 +20,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.report import MPIRUN
-from jobs.experiments.faults import Struck, Supervised
-from jobs.experiments.hosts import _MPICH, Hosts, why_not
-from jobs.experiments.resilience_runs import (
-    BSP,
-    RING,
-    Trainer,
-    Watch,
-    apart,
-    fell_back,
-    final_loss,
-    lose_node,
-    paced,
-    pause,
-    place,
-)
+from jobs.lib.hosts import MPICH_OVER_TCP, MPIRUN_TO_HOSTS, Hosts, why_not
+from jobs.lib.struck_job import Struck, Supervised
+from jobs.lib.supervised_runs import apart, lose_node, paced, place
+from jobs.lib.watch import Watch, fell_back, final_loss, pause
+from jobs.lib.ways import WAYS, Way
 
+RING, BSP = WAYS["ring"].named("ring", micro_batches=8), WAYS["bsp"]
 RANKS, TIMEOUT, STALL = 4, 3.0, 10.0
 ROLES = {"ring rank": (RING, 2), "first rank": (RING, 0), "worker": (BSP, 2), "server": (BSP, 0)}
 Strike = Callable[[Path, Struck, int], None]
 
 
-def flags_of(trainer: Trainer, steps: int) -> list[str]:
+def flags_of(way: Way, steps: int) -> list[str]:
     """Of a run that is struck, or of the undisturbed one."""
-    more = ("--heartbeat-timeout", f"{TIMEOUT:g}") if trainer.ring else ("--worker-timeout", f"{TIMEOUT:g}")
-    return [*paced(12, 0.08, 1 / (RANKS - 1), steps, checkpoint_every=20, stall_timeout=STALL), *trainer.flags, *more]
+    more = ("--heartbeat-timeout", f"{TIMEOUT:g}") if way.trainer == "ring" else ("--worker-timeout", f"{TIMEOUT:g}")
+    return [*paced(12, 0.08, 1 / (RANKS - 1), steps, checkpoint_every=20, stall_timeout=STALL), *way.flags, *more]
 
 
 # ---- faults on one machine ------------------------------------------------------------------------------------------
@@ -86,52 +75,20 @@ FAULTS: dict[str, Strike] = {
 # ---- faults of hosts ------------------------------------------------------------------------------------------------
 
 
-class FragileHosts(Hosts):
-    """Hosts that can be cut off or lost, and a supervisor at their switch."""
-
-    def cut(self, rank: int) -> None:
-        """The host's link is down at the switch."""
-        self._in("switch", f"ip link set {self.names[rank]} down")
-
-    def lose(self, rank: int) -> None:
-        """The host is off: its processes die, and nobody says goodbye on the network."""
-        self.cut(rank)
-        holder = self._held[self.names[rank]]
-        with suppress(OSError):
-            os.killpg(holder.pid, signal.SIGKILL)
-
-    def supervisor(self, folder: Path) -> list[str]:
-        """What stands before the program. A host is up as long as its link is, as the switch sees it."""
-        probe = "ip -br link show up type veth | sed -n 's/^\\(host[0-9]*\\)[@ ].*/\\1/p' | sort -V"
-        return [
-            "nsenter",
-            f"--target={self._held['switch'].pid}",
-            "--net",
-            "--uts",
-            "--mount",
-            f"--wd={folder}",
-            sys.executable,
-            "-m",
-            "ringtmp",
-            "supervise",
-            "-n",
-            str(len(self.names)),
-            "--hosts",
-            ",".join(self.names),
-            "--probe",
-            probe,
-            "--mpirun",
-            f"{MPIRUN} -launcher ssh -launcher-exec /dev/shm/agent -wdir {folder}",
-            "--",
-        ]
+def supervisor(hosts: Hosts, folder: Path) -> list[str]:
+    """A supervisor at the switch of hosts: what stands before its program. A host is up as long as its link is."""
+    probe = "ip -br link show up type veth | sed -n 's/^\\(host[0-9]*\\)[@ ].*/\\1/p' | sort -V"
+    words = [*hosts.at_switch(folder), sys.executable, "-m", "ringtmp", "supervise"]
+    words += ["-n", str(len(hosts.names)), "--hosts", ",".join(hosts.names), "--probe", probe]
+    return [*words, "--mpirun", f"{' '.join(MPIRUN_TO_HOSTS)} -wdir {folder}", "--"]
 
 
 class AtSwitch(Struck):
     """A supervised job of which each rank runs on a host of its own."""
 
-    def __init__(self, folder: Path, hosts: FragileHosts, flags: list[str], trainer: Trainer) -> None:
-        words = [*hosts.supervisor(folder), sys.executable, "-m", trainer.module, *flags]
-        super().__init__(folder, len(hosts.names), words, _MPICH)
+    def __init__(self, folder: Path, hosts: Hosts, flags: list[str], way: Way) -> None:
+        words = [*supervisor(hosts, folder), sys.executable, "-m", way.module, *flags]
+        super().__init__(folder, len(hosts.names), words, MPICH_OVER_TCP)
 
 
 @dataclass
@@ -206,50 +163,46 @@ def outcomes(quick: bool) -> list[dict[str, Any]]:
     """A row for each role and fault."""
     steps, limit = (60, 60.0) if quick else (150, 90.0)
     calm: dict[str, Ends] = {}
-    for trainer in (RING, BSP):
+    for way in (RING, BSP):
         with (
             place(RANKS) as folder,
-            Supervised(folder, RANKS, flags_of(trainer, steps), apart(RANKS), trainer.module) as job,
+            Supervised(folder, RANKS, flags_of(way, steps), apart(RANKS), way.module) as job,
         ):
             job.wait(180)
-            calm[trainer.name] = _ending(job)
+            calm[way.label] = _ending(job)
     rows = []
     some = {("first rank", "permanent"), ("worker", "permanent")}
-    for role, (trainer, rank) in ROLES.items():
+    for role, (way, rank) in ROLES.items():
         for name, strike in FAULTS.items():
             if quick and (role, name) not in some:
                 continue
             with place(RANKS) as folder:
-                job = Supervised(folder, RANKS, flags_of(trainer, steps), apart(RANKS), trainer.module)
+                job = Supervised(folder, RANKS, flags_of(way, steps), apart(RANKS), way.module)
 
                 def hit(strike: Strike = strike, folder: Path = folder, job: Struck = job, rank: int = rank) -> None:
                     strike(folder, job, rank)
 
-                rows.append(_told({"role": role, "fault": name, **_watched(job, hit, calm[trainer.name], limit)}))
+                rows.append(_told({"role": role, "fault": name, **_watched(job, hit, calm[way.label], limit)}))
         for name in ("cut link", "whole host"):
             if quick:
                 continue
-            rows.append(_told({"role": role, "fault": name, **_on_hosts(trainer, rank, name, steps, calm, limit)}))
+            rows.append(_told({"role": role, "fault": name, **_on_hosts(way, rank, name, steps, calm, limit)}))
     return rows
 
 
-def _on_hosts(
-    trainer: Trainer, rank: int, fault: str, steps: int, calm: Mapping[str, Ends], limit: float
-) -> dict[str, Any]:
+def _on_hosts(way: Way, rank: int, fault: str, steps: int, calm: Mapping[str, Ends], limit: float) -> dict[str, Any]:
     """A run on hosts made of namespaces, one of which is cut off or lost."""
     if why := why_not():
         return {"survived": None, "why": why, "how": ""}
-    folder = Path(tempfile.mkdtemp(prefix="survive-"))
+    folder = Path(tempfile.mkdtemp(prefix="resilience-"))
     try:
-        with FragileHosts(RANKS) as up:
-            assert isinstance(up, FragileHosts)
-            hosts = up
-            job = AtSwitch(folder, hosts, flags_of(trainer, steps), trainer)
+        with Hosts(RANKS) as hosts:
+            job = AtSwitch(folder, hosts, flags_of(way, steps), way)
 
             def hit() -> None:
                 (hosts.cut if fault == "cut link" else hosts.lose)(rank)
 
-            return _watched(job, hit, calm[trainer.name], limit)
+            return _watched(job, hit, calm[way.label], limit)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,20 +1,19 @@
 """One picture of one step under every schedule, from traces of real runs.
 
-Usage: mpirun -n 2 python -m jobs.experiments.schedules [FILE.png]
+Usage: mpirun -n 2 python -m jobs.experiments schedules [FILE.png]
 
 Trains the same network under naive, GPipe and 1F1B plans and in ready mode, and draws two steps of each on one time
 scale. With more ranks than cores the picture shows the cores and not the schedules. Collective over the world.
 """
 
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpi4py import MPI
-
-import ringtmp
-from ringtmp.analysis import draw_gantt, open_run
+from jobs.lib.experiment import Experiment, experiment
+from jobs.lib.launch import ROOT
+from jobs.lib.plot import figure
 
 WAYS: dict[str, dict[str, Any]] = {
     "naive": {"schedule": "naive"},
@@ -33,8 +32,13 @@ TRAIN = {
 }
 
 
-def main(path: Path) -> None:
-    """Train, then draw on rank 0."""
+def train_and_draw(path: Path) -> None:
+    """Train, then draw on rank 0. Collective over the world."""
+    from mpi4py import MPI
+
+    import ringtmp
+    from ringtmp.analysis import open_run
+
     comm = MPI.COMM_WORLD
     folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
     digests = set()
@@ -50,35 +54,42 @@ def main(path: Path) -> None:
 
 def draw(runs: list[Any], path: Path) -> None:
     """Two steps of each run, the median ones, over one time axis."""
-    import matplotlib as mpl
+    from ringtmp.analysis import draw_gantt
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(runs), 1, figsize=(12, 8.0), layout="constrained")
-    for ax, (name, run) in zip(axes, zip(WAYS, runs, strict=True), strict=True):
-        events = run.events()
-        ends = events[events["kind"] == "U"].groupby("step")["end"].max()
-        lengths = ends.diff().iloc[10:]
-        step = int((lengths - lengths.median()).abs().idxmin())
-        shown = events[events["kind"].isin(["F", "I", "W", "U", "wait"])]
-        draw_gantt(shown, ax, steps=(step, step + 1))
-        table = run.breakdown()
-        idle = table["wait"].sum() / table["wall"].sum()
-        ax.set_title(f"{name}: {lengths.median() / 1e6:.1f} ms a step, idle {idle:.0%}", loc="left", fontsize=10)
-        ax.set_xlabel("milliseconds" if ax is axes[-1] else "")
-        ax.tick_params(labelbottom=ax is axes[-1])
-    handles, labels = axes[0].get_legend_handles_labels()
-    for ax in axes:
-        ax.get_legend().remove()
-    figure.legend(handles, labels, ncols=5, loc="outside upper right", frameon=False, fontsize=9)
-    limit = max(ax.get_xlim()[1] for ax in axes)
-    for ax in axes:
-        ax.set_xlim(0, limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with figure(path, len(runs), figsize=(12, 8.0)) as (made, grid):
+        axes = grid[:, 0]
+        for ax, (name, run) in zip(axes, zip(WAYS, runs, strict=True), strict=True):
+            events = run.events()
+            ends = events[events["kind"] == "U"].groupby("step")["end"].max()
+            lengths = ends.diff().iloc[10:]
+            step = int((lengths - lengths.median()).abs().idxmin())
+            shown = events[events["kind"].isin(["F", "I", "W", "U", "wait"])]
+            draw_gantt(shown, ax, steps=(step, step + 1))
+            table = run.breakdown()
+            idle = table["wait"].sum() / table["wall"].sum()
+            ax.set_title(f"{name}: {lengths.median() / 1e6:.1f} ms a step, idle {idle:.0%}", loc="left", fontsize=10)
+            ax.set_xlabel("milliseconds" if ax is axes[-1] else "")
+            ax.tick_params(labelbottom=ax is axes[-1])
+        handles, labels = axes[0].get_legend_handles_labels()
+        for ax in axes:
+            ax.get_legend().remove()
+        made.legend(handles, labels, ncols=5, loc="outside upper right", frameon=False, fontsize=9)
+        limit = max(ax.get_xlim()[1] for ax in axes)
+        for ax in axes:
+            ax.set_xlim(0, limit)
     print(f"written to {path}")
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "jobs/figures/schedules.png"))
+@experiment
+class Schedules(Experiment):
+    """A picture of two steps of each schedule."""
+
+    name, about, order = "schedules", "one picture of a step under each schedule (under mpirun)", 120
+
+    def main(self, words: Sequence[str]) -> int:
+        """Train under every schedule and draw; the exit status. Collective over the world."""
+        if words and words[0] in ("-h", "--help"):
+            print(self.question)
+        else:
+            train_and_draw(Path(words[0]) if words else ROOT / "jobs" / "figures" / "schedules.png")
+        return 0

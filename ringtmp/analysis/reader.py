@@ -14,6 +14,8 @@ import pandas as pd
 
 from ringtmp.errors import UserError
 from ringtmp.resilience.incident import PHASES
+from ringtmp.storage.run_folder import RunFolder
+from ringtmp.storage.versions import check_format
 from ringtmp.trace.events import FORMAT, PARTS, part_of
 from ringtmp.trace.live_status import read_status, status_path
 
@@ -244,11 +246,12 @@ def open_run(path: str | Path, launch: int | None = None) -> Run:
     Raises
     ------
     UserError
-        `path` is not a run folder.
+        `path` is not a run folder, or one of another format version.
     """
     path = Path(path)
     if not (path / "config.toml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.toml")
+    RunFolder(path).check_format()
     launches = sorted(int(folder.name) for folder in (path / "traces").glob("[0-9]*"))
     return Run(path, launch if launch is not None else (launches[-1] if launches else 0))
 
@@ -258,8 +261,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a trace file. Raises `UserError` if it is damaged or has another format version."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs["format"] != FORMAT:
-                raise UserError(f"{path}: expected format {FORMAT}, got {file.attrs['format']}")
+            check_format(path, FORMAT, file.attrs.get("format"))
             yield file
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

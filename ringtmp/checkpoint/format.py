@@ -31,7 +31,9 @@ from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model
 from ringtmp.storage.files import digest, hdf5, write_durably
 from ringtmp.storage.fletcher import fletcher32
+from ringtmp.storage.versions import check_format
 
+FORMAT = "ringtmp-checkpoint-1"  # in the marker, and as attribute `format` of the HDF5 files
 KEPT = 2  # checkpoints
 
 
@@ -113,7 +115,7 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
     names = []
     try:
         with hdf5(temporary, "w", durable=True) as file:
-            file.attrs["format"] = "ringtmp-checkpoint-1"
+            file.attrs["format"] = FORMAT
             file.attrs["step"] = step
             for layer in layers:
                 names.append(layer.name)
@@ -166,7 +168,7 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
     notes = [json.loads(_note(root, step, rank).read_text()) for rank in ranks]
     index, temporary = folder / "index.h5", folder / ".index.h5"
     with hdf5(temporary, "w", durable=True) as file:
-        file.attrs["format"] = "ringtmp-checkpoint-1"
+        file.attrs["format"] = FORMAT
         file.attrs["step"] = step
         file.attrs["facts"] = json.dumps(facts)
         for note in notes:
@@ -174,7 +176,7 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
                 file[f"layers/{name}"] = h5py.ExternalLink(note["file"], f"/layers/{name}")
     temporary.rename(index)
     files = [*notes, {"file": index.name, "bytes": index.stat().st_size, "sha256": digest(index), "layers": []}]
-    body = {"step": step, "ranks": len(ranks), "files": files, "facts": facts}
+    body = {"format": FORMAT, "step": step, "ranks": len(ranks), "files": files, "facts": facts}
     write_durably(folder / "COMMIT.json", json.dumps({"sha256": _sha(body), "body": body}, indent=1))
     before = [old for old in steps(root) if old <= step]  # a newer one was skipped by a resume; it does not count
     count = [old for old in committed(root) if old <= step]
@@ -208,12 +210,23 @@ def committed(root: Path) -> list[int]:
 
 
 def read_marker(root: Path, step: int) -> dict[str, Any]:
-    """The body of a checkpoint's marker. Raises `DamagedError` if it is missing or differs from what was written."""
+    """The body of a checkpoint's marker.
+
+    Its checksum covers the format version too: only an intact marker can be of another version.
+
+    Raises
+    ------
+    DamagedError
+        The marker is missing or differs from what was written.
+    UserError
+        It has another format version.
+    """
     path = set_folder(root, step) / "COMMIT.json"
     try:
         marker = json.loads(path.read_text())
         if marker["sha256"] != _sha(marker["body"]) or marker["body"]["step"] != step:
             raise DamagedError(f"{path}: contents do not match their checksum")
+        check_format(path, FORMAT, marker["body"].get("format"))
         return marker["body"]
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing; the checkpoint was never completed") from None

@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import kernels
 from kernels.machine import bandwidth, peak_flops
+from kernels.registry import compile_all
+from kernels.tile import simd
 from ringtmp.emulate.layer_costs import layer_costs
 from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
@@ -23,12 +24,10 @@ from ringtmp.nn.optimizers import Optimizer
 def _table(spec: str, rows: list[int], dtype: str) -> None:
     shape, classes, is_text = sample_of(spec)
     model = build_model(spec, "auto", shape, "classes", classes, shape[0] if is_text else 1, is_text)
-    kernels.compile_all(dtype, model.families)
+    compile_all(dtype, model.families)
     flops, bytes_per_s = peak_flops(dtype), bandwidth()
-    simd = kernels.simd()
-    title = (
-        f"{simd['cpu']}, {simd['vector_bits']} bits, {dtype}: {flops / 1e9:.0f} GFLOP/s, {bytes_per_s / 1e9:.0f} GB/s"
-    )
+    vectors = simd()
+    title = f"{vectors['cpu']}, {vectors['vector_bits']} bits, {dtype}: {flops / 1e9:.0f} GFLOP/s, {bytes_per_s / 1e9:.0f} GB/s"
     table = Table(title=title, title_justify="left")
     for column in ("layer", "rows", "F us", "I us", "W us", "U us", "GFLOP/s", "GB/s", "of the floor"):
         table.add_column(column, justify="left" if column == "layer" else "right")

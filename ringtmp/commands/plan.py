@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.names import OPTIMIZERS
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
 
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--memory", help="bound for weights, optimizer and activations of a rank, as in 2GB")
     page.add_argument("--speed", help="GFLOP/s of nodes, one for all or for each; default: as measured on this machine")
     page.add_argument("--jitter", type=float, default=0.0, help="durations vary by 1 +- this [0]")
-    page.add_argument("--optimizer", default="adamw", choices=["sgd", "momentum", "adam", "adamw"], help="[adamw]")
+    page.add_argument("--optimizer", default="adamw", choices=OPTIMIZERS.names(), help="[adamw]")
     page.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="[float32]")
     page.add_argument("--top", type=int, default=15, help="lines of the table [15]")
     page.add_argument("--out", metavar="FILE", help="draw the recommended way: .png, .svg, .pdf, or .json for Perfetto")

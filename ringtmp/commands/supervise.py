@@ -160,7 +160,10 @@ def main(argv: list[str]) -> int:
             raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
         words, module, flags, values = _program(options.program)
         folder = _run_folder(values, flags)
-        stored = folder.config() if (folder.path / "config.toml").exists() else {}
+        stored = {}
+        if (folder.path / "config.toml").exists():
+            folder.check_format()
+            stored = folder.config()
         flags += _state_copies(module, values, stored)
         return Supervisor(options, [*words, "-m", module], flags, folder).run()
     except UserError as error:

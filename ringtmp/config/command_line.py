@@ -5,7 +5,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ringtmp.config.schema import RunConfig, make_config, read_toml
+from ringtmp.config.schema import REGISTRIES, RunConfig, make_config, read_toml
 from ringtmp.errors import UserError
 
 EXAMPLES = """examples:
@@ -55,11 +55,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=100)
 
 
-def _choices(annotation: Any) -> list[str]:
-    """The values of a Literal, also inside `Literal[...] | None`."""
+def _choices(key: str, annotation: Any) -> list[str]:
+    """The values of a field: the names in its registry, or of a Literal, also inside `Literal[...] | None`."""
+    if key in REGISTRIES:
+        registry, words = REGISTRIES[key]
+        return [*words, *registry.names()]
     if typing.get_origin(annotation) is typing.Literal:
         return list(typing.get_args(annotation))
-    return [word for part in typing.get_args(annotation) for word in _choices(part)]
+    return [word for part in typing.get_args(annotation) for word in _choices(key, part)]
 
 
 def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentParser:
@@ -90,7 +93,7 @@ def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentPa
             continue
         if extra["group"] not in groups:
             groups[extra["group"]] = page.add_argument_group(extra["group"])
-        words = _choices(field.annotation)
+        words = _choices(key, field.annotation)
         default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
         text = (field.description or "").replace("%", "%%")
         groups[extra["group"]].add_argument(

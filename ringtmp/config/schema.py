@@ -9,11 +9,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from kernels.names import LOSSES, OPTIMIZERS, Registry, one_of
 from ringtmp.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
+
+# Fields whose values are the names of a registry, with the further words that each takes.
+REGISTRIES: dict[str, tuple[Registry[Any], tuple[str, ...]]] = {
+    "optimizer": (OPTIMIZERS, ()),
+    "loss": (LOSSES, ("auto",)),
+}
 
 
 def _field(group: str, text: str, default: Any, **limits: Any) -> Any:
@@ -47,9 +54,7 @@ class RunConfig(BaseModel):
         "same bits on any number of ranks",
         1,
     )
-    loss: Literal["auto", "cross-entropy", "mse"] = _field(
-        "Data and model", "auto: cross-entropy for classes, mean squared error for values", "auto"
-    )
+    loss: str = _field("Data and model", "auto: cross-entropy for classes, mean squared error for values", "auto")
     normalise: Literal["auto", "feature", "global", "none"] = _field(
         "Data and model",
         "scale inputs to mean 0 and standard deviation 1 over the training samples: per feature, or with "
@@ -69,7 +74,7 @@ class RunConfig(BaseModel):
     steps: Count | None = _field("Training", "optimizer steps in total; replaces --epochs", None)
     batch_size: Count = _field("Training", "samples per optimizer step, over all micro-batches", 64)
     micro_batches: Count = _field("Ring", "micro-batches per batch; need not divide the batch size", 8)
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = _field("Training", "update rule", "adamw")
+    optimizer: str = _field("Training", "update rule", "adamw")
     lr: float = _field("Training", "learning rate after the warm-up", 1e-3, gt=0)
     momentum: float = _field("Training", "momentum coefficient of --optimizer momentum", 0.9, ge=0, lt=1)
     weight_decay: float | None = _field(
@@ -313,6 +318,14 @@ class RunConfig(BaseModel):
     )
     delay: float = _field("Emulation", "largest random delay before each action, in seconds", 0.0, ge=0, le=10)
 
+    @field_validator(*REGISTRIES)
+    @classmethod
+    def _registered(cls, name: str, field: ValidationInfo) -> str:
+        registry, words = REGISTRIES[str(field.field_name)]
+        if name not in words and name not in registry:
+            raise ValueError(one_of([*words, *registry.names()]))
+        return name
+
     @field_validator("state_copies", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
@@ -410,7 +423,7 @@ class RunConfig(BaseModel):
         """Weight decay, with the default resolved. Decoupled decay is scaled by the learning rate, so 0.3 is mild."""
         if self.weight_decay is not None:
             return self.weight_decay
-        return 0.3 if self.optimizer == "adamw" else 0.0
+        return OPTIMIZERS[self.optimizer].weight_decay
 
 
 def make_config(values: dict[str, Any], where: str = "") -> RunConfig:

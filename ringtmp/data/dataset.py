@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ringtmp.data.sources import Source, open_source
+from ringtmp.data.registry import Source
+from ringtmp.data.sources import open_source
 from ringtmp.errors import UserError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def open_data(
     """
     source = open_source(spec, test_fraction, context)
     train, test = _split(source, test_fraction)
-    lazy = isinstance(source.x, h5py.Dataset)
+    lazy = not isinstance(source.x, np.ndarray)  # read row by row, as from an HDF5 file
     classes = np.dtype(source.y.dtype).kind in "iub"
     measured = _Measure(source, train, classes)
     if source.x_test is not None:

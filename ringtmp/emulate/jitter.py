@@ -7,6 +7,7 @@ same one, whatever the order in which actions run.
 import numpy as np
 
 from kernels._jit import jit
+from kernels.registry import kernel
 
 
 @jit
@@ -33,7 +34,7 @@ def uniform(seed: int, stage: int, kind: int, number: int) -> float:
     return np.float64(x >> np.uint64(11)) / 9007199254740992.0
 
 
-@jit
+@kernel("clock", 0.5, 0, 0, 0, 0)
 def stretch(jitter: float, seed: int, stage: int, kind: int, number: int) -> float:
     """Factor of an action's duration: uniform in 1 - `jitter` ... 1 + `jitter`.
 

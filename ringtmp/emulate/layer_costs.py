@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-import kernels
+from kernels._jit import CACHE
 from kernels.machine import best
+from kernels.tile import simd
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
@@ -78,14 +79,14 @@ def layer_costs(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, 
     The table lies beside the compiled kernels, so that it goes when they change. Processes of a host take turns: side
     by side they would time each other, and those after the first one find what it has written.
     """
-    kernels.CACHE.mkdir(parents=True, exist_ok=True)
-    with (kernels.CACHE / "costs.lock").open("w") as lock:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "costs.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _timed(model, rows, dtype, optimizer, fresh)
 
 
 def _timed(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, fresh: bool) -> list[Cost]:
-    path = kernels.CACHE / "costs.json"
+    path = CACHE / "costs.json"
     try:
         table = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -107,5 +108,5 @@ def _timed(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, fresh
 
 
 def _key(layer: Layer, first: bool, rows: int, dtype: np.dtype, optimizer: Optimizer) -> str:
-    facts = json.dumps([layer.to_dict(), first, rows, np.dtype(dtype).name, optimizer.name, kernels.simd()])
+    facts = json.dumps([layer.to_dict(), first, rows, np.dtype(dtype).name, optimizer.name, simd()])
     return hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import kernels
+from kernels.registry import compile_all
 from ringtmp.comm.mpi import raise_on_all
 from ringtmp.emulate.layer_costs import Cost, layer_costs
 from ringtmp.emulate.nodes import nominal, parse_pace
@@ -26,7 +26,7 @@ def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
 
     @cache
     def table(rows: int, w_group: int) -> list[Cost]:
-        kernels.compile_all(dtype, model.families)
+        compile_all(dtype, model.families)
         costs = layer_costs(model, rows, dtype, optimizer)
         if w_group == 1:
             return costs

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import kernels
+from kernels.activations import ACTIVATIONS, SLOPED, activate, deactivate
+from kernels.elementwise import add_to, dropout
 from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext
 
 
@@ -151,14 +152,14 @@ class Residual(Block):
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         super().forward(p, place, moment)
-        kernels.add_to(place.y.reshape(-1), place.x.reshape(-1))
+        add_to(place.y.reshape(-1), place.x.reshape(-1))
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         if place.dx.size:
             place.dx[...] = place.dy  # before the layers overwrite it
         super().backward_input(p, place, moment)
         if place.dx.size:
-            kernels.add_to(place.dx.reshape(-1), place.inner[0].dx.reshape(-1))
+            add_to(place.dx.reshape(-1), place.inner[0].dx.reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -199,22 +200,22 @@ class Activation(Layer):
         return True
 
     def saved_numbers(self) -> int:
-        return self.outputs if self.function in kernels.SLOPED else 0
+        return self.outputs if self.function in SLOPED else 0
 
     def attach(self, place: Place) -> None:
         slope = place.saved.reshape(place.y.shape) if place.saved.size else place.saved.reshape(0, 0)
-        place.inner = slope, kernels.ACTIVATIONS[self.function]
+        place.inner = slope, ACTIVATIONS[self.function]
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         slope, code = place.inner
         place.y[...] = place.x
-        kernels.activate(place.y, slope, 0, len(place.y), code)
+        activate(place.y, slope, 0, len(place.y), code)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         slope, code = place.inner
         if place.dx.size:
             place.dx[...] = place.dy
-            kernels.deactivate(place.y, slope, place.dx, 0, len(place.y), code)
+            deactivate(place.y, slope, place.dx, 0, len(place.y), code)
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,6 @@ class Dropout(Layer):
     def _apply(self, source: Array, target: Array, moment: StepContext) -> None:
         if moment.training:
             key = (moment.seed * 1_000_003 + self.number) % 2**63
-            kernels.dropout(source, target, self.rate, key, moment.step, moment.sample)
+            dropout(source, target, self.rate, key, moment.step, moment.sample)
         else:
             target[...] = source

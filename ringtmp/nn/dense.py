@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-import kernels
+from kernels.activations import ACTIVATIONS, SLOPED
+from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
+from kernels.gemm import DEPTH, transpose_panels
 from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_panels
 
 # Gain of the activation, for start values that keep the activations' variance (He et al. 2015, Glorot & Bengio 2010).
@@ -23,7 +25,7 @@ class Dense(Layer):
     units : int
         Features of y.
     activation : str
-        One of `kernels.ACTIVATIONS`.
+        One of `ACTIVATIONS`.
     bias : bool
         Whether there is one.
     scale : float
@@ -59,10 +61,10 @@ class Dense(Layer):
         return 6 * rows * self.inputs * self.units
 
     def saved_numbers(self) -> int:
-        return self.outputs if self.activation in kernels.SLOPED else 0
+        return self.outputs if self.activation in SLOPED else 0
 
     def scratch_numbers(self, rows: int) -> int:
-        return kernels.DEPTH * (self.shape[-1] + self.units)  # the samples of one product of W, in panels
+        return DEPTH * (self.shape[-1] + self.units)  # the samples of one product of W, in panels
 
     def derived_numbers(self) -> int:
         return self.shape[-1] * self.units
@@ -74,7 +76,7 @@ class Dense(Layer):
         views["bias"][...] = 0
 
     def attach(self, place: Place) -> None:
-        code = kernels.ACTIVATIONS[self.activation]
+        code = ACTIVATIONS[self.activation]
         rows = len(place.x) * self.places
         slope = place.saved.reshape((rows, self.units)) if place.saved.size else place.saved.reshape(0, 0)
         dx = place.dx.reshape(rows, -1) if place.dx.size else np.empty((0, self.shape[-1]), place.x.dtype)
@@ -88,31 +90,31 @@ class Dense(Layer):
         )
 
     def derive(self, p: Parameters) -> None:
-        kernels.transpose_panels(p["weight"], self.shape[-1], self.units, p["derived"])
+        transpose_panels(p["weight"], self.shape[-1], self.units, p["derived"])
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, slope, code = place.inner
-        kernels.dense_forward(x, p["weight"], p["bias"], y, slope, code)
+        dense_forward(x, p["weight"], p["bias"], y, slope, code)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         _, y, dy, dx, slope, code = place.inner
-        kernels.dense_backward_input(y, slope, dy, p.get("derived", y[0]), dx, code)
+        dense_backward_input(y, slope, dy, p.get("derived", y[0]), dx, code)
 
     def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         k, n = self.shape[-1], self.units
         for pieces in _chunks([(place.inner[0], place.inner[2]) for place in places]):
             total, at = sum(len(x) for x, _ in pieces), 0
             for x, delta in pieces:
-                kernels.dense_stack(x, delta, scratch, at, total)
+                dense_stack(x, delta, scratch, at, total)
                 at += len(x)
-            kernels.dense_backward_weight(scratch, total, k, n, g["weight"], g["bias"], not first)
+            dense_backward_weight(scratch, total, k, n, g["weight"], g["bias"], not first)
             first = False
 
 
 def _chunks(pairs: list[tuple[Array, Array]]) -> Iterator[list[tuple[Array, Array]]]:
-    """The rows of all pairs, in order, in lists of at most `kernels.DEPTH` rows."""
+    """The rows of all pairs, in order, in lists of at most `DEPTH` rows."""
     chunk: list[tuple[Array, Array]] = []
-    room = kernels.DEPTH
+    room = DEPTH
     for x, delta in pairs:
         start = 0
         while start < len(x):
@@ -122,6 +124,6 @@ def _chunks(pairs: list[tuple[Array, Array]]) -> Iterator[list[tuple[Array, Arra
             start = stop
             if not room:
                 yield chunk
-                chunk, room = [], kernels.DEPTH
+                chunk, room = [], DEPTH
     if chunk:
         yield chunk

@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-import kernels
+from kernels.activations import ACTIVATIONS, SLOPED
+from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
+from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
 from ringtmp.nn.dense import GAIN
 from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_panels
 
@@ -54,7 +56,7 @@ class Conv2D(Layer):
         return 6 * rows * self.outputs * self.size * self.size * self.shape[2]
 
     def saved_numbers(self) -> int:
-        return self.outputs if self.activation in kernels.SLOPED else 0
+        return self.outputs if self.activation in SLOPED else 0
 
     def scratch_numbers(self, rows: int) -> int:
         h, w, c = self.shape
@@ -82,25 +84,23 @@ class Conv2D(Layer):
         )
 
     def derive(self, p: Parameters) -> None:
-        kernels.conv_turn(p["weight"], p["derived"], self.size, self.shape[2], self.filters)
+        conv_turn(p["weight"], p["derived"], self.size, self.shape[2], self.filters)
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, slope = place.inner
-        code = kernels.ACTIVATIONS[self.activation]
-        kernels.conv_forward(x, p["weight"], p["bias"], y, slope, self.size, self.stride, self.pad, code, place.scratch)
+        code = ACTIVATIONS[self.activation]
+        conv_forward(x, p["weight"], p["bias"], y, slope, self.size, self.stride, self.pad, code, place.scratch)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         _, y, dy, dx, slope = place.inner
-        code = kernels.ACTIVATIONS[self.activation]
+        code = ACTIVATIONS[self.activation]
         turned = p.get("derived", place.scratch)
-        kernels.conv_backward_input(y, slope, dy, turned, dx, self.size, self.stride, self.pad, code, place.scratch)
+        conv_backward_input(y, slope, dy, turned, dx, self.size, self.stride, self.pad, code, place.scratch)
 
     def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         for place in places:
             x, _, dy, _, _ = place.inner
-            kernels.conv_backward_weight(
-                x, dy, g["weight"], g["bias"], self.size, self.stride, self.pad, not first, scratch
-            )
+            conv_backward_weight(x, dy, g["weight"], g["bias"], self.size, self.stride, self.pad, not first, scratch)
             first = False
 
 
@@ -140,12 +140,12 @@ class MaxPool2D(_Pool):
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _ = place.inner
-        kernels.max_pool_forward(x, y, self.size, self.stride)
+        max_pool_forward(x, y, self.size, self.stride)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, dy, dx = place.inner
         if dx is not None:
-            kernels.max_pool_backward_input(x, y, dy, dx, self.size, self.stride)
+            max_pool_backward_input(x, y, dy, dx, self.size, self.stride)
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class AvgPool2D(_Pool):
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _ = place.inner
-        kernels.average_pool_forward(x, y, self.size, self.stride)
+        average_pool_forward(x, y, self.size, self.stride)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         _, _, dy, dx = place.inner
         if dx is not None:
-            kernels.average_pool_backward_input(dy, dx, self.size, self.stride)
+            average_pool_backward_input(dy, dx, self.size, self.stride)

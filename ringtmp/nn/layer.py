@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-import kernels
+from kernels.gemm import panels_to_rows, rows_to_panels
 
 _DRAWN = 1 << 18  # start values that are drawn at a time
 
@@ -211,7 +211,7 @@ def _unpacked(flat: Array, shape: tuple[int, ...]) -> Array:
     count, rows, columns = _matrices(shape)
     result = np.empty((count, rows, columns), flat.dtype)
     for matrix, part in zip(result, flat.reshape(count, -1), strict=True):
-        kernels.panels_to_rows(part, rows, columns, matrix)
+        panels_to_rows(part, rows, columns, matrix)
     return result.reshape(shape)
 
 
@@ -220,7 +220,7 @@ def _packed(array: Array) -> Array:
     source = np.ascontiguousarray(array).reshape(count, rows * columns)
     result = np.empty_like(source)
     for part, matrix in zip(result, source, strict=True):
-        kernels.rows_to_panels(matrix, 0, columns, rows, columns, part, 0, rows, 0)
+        rows_to_panels(matrix, 0, columns, rows, columns, part, 0, rows, 0)
     return result.reshape(-1)
 
 
@@ -239,7 +239,7 @@ def draw_panels(flat: Array, shape: tuple[int, ...], deviation: float, rng: np.r
         for at in range(0, rows, at_once):
             block = rng.standard_normal((min(at_once, rows - at), columns)) * deviation
             source = block.astype(flat.dtype).reshape(-1)
-            kernels.rows_to_panels(source, 0, columns, len(block), columns, part, 0, rows, at)
+            rows_to_panels(source, 0, columns, len(block), columns, part, 0, rows, at)
 
 
 def aligned(count: int, dtype: DTypeLike) -> Array:

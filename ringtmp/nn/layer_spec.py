@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import kernels
+from kernels.activations import ACTIVATIONS
 from ringtmp.errors import UserError
 from ringtmp.nn.containers import Activation, Block, Dropout, Flatten, Residual
 from ringtmp.nn.dense import Dense
@@ -57,8 +57,8 @@ class _Table:
 
     def activation(self, key: str = "activation", default: str | None = "linear") -> str:
         value = self._take(key, default)
-        if not isinstance(value, str) or value not in kernels.ACTIVATIONS:
-            raise self.fail(f"{key} must be one of {', '.join(kernels.ACTIVATIONS)}, got {value!r}")
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise self.fail(f"{key} must be one of {', '.join(ACTIVATIONS)}, got {value!r}")
         return value
 
     def shape(self, given: Shape) -> Shape:

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import kernels
+from kernels.gemm import DEPTH
+from kernels.names import LOSSES, Loss
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.layer_spec import layers_from_tables
@@ -14,10 +15,10 @@ from ringtmp.nn.sequences import Embedding
 
 @dataclass(frozen=True)
 class Model:
-    """A chain of layers and the loss at its end (`cross-entropy` or `mse`)."""
+    """A chain of layers and the loss at its end."""
 
     layers: tuple[Layer, ...]
-    loss: str
+    loss: Loss
 
     @property
     def parameters(self) -> int:
@@ -33,12 +34,12 @@ class Model:
     def labels(self) -> int:
         """Labels (or target values) per sample."""
         last = self.layers[-1]
-        return last.outputs if self.loss == "mse" else last.outputs // last.out_shape[-1]
+        return last.outputs // last.out_shape[-1] if self.loss.of_classes else last.outputs
 
     @property
     def scored(self) -> int:
         """Predictions per sample, over which losses are averaged: its places, or 1."""
-        return 1 if self.loss == "mse" else self.labels
+        return self.labels if self.loss.of_classes else 1
 
     @property
     def families(self) -> set[str]:
@@ -52,7 +53,7 @@ class Model:
 
     def w_group(self, rows: int, micro_batches: int) -> int:
         """Micro-batches of so many samples that one product of W takes: as many as fill it."""
-        return min(micro_batches, max(1, kernels.DEPTH // (rows * self.places)))
+        return min(micro_batches, max(1, DEPTH // (rows * self.places)))
 
     def layer_name(self, index: int) -> str:
         """Name of a layer in checkpoints, such as `003-dense`: by place in the chain, never by rank."""
@@ -79,7 +80,7 @@ def build_model(
     spec : str or list of dict
         Short form, or one table per layer.
     loss : str
-        `auto`, `cross-entropy` or `mse`.
+        `auto` (cross-entropy for classes, mse for values), or one of `kernels.names.LOSSES`.
     shape : int or tuple of int
         Shape of one sample.
     target : str
@@ -105,9 +106,10 @@ def build_model(
     if not tables:
         raise UserError("model: has no layers; expected at least one")
     layers = layers_from_tables(tables, named or shape)
-    wanted = {"classes": "cross-entropy", "values": "mse"}[target]
-    if loss not in ("auto", wanted):
-        raise UserError(f"loss: {loss} does not fit data whose target is {target}; expected {wanted} or auto")
+    usual = {"classes": "cross-entropy", "values": "mse"}[target]
+    chosen = LOSSES[usual if loss == "auto" else loss]
+    if chosen.target != target:
+        raise UserError(f"loss: {loss} does not fit data whose target is {target}; expected {usual} or auto")
     out = layers[-1].out_shape
     if target == "classes" and out[-1] < outputs:
         raise UserError(
@@ -119,7 +121,7 @@ def build_model(
         )
     if target == "values" and math.prod(out) != outputs:
         raise UserError(f"model: gives {math.prod(out)} outputs but the data's target has {outputs}")
-    model = Model(layers, wanted)
+    model = Model(layers, chosen)
     first = layers[0]
     if text and isinstance(first, Embedding) and first.tokens < outputs:
         raise UserError(f"model: the embedding has {first.tokens} tokens but the data {outputs}; expected {outputs}")

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-import kernels
+from kernels.activations import ACTIVATIONS
 from ringtmp.errors import UserError
 
 FORMS = {
@@ -39,8 +39,8 @@ def tables_of(text: str, outputs: int) -> tuple[list[dict[str, Any]], tuple[int,
     activation = "relu"
     for option in options:
         key, _, value = option.partition("=")
-        if key != "activation" or value not in kernels.ACTIVATIONS:
-            raise UserError(f"model: option {option!r}: expected activation={'|'.join(kernels.ACTIVATIONS)}")
+        if key != "activation" or value not in ACTIVATIONS:
+            raise UserError(f"model: option {option!r}: expected activation={'|'.join(ACTIVATIONS)}")
         activation = value
     return _mlp(body, text, activation) if family == "mlp" else _cnn(body, text, activation)
 

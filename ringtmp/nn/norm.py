@@ -6,7 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import kernels
+from kernels.norm import (
+    group_norm_backward_input,
+    group_norm_backward_weight,
+    group_norm_forward,
+    layer_norm_backward_input,
+    layer_norm_backward_weight,
+    layer_norm_forward,
+)
 from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext
 
 
@@ -58,9 +65,9 @@ class LayerNorm(_Norm):
     kind: ClassVar[str] = "layernorm"
     family: ClassVar[str] = "sequences"
     kernels: ClassVar[tuple[Any, Any, Any]] = (
-        kernels.layer_norm_forward,
-        kernels.layer_norm_backward_input,
-        kernels.layer_norm_backward_weight,
+        layer_norm_forward,
+        layer_norm_backward_input,
+        layer_norm_backward_weight,
     )
 
     @property
@@ -84,9 +91,9 @@ class GroupNorm(_Norm):
     kind: ClassVar[str] = "groupnorm"
     family: ClassVar[str] = "images"
     kernels: ClassVar[tuple[Any, Any, Any]] = (
-        kernels.group_norm_forward,
-        kernels.group_norm_backward_input,
-        kernels.group_norm_backward_weight,
+        group_norm_forward,
+        group_norm_backward_input,
+        group_norm_backward_weight,
     )
 
     @property

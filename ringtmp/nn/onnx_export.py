@@ -220,12 +220,12 @@ def model_of(
         x = graph.reshape(x, model.layers[0].shape)
     for layer, (_, arrays) in zip(model.layers, parameters, strict=True):
         x = _layer(graph, layer, arrays, x)
-    if model.loss == "mse" and "target_std" in normalisation:
+    if not model.loss.of_classes and "target_std" in normalisation:
         x = graph.add("Add", graph.add("Mul", x, stated("target_std")), stated("target_mean"))
     out_shape: list[str | int | None] = ["n", *model.layers[-1].out_shape]
     made = {"outputs": graph.add("Identity", x)}
-    if model.loss == "cross-entropy":
-        made["probabilities"] = graph.add("Softmax", x, axis=-1)
+    if model.loss.probabilities:
+        made["probabilities"] = graph.add(model.loss.probabilities, x, axis=-1)
     for node in graph.nodes:
         for name, inner in made.items():
             if node.output[0] == inner:

@@ -3,40 +3,31 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import kernels
+from kernels.elementwise import clip_value, scale_by
+from kernels.names import OPTIMIZERS, Rule
 from ringtmp.nn.layer import Array
-
-# The slots of each rule: arrays as large as the parameters, kept beside them and in checkpoints.
-SLOTS: dict[str, tuple[str, ...]] = {"sgd": (), "momentum": ("velocity",), "adam": ("m", "v"), "adamw": ("m", "v")}
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-_Kernels = dict[str, Callable[..., None]]
-_IN_PLACE: _Kernels = {
-    "sgd": kernels.sgd,
-    "momentum": kernels.momentum,
-    "adam": kernels.adam,
-    "adamw": kernels.adamw,
-}
-_INTO: _Kernels = {
-    "sgd": kernels.sgd_into,
-    "momentum": kernels.momentum_into,
-    "adam": kernels.adam_into,
-    "adamw": kernels.adamw_into,
-}
-_SERVED: _Kernels = {
-    "sgd": kernels.served_sgd,
-    "momentum": kernels.served_momentum,
-    "adam": kernels.served_adam,
-    "adamw": kernels.served_adamw,
-}
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of `SLOTS`, with its constants; `clip_value` bounds every number of a gradient, `clip_norm` that of all."""
+    """An update rule with its settings.
+
+    Parameters
+    ----------
+    name : str
+        One of `kernels.names.OPTIMIZERS`; another one is a `UserError`.
+    weight_decay : float
+        0 or more; the rule decides what it means.
+    momentum : float
+        From 0 to below 1; only rules that have a momentum heed it.
+    clip_value : float, optional
+        Bound of the absolute value of every number of a gradient.
+    clip_norm : float, optional
+        Bound of the norm of all gradients together.
+    """
 
     name: str
     weight_decay: float = 0.0
@@ -44,17 +35,22 @@ class Optimizer:
     clip_value: float | None = None
     clip_norm: float | None = None
 
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule and its kernels."""
+        return OPTIMIZERS[self.name]
+
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the arrays that the rule keeps beside the parameters."""
-        return SLOTS[self.name]
+        return self.rule.slots
 
     def clip(self, g: Array, norm: float) -> None:
-        """Bound flat gradients in place; `norm` is that of all layers' gradients together."""
+        """Bound the flat gradients `g` in place; `norm` is that of all layers' gradients together."""
         if self.clip_norm is not None and norm > self.clip_norm:
-            kernels.scale_by(g, self.clip_norm / norm)
+            scale_by(g, self.clip_norm / norm)
         if self.clip_value is not None:
-            kernels.clip_value(g, self.clip_value)
+            clip_value(g, self.clip_value)
 
     def update(
         self,
@@ -65,17 +61,28 @@ class Optimizer:
         step: int,
         into: tuple[Array, dict[str, Array]] | None = None,
     ) -> None:
-        """One step over flat arrays; `step` counts from 1.
+        """One step over flat arrays.
 
-        `into`, as (w, slots), gets the new numbers, bit for bit those of an update in place, and the old arrays stay as
-        they are; without it the update is in place. Old and new arrays share no number.
+        Parameters
+        ----------
+        w, g : array [n]
+            Parameters and their gradients.
+        slots : dict of array [n]
+            By name.
+        lr : float
+            Learning rate of this step.
+        step : int
+            Number of this step, counted from 1.
+        into : (array [n], dict of array [n]), optional
+            Parameters and slots that get the new numbers, bit for bit those of an update in place, while the old ones
+            stay as they are; they share no memory with the old ones. Without it the update is in place.
         """
-        now = [slots[name] for name in self.slots]
+        rule, settings = self.rule, self._settings(lr, step)
+        now = [slots[name] for name in rule.slots]
         if into is None:
-            _IN_PLACE[self.name](w, g, *now, *self._constants(lr, step))
+            rule.in_place(w, g, *now, *settings)
         else:
-            new = [into[1][name] for name in self.slots]
-            _INTO[self.name](w, g, *now, into[0], *new, *self._constants(lr, step))
+            rule.into(w, g, *now, into[0], *(into[1][name] for name in rule.slots), *settings)
 
     def serve(
         self,
@@ -90,21 +97,43 @@ class Optimizer:
         first: int,
         last: int,
     ) -> None:
-        """One step of numbers `first`...`last` - 1 by the sum of some rows' gradients, times `scale`.
+        """One step of some numbers by the sum of several workers' gradients.
 
-        `rows` [workers, n] holds a gradient in each row, `which` the numbers of those that count, in the order in which
-        they are summed; `room` is scratch of `kernels.SERVE_BLOCK` numbers.
+        Parameters
+        ----------
+        w : array [n]
+            Parameters.
+        rows : array [workers, n]
+            A gradient in each row.
+        which : int64 array [k]
+            Rows that count, in the order in which they are summed.
+        scale : float
+            Factor of the sum.
+        room : array [kernels.update.BLOCK]
+            Scratch, for each thread its own.
+        slots : dict of array [n]
+            By name.
+        lr : float
+            Learning rate of this step.
+        step : int
+            Number of this step, counted from 1.
+        first, last : int
+            Numbers `first` to `last` - 1 are updated.
         """
-        sums = (w, rows, which, scale, self.clip_value or math.inf, room)
-        _SERVED[self.name](*sums, *(slots[name] for name in self.slots), *self._constants(lr, step), first, last)
+        rule, settings = self.rule, self._settings(lr, step)
+        now = [slots[name] for name in rule.slots]
+        rule.served(w, rows, which, scale, self.clip_value or math.inf, room, *now, *settings, first, last)
 
-    def _constants(self, lr: float, step: int) -> tuple[float, ...]:
-        """What the rule's kernels get after their arrays."""
-        if self.name == "sgd":
-            return lr, self.weight_decay
-        if self.name == "momentum":
-            return lr, self.momentum, self.weight_decay
-        return lr, BETA1, BETA2, EPSILON, self.weight_decay, step
+    def _settings(self, lr: float, step: int) -> list[float]:
+        return self.rule.arguments(lr=lr, weight_decay=self.weight_decay, momentum=self.momentum, step=step)
+
+
+def smaller(name: str) -> list[str]:
+    """Optimizers that keep fewer slots than the one called `name`: one for each number of them, the most first."""
+    by_slots: dict[int, str] = {}
+    for other in OPTIMIZERS:
+        by_slots.setdefault(len(OPTIMIZERS[other].slots), other)
+    return [by_slots[count] for count in sorted(by_slots, reverse=True) if count < len(OPTIMIZERS[name].slots)]
 
 
 def learning_rate(

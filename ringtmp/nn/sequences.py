@@ -6,7 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-import kernels
+from kernels.attention import BLOCK as ATTENTION_BLOCK
+from kernels.attention import attention_backward_input, attention_forward
+from kernels.embedding import embedding_backward_weight, embedding_forward
 from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_normal
 
 
@@ -43,7 +45,7 @@ class Embedding(Layer):
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         tokens, y, _ = place.inner
-        kernels.embedding_forward(tokens, p["token"], p["position"], y)
+        embedding_forward(tokens, p["token"], p["position"], y)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         """Nothing: tokens have no gradient."""
@@ -51,7 +53,7 @@ class Embedding(Layer):
     def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
         for place in places:
             tokens, _, dy = place.inner
-            kernels.embedding_backward_weight(tokens, dy, g["token"], g["position"], not first)
+            embedding_backward_weight(tokens, dy, g["token"], g["position"], not first)
             first = False
 
 
@@ -82,7 +84,7 @@ class Attention(Layer):
 
     def scratch_numbers(self, rows: int) -> int:
         places, width = self.out_shape
-        return 2 * places * (width // self.heads + kernels.ATTENTION_BLOCK)
+        return 2 * places * (width // self.heads + ATTENTION_BLOCK)
 
     def attach(self, place: Place) -> None:
         rows = len(place.x)
@@ -97,9 +99,9 @@ class Attention(Layer):
 
     def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, _, _, logsum = place.inner
-        kernels.attention_forward(x, y, logsum, self.heads, place.scratch)
+        attention_forward(x, y, logsum, self.heads, place.scratch)
 
     def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
         x, y, dy, dx, logsum = place.inner
         if dx is not None:
-            kernels.attention_backward_input(x, y, logsum, dy, dx, self.heads, place.scratch)
+            attention_backward_input(x, y, logsum, dy, dx, self.heads, place.scratch)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-import kernels
+from kernels.elementwise import squared_norm
 from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, aligned, pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer, make_slots
@@ -36,7 +36,7 @@ class LayerState:
 
 
 class Side(Protocol):
-    """Memory for one version of a stage's parameters and slots (`ringtmp.resilience.node_memory.Copy`)."""
+    """Memory for one version of a stage's parameters and slots (`ringtmp.resilience.node_memory.StageReplica`)."""
 
     def begin(self) -> None:
         """It is being written: what it holds counts no more."""
@@ -173,7 +173,7 @@ class Stage:
             for n, numbers in enumerate(plan.saved)
         ]
         ends = self.is_first or self.is_last
-        label_dtype = np.dtype(np.int64) if self.model.loss == "cross-entropy" else self.dtype
+        label_dtype = self.model.loss.label_dtype(self.dtype)
         labels = [aligned(rows * self.model.labels * ends, label_dtype)]
         return {"y": y, "dy": dy, "saved": saved, "labels": labels}
 
@@ -241,7 +241,7 @@ class Stage:
                 start += count
         labels = cut(room["labels"][0], self.model.labels)
         predictions = rows * self.model.scored
-        flat = labels.reshape(-1) if self.model.loss == "cross-entropy" else labels
+        flat = labels.reshape(-1) if self.model.loss.of_classes else labels
         scores = (
             (y.reshape(predictions, -1), flat, dy.reshape(predictions, -1)) if self.is_last else (y[:0], flat, dy[:0])
         )
@@ -316,10 +316,7 @@ class Stage:
         if scale > 0 and not work.shared:
             dy[...] = y
             y = dy
-        if self.model.loss == "cross-entropy":
-            loss, correct = kernels.softmax_cross_entropy(y, labels, scale)
-            return loss, float(correct)
-        return kernels.mean_squared_error(y, labels, scale), float("nan")
+        return self.model.loss.evaluate(y, labels, scale)
 
     def backward_input(
         self,
@@ -362,7 +359,7 @@ class Stage:
         """`total` and the squares of all gradients of the stage, layer after layer, so that any cut gives one sum."""
         for state in self.states:
             if state.flat.size:
-                total += kernels.squared_norm(state.gradient)
+                total += squared_norm(state.gradient)
         return total
 
     def update(self, lr: float, step: int, norm: float = 0.0) -> None:
@@ -512,7 +509,7 @@ def slot_bytes(
             total += width * item * (group > 0 or not is_first)
     saved = sum(numbers for numbers, flag in zip(plan.saved, plan.again, strict=True) if whole or not flag)
     ends = is_first or last == len(model.layers)
-    labels = model.labels * ends * (8 if model.loss == "cross-entropy" else item)
+    labels = model.labels * ends * np.dtype(model.loss.label_dtype(dtype)).itemsize
     return rows * (total + saved * item + labels)
 
 

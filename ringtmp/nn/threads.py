@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import kernels
+from kernels.denormals import flush_for_good
 
 
 class Pool:
     """Runs one function on several arguments, on this thread and `threads` - 1 others."""
 
     def __init__(self, threads: int) -> None:
-        self._others = ThreadPoolExecutor(threads - 1, "ringtmp", kernels.flush_for_good) if threads > 1 else None
+        self._others = ThreadPoolExecutor(threads - 1, "ringtmp", flush_for_good) if threads > 1 else None
 
     def each(self, run: Callable[[Any], None], arguments: Iterable[Any]) -> None:
         """All of them, the first one here; an exception of any of them is raised."""

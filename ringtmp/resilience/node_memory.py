@@ -1,16 +1,16 @@
-"""What a node keeps of a run while its processes come and go: copies of stages, in memory that outlives them.
+"""What a node keeps of a run while its processes come and go: replicas of stages, in memory that outlives them.
 
     /dev/shm/ringtmp-UID/RUN/NODE/
-        0000003000.0002.0002.a  ...b    generation 3000, stage 2, held by rank 2: two versions of it
+        0000003000.0002.0002.a  ...b    generation 3000, stage 2, held by rank 2: two versions
         0000003000.0001.0002.a  ...b    stage 1, held by rank 2 for its left neighbour
 
-A copy is written in two phases: its step is -1 before the first byte changes, and becomes the new step after the last
-one, when the checksums are in place. A process that is killed in between leaves the other version as it was. Copies of
-an older generation (launch, or membership within one) stay until the newer one can do without them.
+A replica is written in two phases: its step is -1 before the first byte changes, and becomes the new step after the
+last one, when the checksums are in place. A process that is killed in between leaves the other version as it was.
+Replicas of an older generation (launch, or membership within one) stay until the newer one can do without them.
 
     bytes    0   magic
              8   length of the description
-            16   step of what it holds, or -1
+            16   step: updates in the state that it holds, or -1
             64   description: JSON
              .   checksums [layers], then for each layer its parameters and slots, each on a cache line
 """
@@ -33,16 +33,16 @@ import numpy as np
 from ringtmp.nn.layer import Array
 from ringtmp.storage.checksum import checksum
 
-_MAGIC = b"RINGTMP1"
+_MAGIC = b"RINGTMP1"  # ends with the version of the format
 _FIXED = struct.Struct("<8sqq")
 _TEXT = 64  # where the description begins
 _LINE = 64
 _FLAT = "flat"  # name of the parameters among a layer's arrays
-GENERATION = 1000  # of copies, for each launch: within one there is room for changes of membership
+GENERATION = 1000  # the first generation of launch n is n x GENERATION; the others follow changes of membership
 
 
-class Part(NamedTuple):
-    """The numbers `start`...`stop` - 1 of a layer that has `whole` of them."""
+class ParameterRange(NamedTuple):
+    """Parameters `start`...`stop` - 1 of a layer that has `whole` parameters."""
 
     layer: int
     start: int
@@ -51,8 +51,8 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a copy holds: a stage's layers, or parts of layers as servers have them, and the arrays of each.
+class ReplicaLayout:
+    """What a replica holds: a stage's layers, or ranges of layers as servers have them, and the arrays of each.
 
     Attributes
     ----------
@@ -61,16 +61,17 @@ class Shape:
     stage, owner : int
         Number of the stage along the chain, and the rank that trains it.
     layers, counts : tuple of int
-        Index and number of parameters of each layer, or part of one.
+        Index and number of parameters of each layer, or range of one.
     tables : tuple of dict
-        What each layer is.
+        Each layer as a table (`Layer.to_dict`).
     total : int
         Layers of the whole model.
     slots : tuple of str
-        Of the optimizer.
+        Names of the optimizer's slots.
     dtype : str
+        Of parameters and slots, as NumPy writes it ("<f4").
     starts, wholes : tuple of int
-        Where there are parts: the first number of each, and how many its layer has.
+        For ranges: the first parameter of each, and the number of parameters of its layer; empty for whole layers.
     """
 
     generation: int
@@ -86,12 +87,12 @@ class Shape:
     wholes: tuple[int, ...] = ()
 
     def text(self) -> bytes:
-        """As stored."""
+        """The description as it is stored."""
         return json.dumps(vars(self)).encode()
 
     @classmethod
-    def read(cls, text: bytes) -> "Shape":
-        """The reverse of `text`."""
+    def read(cls, text: bytes) -> "ReplicaLayout":
+        """The layout that `text` describes."""
         values: dict[str, Any] = json.loads(text)
         for key, value in values.items():
             if isinstance(value, list):
@@ -99,11 +100,11 @@ class Shape:
         return cls(**values)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """What it holds, in the order of its places."""
+    def parts(self) -> tuple[ParameterRange, ...]:
+        """The parameters that it holds, in the order of their places."""
         starts, wholes = self.starts or (0,) * len(self.layers), self.wholes or self.counts
         each = zip(self.layers, starts, self.counts, wholes, strict=True)
-        return tuple(Part(layer, start, start + count, whole) for layer, start, count, whole in each)
+        return tuple(ParameterRange(layer, start, start + count, whole) for layer, start, count, whole in each)
 
     def places(self) -> list[dict[str, tuple[int, int]]]:
         """For each layer, start (bytes after the checksums' start) and size (bytes) of each array."""
@@ -128,13 +129,13 @@ def _up(size: int) -> int:
     return -(-size // _LINE) * _LINE
 
 
-class Copy:
+class StageReplica:
     """One version of a stage in node memory.
 
     Parameters
     ----------
     path : Path
-    shape : Shape or None
+    layout : Shape or None
         Of a new copy; None: open the one that is there.
 
     Raises
@@ -145,15 +146,15 @@ class Copy:
         It is no copy, or cut short.
     """
 
-    def __init__(self, path: Path, shape: Shape | None = None) -> None:
+    def __init__(self, path: Path, layout: ReplicaLayout | None = None) -> None:
         self.path = path
-        if shape:
-            text = shape.text()
+        if layout:
+            text = layout.text()
             body = _up(_TEXT + len(text))
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                os.posix_fallocate(handle, 0, body + shape.size)  # or a full memory would be a bus error later
-                self.memory = mmap.mmap(handle, body + shape.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+                os.posix_fallocate(handle, 0, body + layout.size)  # or a full memory would be a bus error later
+                self.memory = mmap.mmap(handle, body + layout.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
@@ -167,60 +168,75 @@ class Copy:
             if len(self.memory) < _TEXT:
                 raise ValueError("cut short")
             magic, length, _ = _FIXED.unpack_from(self.memory, 0)
+            if magic[:-1] == _MAGIC[:-1] and magic != _MAGIC:
+                raise ValueError(f"expected format {_MAGIC.decode()}, got {magic.decode(errors='replace')}")
             if magic != _MAGIC:
-                raise ValueError("not a copy of a stage")
-            shape = Shape.read(self.memory[_TEXT : _TEXT + length])
+                raise ValueError("not a replica of a stage")
+            layout = ReplicaLayout.read(self.memory[_TEXT : _TEXT + length])
             body = _up(_TEXT + length)
-            if len(self.memory) != body + shape.size:
+            if len(self.memory) != body + layout.size:
                 raise ValueError("cut short")
-        self.shape = shape
+        self.layout = layout
         whole = np.frombuffer(self.memory, np.uint8)
-        self.payload = whole[body:]  # what is sent to mirror it
+        self.payload = whole[body:]  # what is sent to other nodes
         self._step = whole[16:24].view(np.int64)
-        self.sums = self.payload[: 8 * len(shape.layers)].view(np.uint64)
-        self._places = shape.places()
+        self.sums = self.payload[: 8 * len(layout.layers)].view(np.uint64)
+        self._places = layout.places()
 
     @property
     def step(self) -> int:
-        """Updates in what it holds, or -1 while it is being written."""
+        """Updates in the state that it holds, or -1 while it is being written."""
         return int(self._step[0])
 
     def begin(self) -> None:
-        """What it holds counts no more."""
+        """Mark the replica incomplete: it is about to be overwritten."""
         self._step[0] = -1
 
     def commit(self, step: int) -> None:
-        """All of it is there, checksums included."""
+        """Mark the replica complete; it holds the state after `step` updates, and its checksums."""
         self._step[0] = step
 
     def array(self, place: int, name: str = _FLAT) -> Array:
-        """Parameters or a slot of the layer at `place` among the stage's."""
+        """Parameters or the slot `name` of the layer at `place` among the stage's; a view."""
         start, size = self._places[place][name]
-        return self.payload[start : start + size].view(self.shape.dtype)
+        return self.payload[start : start + size].view(self.layout.dtype)
 
     def arrays(self, place: int) -> tuple[Array, dict[str, Array]]:
-        """Parameters and slots of a layer."""
-        return self.array(place), {name: self.array(place, name) for name in self.shape.slots}
+        """Parameters and slots of the layer at `place`; views."""
+        return self.array(place), {name: self.array(place, name) for name in self.layout.slots}
 
     def sum(self, place: int) -> int:
-        """Checksum of a layer's arrays as they are now."""
+        """Checksum of the arrays of the layer at `place` as they are now."""
         total = 0
-        for name in (_FLAT, *self.shape.slots):
+        for name in (_FLAT, *self.layout.slots):
             total = checksum(self.array(place, name).view(np.uint32), total)
         return int(total)
 
     def seal(self, place: int) -> None:
-        """A layer is complete: note its checksum."""
+        """Store the checksum of the layer at `place`, whose arrays are complete."""
         self.sums[place] = self.sum(place)
 
     def sound(self) -> bool:
-        """Whether every layer is as its checksum says."""
-        return all(int(self.sums[place]) == self.sum(place) for place in range(len(self.shape.layers)))
+        """Whether every layer matches its checksum."""
+        return all(int(self.sums[place]) == self.sum(place) for place in range(len(self.layout.layers)))
 
 
 @dataclass(frozen=True)
-class Held:
-    """A sound copy, as told to others."""
+class FoundReplica:
+    """A sound replica that a node has, as reported to rank 0.
+
+    Attributes
+    ----------
+    path : str
+    generation, step : int
+    layers : tuple of int
+    tables : tuple of dict
+    total : int
+    parts : tuple of ParameterRange
+        Empty: all of each layer.
+    slots : tuple of str
+        The rest as in its `ReplicaLayout`.
+    """
 
     path: str
     generation: int
@@ -228,21 +244,21 @@ class Held:
     layers: tuple[int, ...]
     tables: tuple[dict[str, Any], ...]
     total: int
-    parts: tuple[Part, ...] = ()  # of which layers; none: all of each
+    parts: tuple[ParameterRange, ...] = ()
     slots: tuple[str, ...] = ()
 
-    def pieces(self) -> tuple[Part, ...]:
-        """What it holds of which layers."""
-        return self.parts or tuple(Part(layer, 0, 0, 0) for layer in self.layers)
+    def pieces(self) -> tuple[ParameterRange, ...]:
+        """The parameters that it holds; with 0, 0, 0 for a whole layer."""
+        return self.parts or tuple(ParameterRange(layer, 0, 0, 0) for layer in self.layers)
 
 
 class NodeMemory:
-    """Copies that a node holds of one run.
+    """Replicas that a node holds of one run.
 
     Parameters
     ----------
     run : str
-        What tells this run from all others.
+        Identifies the run.
     node : str
         Name of the node.
     """
@@ -251,31 +267,31 @@ class NodeMemory:
         self.folder = _root() / run / node
 
     def make(self) -> None:
-        """Make the folder, for this user alone. Raises `OSError`, or `PermissionError` if it is somebody else's."""
+        """Make the folder, for this user alone. Raises `OSError`, or `PermissionError` if it belongs to another user."""
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = _root().stat()
         if mine.st_uid != os.getuid():
-            raise PermissionError(f"{_root()} belongs to somebody else; set RINGTMP_NODE_MEMORY")
+            raise PermissionError(f"{_root()} belongs to another user; set RINGTMP_NODE_MEMORY")
         _root().chmod(0o700)
 
-    def create(self, shape: Shape, holder: int) -> tuple[Copy, Copy]:
-        """Room for two versions of a stage on the rank `holder`. Raises `OSError`."""
-        name = f"{shape.generation:010d}.{shape.stage:04d}.{holder:04d}"
-        return Copy(self.folder / f"{name}.a", shape), Copy(self.folder / f"{name}.b", shape)
+    def create(self, layout: ReplicaLayout, holder: int) -> tuple[StageReplica, StageReplica]:
+        """Allocate two versions of a stage on the rank `holder`. Raises `OSError`."""
+        name = f"{layout.generation:010d}.{layout.stage:04d}.{holder:04d}"
+        return StageReplica(self.folder / f"{name}.a", layout), StageReplica(self.folder / f"{name}.b", layout)
 
-    def inventory(self) -> tuple[list[Held], list[str]]:
-        """What is whole, and a line for each copy that should be and is not."""
-        found: list[Held] = []
+    def inventory(self) -> tuple[list[FoundReplica], list[str]]:
+        """The complete replicas, and a line for each that is damaged."""
+        found: list[FoundReplica] = []
         faults: list[str] = []
         for path in sorted(self.folder.glob("*.[ab]")):
             try:
-                copy = Copy(path)
+                copy = StageReplica(path)
                 if copy.step < 0:
                     continue
                 if copy.sound():
-                    shape = copy.shape
-                    what = (shape.layers, shape.tables, shape.total, shape.parts, shape.slots)
-                    found.append(Held(str(path), shape.generation, copy.step, *what))
+                    layout = copy.layout
+                    what = (layout.layers, layout.tables, layout.total, layout.parts, layout.slots)
+                    found.append(FoundReplica(str(path), layout.generation, copy.step, *what))
                 else:
                     faults.append(f"{path}: contents do not match their checksum")
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -283,13 +299,13 @@ class NodeMemory:
         return found, faults
 
     def forget(self, generation: int) -> None:
-        """Remove the copies of generations before this one."""
+        """Remove the replicas of generations before `generation`."""
         for path in self.folder.glob("*.[ab]"):
             if path.name[:10].isdigit() and int(path.name[:10]) < generation:
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove all of it: the run has ended, and its results are on disk."""
+        """Remove all replicas: the run has ended, and its results are on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder in (self.folder.parent, self.folder.parent.parent):
             with suppress(OSError):  # other nodes of this host, other runs
@@ -309,12 +325,12 @@ def node_name(rank: int | None = None) -> str:
     if rank is None:
         from mpi4py import MPI
 
-        rank = MPI.COMM_WORLD.rank  # whatever becomes of its rank when others are lost
+        rank = MPI.COMM_WORLD.rank  # its rank in a communicator changes when others are lost
     return names[rank] if rank < len(names) and names[rank] else socket.gethostname()
 
 
-def covered(parts: Iterable[Part]) -> set[int]:
-    """Layers of which every number is in one of these parts, which have no number in common."""
+def covered(parts: Iterable[ParameterRange]) -> set[int]:
+    """Layers of which every parameter is in one of `parts`, which do not overlap."""
     found: dict[int, int] = {}
     wholes: dict[int, int] = {}
     for part in set(parts):
@@ -323,13 +339,28 @@ def covered(parts: Iterable[Part]) -> set[int]:
     return {layer for layer, count in found.items() if count == wholes[layer]}
 
 
-def newest(held: Iterable[tuple[int, Held]], layers: int) -> tuple[int, int, dict[Part, tuple[int, str]]] | None:
-    """Generation and step of the newest step of which all layers are held, and for each part by which rank and where.
+def newest(
+    held: Iterable[tuple[int, FoundReplica]], layers: int
+) -> tuple[int, int, dict[ParameterRange, tuple[int, str]]] | None:
+    """The newest step of which all layers are held.
 
-    None if there is none. A later generation comes first, even with an earlier step: what an earlier one still holds
-    was given up. Copies of different generations are never put together.
+    A later generation comes first, even with an earlier step: what an earlier one still holds was given up. Replicas
+    of different generations are never combined.
+
+    Parameters
+    ----------
+    held : iterable of (int, FoundReplica)
+        Rank that can read a replica, and the replica.
+    layers : int
+        Layers of the model.
+
+    Returns
+    -------
+    tuple or None
+        Generation, step, and for each range of parameters the rank that can read it and the path there; None if no
+        step is complete.
     """
-    sets: dict[tuple[int, int], dict[Part, tuple[int, str]]] = {}
+    sets: dict[tuple[int, int], dict[ParameterRange, tuple[int, str]]] = {}
     for rank, copy in held:
         where = sets.setdefault((copy.generation, copy.step), {})
         for part in copy.pieces():
@@ -340,7 +371,7 @@ def newest(held: Iterable[tuple[int, Held]], layers: int) -> tuple[int, int, dic
     return *max(whole), sets[max(whole)]
 
 
-def arrays_of(path: str, part: Part) -> tuple[Array, dict[str, Array]]:
-    """Parameters and slots (views) of a layer of the chain, or a part of one, in a copy."""
-    copy = Copy(Path(path))
-    return copy.arrays(copy.shape.parts.index(part))
+def arrays_of(path: str, part: ParameterRange) -> tuple[Array, dict[str, Array]]:
+    """Parameters and slots (views) of `part` in the replica at `path`."""
+    copy = StageReplica(Path(path))
+    return copy.arrays(copy.layout.parts.index(part))

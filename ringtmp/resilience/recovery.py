@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from ringtmp.comm.mpi import raise_on_all
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
-from ringtmp.resilience.node_memory import Held, NodeMemory, Part, Shape, arrays_of, covered, newest, node_name
+from ringtmp.resilience.node_memory import (
+    FoundReplica,
+    NodeMemory,
+    ParameterRange,
+    ReplicaLayout,
+    arrays_of,
+    covered,
+    newest,
+    node_name,
+)
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -38,7 +47,7 @@ class Recalled:
 
     generation: int
     step: int
-    where: dict[Part, tuple[int, str]]
+    where: dict[ParameterRange, tuple[int, str]]
     tables: list[dict[str, Any]]
     newest: int
     slots: tuple[str, ...] = ()
@@ -47,7 +56,7 @@ class Recalled:
 def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
     """What the nodes of these ranks remember of a run, and notes on what is lost, on rank 0. Collective over `comm`."""
     nodes = comm.allgather(node_name())
-    found: list[Held] = []
+    found: list[FoundReplica] = []
     faults: list[str] = []
     if nodes.index(nodes[comm.rank]) == comm.rank:  # one rank looks for each node
         found, faults = NodeMemory(run, nodes[comm.rank]).inventory()
@@ -59,7 +68,7 @@ def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
     return _newest(held, notes), notes
 
 
-def _newest(held: list[tuple[int, Held]], notes: list[str]) -> Recalled | None:
+def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled | None:
     if not held:
         return None
     tables: dict[int, dict[str, Any]] = {}
@@ -116,10 +125,10 @@ def _listed(arrays: tuple[Array, dict[str, Array]], slots: Sequence[str]) -> lis
     return [arrays[0], *(arrays[1][name] for name in slots)]
 
 
-def shape_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype: str, **what: int) -> Shape:
+def layout_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype: str, **what: int) -> ReplicaLayout:
     """What a copy of layers `first` ... `last` - 1 holds; `what`: generation, stage, owner."""
     layers = range(first, last)
-    return Shape(
+    return ReplicaLayout(
         what["generation"],
         what["stage"],
         what["owner"],
@@ -132,14 +141,14 @@ def shape_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype:
     )
 
 
-def room_for(comm: "Intracomm", memory: NodeMemory, shapes: Sequence[Shape]) -> list[tuple[Any, Any]]:
+def room_for(comm: "Intracomm", memory: NodeMemory, layouts: Sequence[ReplicaLayout]) -> list[tuple[Any, Any]]:
     """Two versions of each of this rank's stages. Collective; `UserError` on every rank if one of them has no room."""
     with raise_on_all(comm):
         try:
             memory.make()
-            return [memory.create(shape, comm.rank) for shape in shapes]
+            return [memory.create(layout, comm.rank) for layout in layouts]
         except OSError as error:
-            need = 2 * sum(shape.size for shape in shapes)
+            need = 2 * sum(layout.size for layout in layouts)
             raise UserError(
                 f"state_copies: rank {comm.rank} needs {need / 2**20:.0f} MiB in {memory.folder}: {error.strerror}; "
                 "RINGTMP_NODE_MEMORY names another place"

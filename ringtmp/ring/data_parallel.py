@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from ringtmp.comm.messages import Mailbox
 from ringtmp.comm.point_to_point import FIRST_TAG, ControlChannel
-from ringtmp.comm.ring_allreduce import RingAllreduce
+from ringtmp.comm.ring_allreduce import RingSums, Summand
 from ringtmp.nn.stage import Stage
 from ringtmp.ring.gates import SumsComplete
 from ringtmp.ring.messages import KINDS, RingStep, RingTest, Stop
-from ringtmp.trace.recorder import Recorder, clock
+from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -47,19 +47,15 @@ class CrossRingSums:
     """
 
     def __init__(self, comm: "Intracomm", stages: Sequence[Stage], numbers: Sequence[int], recorder: Recorder) -> None:
-        self.recorder, self.numbers = recorder, numbers
-        self.sums: list[dict[int, RingAllreduce]] = []  # of each chunk, by place of the layer in its stage
-        self.round: list[tuple[int, int]] = []  # on their way: chunk and place
-        self.steps = [0] * len(stages)  # that each chunk is in
-        for c, stage in enumerate(stages):
-            self.sums.append(
-                {
-                    n: RingAllreduce(comm, state.gradient, _TAG_LAYERS + state.index, partial(self._sent, c))
-                    for n, state in enumerate(stage.states)
-                    if state.flat.size
-                }
-            )
-        self.gates = [SumsComplete(len(sums)) for sums in self.sums]
+        self.layers = [[n for n, state in enumerate(stage.states) if state.flat.size] for stage in stages]
+        self.gates = [SumsComplete(len(layers)) for layers in self.layers]
+        summands = [
+            ((c, n), Summand(state.gradient, _TAG_LAYERS + state.index, numbers[c]))
+            for c, stage in enumerate(stages)
+            for n, state in enumerate(stage.states)
+            if state.flat.size
+        ]
+        self.sums = RingSums(comm, summands, recorder, self._completed, sends_as="across")
 
     def starter(self, chunk: int) -> Callable[[Sequence[int], int], None]:
         """What a chunk calls when gradients are complete: `start` for that chunk."""
@@ -67,36 +63,23 @@ class CrossRingSums:
 
     def start(self, chunk: int, layers: Sequence[int], step: int) -> None:
         """The gradients of some layers (places in the stage) of a chunk are complete on this rank: sum them."""
-        self.steps[chunk] = step
         for n in layers:
-            self.round.append((chunk, n))
-            self.sums[chunk][n].start()
+            self.sums.start((chunk, n), step)
+
+    def _completed(self, key: tuple[int, int]) -> None:
+        self.gates[key[0]].missing -= 1
 
     def updated(self, chunk: int) -> None:
         """The chunk has made its update: its gate closes until the sums of the next step are complete."""
-        self.gates[chunk].missing = len(self.sums[chunk])
+        self.gates[chunk].missing = len(self.layers[chunk])
 
     def poll(self) -> None:
         """Add and pass on what has arrived."""
-        for entry in self.round.copy():
-            c, n = entry
-            one = self.sums[c][n]
-            while one.hop < one.hops and one.awaited.Test():
-                begin, hop = clock(), one.hop
-                one.came()
-                self.recorder.record("receive", begin, clock(), self.steps[c], hop, -1, one.bytes[hop], self.numbers[c])
-            if one.hop == one.hops and one.left():
-                self.round.remove(entry)
-                self.gates[c].missing -= 1
-
-    def _sent(self, c: int, begin: int, end: int, hop: int, size: int) -> None:
-        self.recorder.record("across", begin, end, self.steps[c], hop, -1, size, self.numbers[c])
+        self.sums.poll()
 
     def close(self) -> None:
         """Free all requests, once no sum is on its way."""
-        for sums in self.sums:
-            for one in sums.values():
-                one.close()
+        self.sums.close()
 
 
 class RingLeaders:

@@ -7,6 +7,10 @@ against nobody.
 
 from collections.abc import Callable
 
+from ringtmp.comm import ulfm
+from ringtmp.comm.mpi import warn
+from ringtmp.comm.peers import Peers
+from ringtmp.errors import RunFailure
 from ringtmp.ring.links import RingLinks
 from ringtmp.ring.messages import SignOfLife
 from ringtmp.trace.recorder import clock
@@ -78,3 +82,55 @@ class Liveness:
                 self.heard[rank] = now
                 self.hung(rank)
                 return
+
+
+class HungRanks:
+    """Ends neighbours that are taken for hung.
+
+    Parameters
+    ----------
+    peers : Peers
+        Process of each rank.
+    rank : int
+        This rank.
+    limit : float
+        Seconds of silence after which a neighbour is taken for hung (`heartbeat_timeout`).
+    """
+
+    def __init__(self, peers: Peers, rank: int, limit: float) -> None:
+        self.peers, self.rank, self.limit = peers, rank, limit
+        self.missing: set[int] = set()  # ranks that have ended, which MPI has not reported yet
+
+    def end(self, rank: int) -> None:
+        """Kill a rank, if it is on this host, and end the job.
+
+        With ULFM the killed process is reported as a loss like any other, and the job continues.
+
+        Raises
+        ------
+        RunFailure
+            The job has to end.
+        """
+        name, action = self.peers.name(rank), "it is out of reach from here, and the job ends"
+        if self.peers.is_local(rank):
+            ended, action = self.peers.has_ended(rank), "killed"
+            self.peers.kill(rank)
+            if ulfm.available() and not ended:
+                warn(f"finds that {name} gives no sign of life (--heartbeat-timeout), and has killed it")
+                return
+            if ulfm.available() and rank not in self.missing:  # the other neighbour may have killed it just now
+                self.missing.add(rank)
+                return
+            if ulfm.available():
+                self._end_all(f"{name} has ended, which MPI was not told")
+        raise RunFailure(
+            f"{name} has given no sign of life for {self.limit:g} s (--heartbeat-timeout): taken for hung; {action}"
+        )
+
+    def _end_all(self, why: str) -> None:
+        """End every process of this host: MPI waits for ever for a rank that has ended other than by a signal."""
+        warn(f"ends the job: {why}")
+        for rank in self.peers.local():
+            if rank != self.rank:
+                self.peers.kill(rank)
+        ulfm.die()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringtmp.config.units import show_bytes
 from ringtmp.errors import UserError
+from ringtmp.nn.optimizers import smaller
 from ringtmp.nn.stage import slot_bytes, state_bytes
 from ringtmp.run.job import Job
 from ringtmp.run.memory_limits import Limit, tightest, used
@@ -199,8 +200,7 @@ class Needs:
             ("more --micro-batches", {"micro_batches": config.batch_size}, slots),
             ("--checkpoint-every 0", {"checkpoint_every": 0, "mtbf": None}, slots),
             ("--state-copies off", {"state_copies": 0}, slots),
-            ("--optimizer momentum", {"optimizer": "momentum"}, slots),
-            ("--optimizer sgd", {"optimizer": "sgd"}, slots),
+            *((f"--optimizer {name}", {"optimizer": name}, slots) for name in smaller(config.optimizer)),
         ]
         for words, change, room in tries:
             if not (room < slots or any(getattr(config, key) != value for key, value in change.items())):

@@ -1,32 +1,31 @@
 """Replicas: each version of a rank's stages is copied to the ranks on its right, piece by piece, beside the training.
 
-A rank that has updated a stage holds the new version and the one before it (`ringtmp.resilience.node_memory`). The new one goes to
-the right neighbour in pieces, never more than `_AHEAD` under way, so that an activation waits for a few at most; with
-`depth` above 1 it goes on from neighbour to neighbour. The last holder says so to the left.
+A rank that has updated a stage holds the new version and the one before it (`ringtmp.resilience.node_memory`). The new
+one goes to the right neighbour in pieces, never more than `_WINDOW` under way, so that an activation waits for a few at
+most; with `depth` above 1 it goes on from neighbour to neighbour. The last holder reports to the left.
 
-One rule keeps a step whole everywhere without anybody asking: a rank runs the *last forward* of a step only once its
-own version of that step is held by all its replicas (`ringtmp.ring.gates.CopyDurable`). No rank can update without every rank's last
-forward, so when a version k + 2 overwrites k, version k + 1 is whole on every rank and in every replica: at any moment
-some step has all its layers in two places, and it is at most one behind the newest.
+One rule keeps a step complete everywhere without any rank asking: a rank runs the *last forward* of a step only once
+its own version of that step is held by all its replicas (`ringtmp.ring.gates.CopyDurable`). No rank can update without
+every rank's last forward, so when version k + 2 overwrites k, version k + 1 is complete on every rank and in every
+replica: at any moment some step has all its layers in two places, and it is at most one behind the newest.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ringtmp.resilience.node_memory import Copy, NodeMemory
+from ringtmp.resilience.node_memory import NodeMemory, ReplicaLayout, StageReplica
+from ringtmp.resilience.replica_stream import Incoming, Outgoing, PieceReceiver, PieceSender, pieces_of
 from ringtmp.ring.gates import CopyDurable
 from ringtmp.ring.links import RingLinks
 from ringtmp.ring.messages import ReplicaComplete, tag_of
 from ringtmp.trace.fault_probe import FaultProbe
-from ringtmp.trace.recorder import Recorder, clock
+from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm, Prequest
+    from mpi4py.MPI import Prequest
 
-PIECE = 1 << 18  # bytes of a message: 20 ms at 100 Mbit/s
-_AHEAD = 2  # pieces under way
+_WINDOW = 2  # pieces under way
 
 
 @dataclass
@@ -35,26 +34,33 @@ class Lane:
 
     Attributes
     ----------
-    sides : two copies
-        Version v lies in side (v - start) modulo 2.
+    chunk : int
+        Index of the stage among those of its owner.
     distance : int
         Hops from its owner to this rank; 0: this rank's own.
+    sides : two replicas
+        Version v lies in side (v - start) modulo 2.
     newest : int
-        Version that is whole here.
+        Version that is complete here.
+    sent : int
+        Newest version that has left completely, or that need not leave from here.
+    receiver, sender : PieceReceiver or None, PieceSender or None
+        From the left neighbour, and to the right one.
+    incoming, outgoing : lists of pieces
+        For each side, what `receiver` and `sender` have prepared.
     """
 
     chunk: int
     distance: int
-    sides: tuple[Copy, Copy]
+    sides: tuple[StageReplica, StageReplica]
     newest: int
-    receives: tuple[list["Prequest"], list["Prequest"]] = field(default_factory=lambda: ([], []))
-    sends: tuple[list["Prequest"], list["Prequest"]] = field(default_factory=lambda: ([], []))
-    posted: int = 0  # pieces of version newest + 1 whose receive is posted
-    arrived: int = 0  # and those that are here
-    sent: int = 0  # versions that have left wholly
-    started: int = 0  # pieces of the version that leaves now
-    told: int = -1  # version of which this rank has passed on that the last holder has it
-    flying: deque["Prequest"] = field(default_factory=deque)
+    sent: int
+    receiver: PieceReceiver | None
+    sender: PieceSender | None
+    incoming: list[Incoming]
+    outgoing: list[Outgoing]
+    passed_on: int = -1  # version of which this rank has passed on to the left that the last holder has it
+    sending: int = -1  # version that leaves now
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class CopySettings:
 
     Attributes
     ----------
-    sides : sequence of pairs of Copy
+    sides : sequence of pairs of StageReplica
         This rank's stages; the first of each holds the version of the engine's start.
     memory : NodeMemory
     nodes : sequence of str
@@ -74,7 +80,7 @@ class CopySettings:
         Called once no copy made before the engine's start can be needed any more.
     """
 
-    sides: Sequence[tuple[Copy, Copy]]
+    sides: Sequence[tuple[StageReplica, StageReplica]]
     memory: NodeMemory
     nodes: Sequence[str]
     depth: int
@@ -105,59 +111,68 @@ class Replicas:
         recorder: Recorder,
         probe: FaultProbe | None = None,
     ) -> None:
-        comm, sides, memory, nodes, depth = links.comm, settings.sides, settings.memory, settings.nodes, settings.depth
-        self.links, self.durable, self.recorder = links, durable, recorder
-        self.rank, self.size, self.depth, self.start, self.clear = comm.rank, comm.size, depth, start, settings.clear
-        self.right = links.right
+        self.links, self.durable, self.recorder, self.probe = links, durable, recorder, probe
+        self.depth, self.start, self.clear = settings.depth, start, settings.clear
+        self.cleared = False
         self.lanes: dict[tuple[int, int], Lane] = {}
         links.to_left.on(ReplicaComplete, self._complete)
-        leaves = [_leaves(nodes, owner, depth) for owner in range(comm.size)]
-        shapes = [[copies[0].shape for copies in sides]]  # by distance: of the stages of rank - distance
-        for distance in range(1, depth + 1):
-            shapes.append(comm.sendrecv(shapes[-1], self.right, source=(comm.rank - 1) % comm.size))
-            if leaves[(self.rank - distance) % self.size]:
-                for c, shape in enumerate(shapes[distance]):
-                    self._add(comm, Lane(c, distance, memory.create(shape, comm.rank), start - 1))
-        for c, copies in enumerate(sides):
-            if leaves[self.rank]:
-                durable[c].version = start - 1
-                self._add(comm, Lane(c, 0, copies, start))
-        self.cleared, self.probe = False, probe
+        rank, size = links.rank, links.size
+        sent = [_is_sent(settings.nodes, owner, self.depth) for owner in range(size)]
 
-    def _add(self, comm: "Intracomm", lane: Lane) -> None:
-        self.lanes[lane.distance, lane.chunk] = lane
-        lane.sent = self.start - 1 if lane.distance < self.depth else 1 << 62
-        for side, copy in enumerate(lane.sides):
-            payload = copy.payload
-            cuts = range(0, len(payload), PIECE)
-            lane_here = lane.chunk * self.size + lane.distance
-            if lane.distance:
-                source = (self.rank - 1) % self.size
-                tag = tag_of("replica", lane_here)
-                lane.receives[side].extend(comm.Recv_init(payload[at : at + PIECE], source, tag) for at in cuts)
-            if lane.distance < self.depth:
-                tag = tag_of("replica", lane_here + 1)
-                lane.sends[side].extend(comm.Send_init(payload[at : at + PIECE], self.right, tag) for at in cuts)
-        if lane.distance:
-            self._post(lane)
+        # Learn what the ranks on the left hold, by distance, and make room for their stages.
+        layouts: list[list[ReplicaLayout]] = [[copies[0].layout for copies in settings.sides]]
+        for distance in range(1, self.depth + 1):
+            layouts.append(links.comm.sendrecv(layouts[-1], links.right, source=links.left))
+            if sent[(rank - distance) % size]:
+                for c, layout in enumerate(layouts[distance]):
+                    self._add(c, distance, settings.memory.create(layout, rank), start - 1)
+
+        # This rank's own stages.
+        for c, sides in enumerate(settings.sides):
+            if sent[rank]:
+                durable[c].version = start - 1
+                self._add(c, 0, sides, start)
+
+    def _add(self, chunk: int, distance: int, sides: tuple[StageReplica, StageReplica], newest: int) -> None:
+        links, number = self.links, chunk * self.links.size + distance
+        receiver, sender = None, None
+        if distance:
+            receiver = PieceReceiver(links.comm, links.left, tag_of("replica", number), _WINDOW)
+        if distance < self.depth:
+            tag = tag_of("replica", number + 1)
+            sender = PieceSender(links.comm, links.right, tag, self.recorder, self.probe, _WINDOW)
+        pieces = [pieces_of(side.payload) for side in sides]
+        self.lanes[distance, chunk] = lane = Lane(
+            chunk,
+            distance,
+            sides,
+            newest,
+            self.start - 1 if sender else 1 << 62,
+            receiver,
+            sender,
+            [receiver.prepare(each) for each in pieces] if receiver else [],
+            [sender.prepare(each) for each in pieces] if sender else [],
+        )
+        if receiver:
+            receiver.expect(lane.incoming[self._side(newest + 1)])
 
     # ---- while training -----------------------------------------------------------------------------------------
 
     def updated(self, chunk: int, version: int) -> None:
-        """This rank has made a version of its own."""
+        """This rank has made `version` of one of its own stages."""
         lane = self.lanes.get((0, chunk))
         if lane:
             lane.newest = version
             self._send(lane)
-        if version >= self.start + 2 and not self.cleared:  # so version start + 1 is whole everywhere
+        if version >= self.start + 2 and not self.cleared:  # so version start + 1 is complete everywhere
             self.cleared = True
             self.clear()
 
     def poll(self) -> None:
-        """Move on what is on its way."""
+        """Receive and send what can move."""
         for lane in self.lanes.values():
-            if lane.distance:
-                self._receive(lane)
+            if lane.receiver is not None:
+                self._receive(lane, lane.receiver)
             if lane.sent < lane.newest:
                 self._send(lane)
 
@@ -166,7 +181,7 @@ class Replicas:
         chunk, version, hops = message
         if hops > 1:
             self._send_left(ReplicaComplete(chunk, version, hops - 1))
-            self.lanes[hops - 1, chunk].told = version
+            self.lanes[hops - 1, chunk].passed_on = version
         else:
             self.durable[chunk].version = version
 
@@ -176,76 +191,58 @@ class Replicas:
     def _side(self, version: int) -> int:
         return (version - self.start) % 2
 
-    def _post(self, lane: Lane) -> None:
-        requests = lane.receives[self._side(lane.newest + 1)]
-        while lane.posted < min(len(requests), lane.arrived + _AHEAD):
-            requests[lane.posted].Start()
-            lane.posted += 1
-
-    def _receive(self, lane: Lane) -> None:
-        side = self._side(lane.newest + 1)
-        requests = lane.receives[side]
-        while requests[lane.arrived].Test():
-            if not lane.arrived:
-                lane.sides[side].begin()
-            lane.arrived += 1
-            if lane.arrived < len(requests):
-                self._post(lane)
+    def _receive(self, lane: Lane, receiver: PieceReceiver) -> None:
+        side = lane.sides[self._side(lane.newest + 1)]
+        while receiver.poll():
+            if receiver.arrived == 1:
+                side.begin()
+            if not receiver.complete():
                 continue
-            lane.newest, lane.arrived, lane.posted = lane.newest + 1, 0, 0
-            lane.sides[side].commit(lane.newest)
+            lane.newest += 1
+            side.commit(lane.newest)
             if lane.distance == self.depth:
                 self._send_left(ReplicaComplete(lane.chunk, lane.newest, lane.distance))
             else:
                 self._send(lane)
-            # The version that comes next overwrites the one before this, which has gone on: the owner waited for that.
-            self._post(lane)
+            # The next version overwrites the one before this, which has left: the owner has waited for that.
+            receiver.expect(lane.incoming[self._side(lane.newest + 1)])
             return
 
     def _send(self, lane: Lane) -> None:
-        flying, version = lane.flying, lane.sent + 1
-        while flying and flying[0].Test():
-            flying.popleft()
-        requests = lane.sends[self._side(version)]
-        while lane.started < len(requests) and len(flying) < _AHEAD:
-            if self.probe:
-                self.probe.at("replicate", version - 1)
-            begin = clock()
-            requests[lane.started].Start()
-            flying.append(requests[lane.started])
-            copy = lane.sides[self._side(version)]
-            size = min(PIECE, len(copy.payload) - lane.started * PIECE)
-            self.recorder.record("replicate", begin, clock(), version - 1, -1, self.right, size, copy.shape.stage)
-            lane.started += 1
-        if lane.started == len(requests) and not flying:
-            lane.sent, lane.started = version, 0
+        assert lane.sender is not None
+        if lane.sending <= lane.sent:
+            lane.sending = lane.sent + 1
+            side = self._side(lane.sending)
+            lane.sender.add(lane.outgoing[side], lane.sending, lane.sides[side].layout.stage)
+        lane.sender.poll()
+        if lane.sender.idle():
+            lane.sent = lane.sending
 
     # ---- end ----------------------------------------------------------------------------------------------------
 
     def finished(self, version: int) -> bool:
-        """Whether every copy of `version` is where it belongs, the left ranks' here included."""
+        """Whether every copy of `version` is where it belongs, those of the left ranks on this rank included."""
         if any(lane.newest < version or lane.sent < version for lane in self.lanes.values()):
             return False
-        # Who says good-bye before it has passed on what others wait for lets them wait for ever.
+        # A rank that left before it had passed on what others wait for would let them wait for ever.
         between = [lane for lane in self.lanes.values() if 0 < lane.distance < self.depth]
-        return all(lane.told >= version for lane in between) and all(gate.version >= version for gate in self.durable)
+        return all(lane.passed_on >= version for lane in between) and all(
+            gate.version >= version for gate in self.durable
+        )
+
+    def _ends(self) -> list[PieceReceiver | PieceSender]:
+        return [end for lane in self.lanes.values() for end in (lane.receiver, lane.sender) if end is not None]
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests."""
-        lanes = self.lanes.values()
-        return [each for lane in lanes for side in (*lane.receives, *lane.sends) for each in side]
+        return [request for end in self._ends() for request in end.requests()]
 
     def close(self) -> None:
-        """Give back all requests; when nothing is on its way."""
-        for lane in self.lanes.values():
-            requests = lane.receives[self._side(lane.newest + 1)]
-            for request in requests[: lane.posted]:
-                request.Cancel()
-                request.Wait()
-        for request in self.requests():
-            request.Free()
+        """Free all requests, once no piece is on its way."""
+        for end in self._ends():
+            end.close()
 
 
-def _leaves(nodes: Sequence[str], owner: int, depth: int) -> bool:
-    """Whether the copies of a rank's stages are sent: in the memory that they come from they would protect nothing."""
+def _is_sent(nodes: Sequence[str], owner: int, depth: int) -> bool:
+    """Whether the stages of rank `owner` are copied: copies in the same node's memory would protect nothing."""
     return any(nodes[(owner + distance) % len(nodes)] != nodes[owner] for distance in range(1, depth + 1))

@@ -3,23 +3,21 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.checkpoint.loading import load_layers
 from ringtmp.checkpoint.writer import LayerArrays
-from ringtmp.comm import ulfm
-from ringtmp.comm.mpi import warn
 from ringtmp.config.schema import RunConfig
 from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace, lateness
-from ringtmp.errors import RunFailure, UserError
+from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.stage import LayerState, Stage
-from ringtmp.resilience.node_memory import Copy
-from ringtmp.resilience.recovery import Recalled, fetch, room_for, shape_of
+from ringtmp.resilience.node_memory import StageReplica
+from ringtmp.resilience.recovery import layout_of, room_for
 from ringtmp.ring.engine import Engine, EngineSettings
 from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
-from ringtmp.ring.load_balance import owners
+from ringtmp.ring.liveness import HungRanks
 from ringtmp.ring.rebalance import Rebalancer
 from ringtmp.ring.replicas import CopySettings
+from ringtmp.ring.start_values import WEIGHTS_BEFORE, set_start_values
 from ringtmp.run.job import Job
 from ringtmp.run.launch import launch_from_python
 from ringtmp.run.listener import RunListener
@@ -31,9 +29,6 @@ from ringtmp.trace.recorder import Recorder
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
-
-
-_BEFORE = "weights-before"  # slot of a checkpoint with the weights of the step before (2BW)
 
 
 def train(
@@ -81,19 +76,14 @@ class RingTrainer:
 
     def __init__(self, session: Session) -> None:
         self.session, self.job = session, session.job
-        self.rank, self.size, self.config, self.model = (
-            session.rank,
-            session.size,
-            session.job.config,
-            session.job.model,
-        )
+        self.rank, self.size = session.rank, session.size
+        self.config, self.model = self.job.config, self.job.model
         self.table = self.job.timetable()
         self.writers: Sequence[int] = range(self.size)
         self.notes: list[str] = []
         self.membership = 0  # how often the layers have been divided anew
         self.rebalancer: Rebalancer | None = None
         self.late: list[Pace] = []  # of stages that are no more
-        self.missing: set[int] = set()  # ranks that have ended, which MPI has not reported yet
         self.engine: Engine | None = None
         self.listener: RunListener | None = None  # on rank 0
 
@@ -158,7 +148,7 @@ class RingTrainer:
 
     def load(self) -> None:
         """Set start values or stored ones, and run every kernel once."""
-        self.stashed = self._start_values()
+        self.stashed = set_start_values(self.session.comm, self.job, self.layout, self.stages)
         for stage in self.stages:
             stage.commit(self.job.start)
         self.sampler: Sampler | None = None
@@ -189,9 +179,11 @@ class RingTrainer:
     def connect(self) -> None:
         """Make the engine."""
         session = self.session
+        self.hung_ranks = HungRanks(session.peers, self.rank, self.config.heartbeat_timeout)
         if self.sampler:
             assert session.reporter
-            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, self.sampler.spread)
+            spread = self.sampler.spread if self.job.model.loss.gives_r2 else None
+            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
         self.connect_from(self.job.start)
 
     def connect_from(self, start: int) -> None:
@@ -287,8 +279,8 @@ class RingTrainer:
         """Keep this rank's stages in the node's memory, in two versions. Collective."""
         memory = self.session.memory
         assert memory
-        shapes = [
-            shape_of(
+        layouts = [
+            layout_of(
                 self.model,
                 first,
                 last,
@@ -300,7 +292,7 @@ class RingTrainer:
             )
             for c, (first, last) in enumerate(self.layout.layers(self.rank))
         ]
-        self.sides: list[tuple[Copy, Copy]] = room_for(self.session.comm, memory, shapes)
+        self.sides: list[tuple[StageReplica, StageReplica]] = room_for(self.session.comm, memory, layouts)
         for stage, sides in zip(self.stages, self.sides, strict=True):
             stage.house(sides)
             stage.between = self._between if self.session.probe else None
@@ -314,48 +306,6 @@ class RingTrainer:
         """Remove copies of earlier generations from the node's memory: nothing can need them any more."""
         if self.session.memory:
             self.session.memory.forget(self.generation)
-
-    def _start_values(self) -> bool:
-        """Set the layers' values; whether those of the step before were stored too (2BW) and are stashed."""
-        # Make start values, or fetch copies from the nodes' memory.
-        if self.job.marker is None:
-            for stage in self.stages:
-                stage.initialise(self.config.seed)
-            return False
-        if self.job.recalled:
-            self._recall(self.job.recalled)
-            return False
-
-        # Load a checkpoint.
-        assert self.job.resume
-        extra = _BEFORE if self.layout.lag == 1 else ""
-        states = self.states()
-        before = load_layers(self.job.resume.checkpoints, self.job.marker, self.model, states, extra)
-        stash = self.layout.lag == 1 and len(before) == len(states)
-        if stash:
-            self._stash(before)
-        for stage in self.stages:
-            stage.derive()
-        return stash
-
-    def _stash(self, before: dict[int, dict[str, Array]]) -> None:
-        """Put the weights of the step before, by layer index, into the stages' first stash."""
-        for stage in self.stages:
-            now = [state.flat.copy() for state in stage.states]
-            for state in stage.states:
-                state.layer.store(state.flat, before[state.index])
-            stage.derive()
-            stage.stash(0)
-            for state, flat in zip(stage.states, now, strict=True):
-                state.flat[...] = flat
-
-    def _recall(self, recalled: Recalled) -> None:
-        """Fetch this rank's layers from the nodes that hold copies of them, and send the copies held here."""
-        ranks = [stage % self.size for stage in owners(self.layout.ends)]
-        states = {state.index: state for state in self.states()}
-        fetch(self.session.comm, recalled, ranks, lambda index: (states[index].flat, states[index].slots))
-        for stage in self.stages:
-            stage.derive()
 
     def states(self) -> list[LayerState]:
         """Every layer of this rank, in the order of the chain."""
@@ -388,33 +338,8 @@ class RingTrainer:
         return self.engine.requests() if self.engine else []
 
     def hung(self, rank: int) -> None:
-        """End a neighbour that gives no sign of life, if it is on this host, and end the job.
-
-        With ULFM the killed process is reported as a loss like any other, and the job continues.
-        """
-        peers, limit = self.session.peers, f"{self.config.heartbeat_timeout:g} s (--heartbeat-timeout)"
-        action = "it is out of reach from here, and the job ends"
-        if peers.is_local(rank):
-            ended, action = peers.has_ended(rank), "killed"
-            peers.kill(rank)
-            if ulfm.available() and not ended:
-                warn(f"finds that {peers.name(rank)} gives no sign of life (--heartbeat-timeout), and has killed it")
-                return
-            if ulfm.available() and rank not in self.missing:  # the other neighbour may have killed it just now
-                self.missing.add(rank)
-                return
-            if ulfm.available():
-                self._end_all(f"{peers.name(rank)} has ended, which MPI was not told")
-        raise RunFailure(f"{peers.name(rank)} has given no sign of life for {limit}: taken for hung; {action}")
-
-    def _end_all(self, why: str) -> None:
-        """End every process of this host: MPI waits for ever for a rank that has ended other than by a signal."""
-        warn(f"ends the job: {why}")
-        peers = self.session.peers
-        for rank in peers.local():
-            if rank != self.rank:
-                peers.kill(rank)
-        ulfm.die()
+        """End a neighbour that gives no sign of life."""
+        self.hung_ranks.end(rank)
 
     # ---- what a launch asks for ---------------------------------------------------------------------------------
 
@@ -424,7 +349,7 @@ class RingTrainer:
         for chunk in self._engine.chunks:
             before = chunk.versions.stashed_before() if self.layout.lag == 1 else None
             for n, state in enumerate(chunk.stage.states):
-                slots = state.slots | ({_BEFORE: before[n]} if before else {})
+                slots = state.slots | ({WEIGHTS_BEFORE: before[n]} if before else {})
                 layers.append(LayerArrays(state.index, state.flat, slots))
         return layers
 

@@ -70,7 +70,7 @@ def set_threads(threads: int) -> None:
     the 1.3 seconds that a rank takes to start. In a program of our own it finds none.
     """
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
-    import kernels  # noqa: F401 - sets where compiled code is kept
+    import kernels._jit  # noqa: F401 - sets where compiled code is kept
 
     scipy = sys.modules.get("scipy")
     sys.modules["scipy"] = None  # type: ignore[assignment]

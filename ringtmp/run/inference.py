@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-import kernels
+from kernels.registry import compile_all
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.loading import newest_checkpoint
 from ringtmp.data.dataset import DataInfo, DataSet, Scale, open_data
@@ -92,12 +92,12 @@ class TrainedNetwork:
             bool(info.alphabet),
         )
         self.dtype = np.dtype(self.config["dtype"])
-        kernels.compile_all(self.dtype, self.model.families)
+        compile_all(self.dtype, self.model.families)
 
     @property
     def is_classes(self) -> bool:
         """Whether it tells classes apart; else it predicts values."""
-        return self.model.loss == "cross-entropy"
+        return self.model.loss.of_classes
 
     def layers(self) -> Iterator[tuple[str, dict[str, Array]]]:
         """Name and parameters of each layer, by name and in their own shapes, one layer at a time."""
@@ -202,16 +202,15 @@ class TrainedNetwork:
             data.read(split, chosen, x, y)
             made = self.outputs(x)
             if self.is_classes:
-                predicted = made.reshape(y.size, -1)
-                here, correct = kernels.softmax_cross_entropy(predicted, y.reshape(-1), 0.0)
+                here, correct = self.model.loss.evaluate(made.reshape(y.size, -1), y.reshape(-1), 0.0)
                 right += correct
             else:
-                here = kernels.mean_squared_error(made, y, 0.0)
+                here, _ = self.model.loss.evaluate(made, y, 0.0)
                 total += y.sum(axis=0, dtype=np.float64)
                 squares += (y.astype(np.float64) ** 2).sum(axis=0)
             loss += here
         predictions = n * self.model.scored
-        spread = float(np.mean(squares - total**2 / n))
+        spread = float(np.mean(squares - total**2 / n)) if self.model.loss.gives_r2 else 0.0
         score = right / predictions if self.is_classes else 1 - loss / spread if spread else math.nan
         return Score(n, loss / predictions, score)
 

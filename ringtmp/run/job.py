@@ -154,6 +154,6 @@ class Job:
         return {
             "config": self.config.stored(),
             "data": self.info.to_json(),
-            "model": {"layers": self.model.to_list(), "loss": self.model.loss},
+            "model": {"layers": self.model.to_list(), "loss": self.model.loss.name},
             "environment": environment(),
         }

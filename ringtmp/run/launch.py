@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kernels
+from kernels.denormals import flush_denormals
+from kernels.registry import compile_all
+from kernels.tile import simd
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm import ulfm
 from ringtmp.comm.clock_sync import compare_clocks
@@ -218,9 +220,9 @@ def _report_recovery(session: Session) -> None:
 def _compile_kernels(trainer: Trainer, session: Session) -> None:
     """Compile the kernels that are needed, or load them from the cache; the first rank of each host compiles."""
     job, log = session.job, session.reporter.say if session.reporter else None
-    kernels.compile_all(job.dtype, job.model.families | trainer.kernel_families(), log=log)
+    compile_all(job.dtype, job.model.families | trainer.kernel_families(), log=log)
     if job.config.node_speed:
-        kernels.compile_all(np.float64, {"clock"})
+        compile_all(np.float64, {"clock"})
     session.report.mark("split")
 
 
@@ -241,7 +243,7 @@ def _open_trace_and_checkpoints(trainer: Trainer, session: Session) -> None:
     """Make this rank's recorder and its checkpoint manager."""
     job, rank = session.job, session.rank
     facts = {"rank": rank, "ranks": session.size, "start_step": job.start, **trainer.trace_facts()}
-    facts |= {"config": job.config.stored(), "environment": environment(), "simd": kernels.simd()}
+    facts |= {"config": job.config.stored(), "environment": environment(), "simd": simd()}
     path = job.folder.trace(job.launch, rank) if job.folder and job.config.trace else None
     session.recorder = Recorder(path, facts)
     session.checkpoints = CheckpointManager(
@@ -272,7 +274,7 @@ def _start_clocks(session: Session) -> None:
 def _train(trainer: Trainer, session: Session) -> None:
     """Train; a failure leaves the trace that led to it, and a checkpoint that is being written if that ends in time."""
     try:
-        with kernels.flush_denormals():
+        with flush_denormals():
             trainer.train()
     except BaseException:
         session.recorder.flush()

@@ -15,8 +15,9 @@ class RunListener:
     checkpoints : CheckpointManager
     rate : callable
         Learning rate of a step.
-    spread : callable
-        Squared error of guessing the mean of the test targets, summed over the test samples; 0 for classes.
+    spread : callable or None
+        Squared error of guessing the mean of the test targets, summed over the test samples; 0 for classes. None: R2
+        does not follow from the loss.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class RunListener:
         reporter: Reporter,
         checkpoints: CheckpointManager,
         rate: Callable[[int], float],
-        spread: Callable[[], float],
+        spread: Callable[[], float] | None,
     ) -> None:
         self.reporter, self.checkpoints, self.rate, self.spread = reporter, checkpoints, rate, spread
 
@@ -44,7 +45,7 @@ class RunListener:
 
     def test_done(self, step: int, loss: float, correct: float) -> None:
         """The evaluation after `step` updates is complete; `loss` and `correct` are sums over the test samples."""
-        self.reporter.tested(step, loss, correct, self.spread())
+        self.reporter.tested(step, loss, correct, self.spread() if self.spread else 0.0)
 
     def parts_done(self, step: int, whole: bool, cost: float) -> None:
         """Every rank has finished its part of the checkpoint of `step`.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kernels
+from kernels.registry import compile_all
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm.mpi import from_rank_0, raise_on_all
 from ringtmp.config.overrides import merge
@@ -152,7 +152,7 @@ def preload(from_file: dict[str, Any], flags: dict[str, Any], reads_data: bool) 
     values = merge(from_file, flags)
     folder = resumed_folder(values)
     config, info = make_config(merge(folder.config(), values)), DataInfo.from_json(folder.data())
-    kernels.compile_all(config.dtype, build_run_model(config, info).families | {"keep", "serve"})
+    compile_all(config.dtype, build_run_model(config, info).families | {"keep", "serve"})
     if reads_data:
         open_run_data(config, None, info)
 

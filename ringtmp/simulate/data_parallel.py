@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-import kernels
+from kernels.registry import compile_all
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.shards import dealt, grouped
@@ -155,7 +155,7 @@ def simulate_data_parallel(
     """
     if len(seconds) != len(sizes) or min(workers, steps, micro) < 1 or not sum(sizes) > 0:
         raise UserError("exchange: needs workers, steps, micro-batches, bytes, and seconds and bytes of every layer")
-    kernels.compile_all(np.float64, {"shares"})
+    compile_all(np.float64, {"shares"})
     times, held = gathered(np.asarray(seconds, float), np.asarray(sizes, float), exchange.gather)
     factors = np.ones(workers)
     for worker, factor in (slower or {}).items():

@@ -15,6 +15,7 @@ are a recurrence over maximum and plus, solved for a whole bucket at once.
 import numpy as np
 
 from kernels._jit import jit
+from kernels.registry import declare
 from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, F, I, U, W
 from ringtmp.simulate.pipeline_clock import pop, push
@@ -397,3 +398,10 @@ def all_reduce(workers, steps, micro, seconds, slower, taken, latency, jitter, s
                 busy[w] += lasts
         ends[step] = updated.max()
     return updated, busy, ends
+
+
+# One layer, one worker, one server.
+_ONE, _NUMBER, _LAYER = np.ones(1), np.ones(1, np.int64), np.ones((1, 4))
+declare("shares", serve, 1, 1, 1, 1, _LAYER, _ONE, np.arange(2), _ONE, _ONE, _ONE, _NUMBER - 1, 0.0, 0, True, 0.0, 0)
+declare("shares", colocate, 1, 1, 1, _LAYER, _ONE, _ONE, 0.0, True, 0.0, 0)
+declare("shares", all_reduce, 1, 1, 1, _LAYER, _ONE, _ONE, 0.0, 0.0, 0)

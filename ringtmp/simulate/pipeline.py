@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import kernels
+from kernels.registry import compile_all
 from ringtmp.nn.layer import Array
 from ringtmp.schedule.local_rule import KINDS, first_limits, fixed_limits
 from ringtmp.schedule.plan import Action, Plan
@@ -232,7 +232,7 @@ def simulate(
         The plan waits for itself.
     """
     ranks, chunks, stages = scene.ranks, scene.chunks, scene.ranks * scene.chunks
-    kernels.compile_all(np.float64, {"clock"})
+    compile_all(np.float64, {"clock"})
     most = 4 * ranks if most is None else most
     under_way = (1 + lag) * scene.micro_batches  # as `ringtmp.schedule.policies.LocalRule` counts
     if ahead:

@@ -9,6 +9,7 @@ second on one core.
 import numpy as np
 
 from kernels._jit import jit
+from kernels.registry import declare
 from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
 
@@ -273,3 +274,31 @@ def run(
                     began[r], idle[r], back[r], forced[r] = now, 0.0, 0.0, 0
     finished = done[:, U].min() == steps
     return now if finished else -1.0, busy, peak, ends, count, rows
+
+
+_BOUNDS = np.ones((2, 1), np.int64)
+declare(  # two micro-batches on two ranks
+    "clock",
+    run,
+    2,
+    1,
+    np.ones(2),
+    1,
+    np.ones((2, 4)),
+    np.ones(2),
+    np.arange(1, 3),
+    0.0,
+    0.0,
+    np.zeros((2, 2)),
+    0.0,
+    0,
+    np.zeros(0, np.int64),
+    np.zeros(2, np.int64),
+    _BOUNDS,
+    _BOUNDS.copy(),
+    1,
+    0,
+    0,
+    1,
+    np.zeros((0, 6)),
+)

@@ -5,13 +5,13 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import jit
+from kernels.registry import kernel
 
 _BLOCK = 256  # words whose weighted sum fits 32 bits: 256 x 257 / 2 x 65535 < 2**32
 _M = np.uint64(65535)
 
 
-@jit
+@kernel("base", np.zeros(2, np.uint16))
 def _sums(words):
     """The sum of all words, and that of all sums of the first so many, both modulo 65535."""
     one, two, n = np.uint64(0), np.uint64(0), words.size

@@ -1,6 +1,7 @@
 """The run folder: created once, never overwritten, with a status that says how the run ended.
 
 runs/NAME/
+    format          name and version of this layout
     config.toml     all settings of the run; `--config` reads it
     id              unique identity of the run, also in node memory
     data.json       the data set as it was used: shapes, split, normalisation
@@ -30,6 +31,9 @@ import tomli_w
 from ringtmp.config.schema import RunConfig, read_toml
 from ringtmp.errors import UserError
 from ringtmp.storage.files import write_durably
+from ringtmp.storage.versions import check_format
+
+FORMAT = "ringtmp-run-1"  # first line of the file `format`
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,17 @@ class RunFolder:
     def set_processes(self, launch: int, places: Sequence[tuple[str, int]]) -> None:
         """Write host and process number of each rank of a launch."""
         write_durably(self.path / "traces" / f"{launch:03d}" / "processes.json", json.dumps(places))
+
+    def check_format(self) -> None:
+        """Raise `UserError` if the folder has another layout than that of this version of ringtmp."""
+        path = self.path / "format"
+        try:
+            found = path.read_text().strip()
+        except FileNotFoundError:
+            found = None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        check_format(path, FORMAT, found)
 
     def config(self) -> dict[str, Any]:
         """The stored configuration."""
@@ -131,6 +146,7 @@ def make_run_folder(config: RunConfig, data: dict[str, Any]) -> RunFolder:
             raise UserError(f"out: cannot create the run folder {path}: {error.strerror}") from None
     folder = RunFolder(path)
     try:
+        write_durably(path / "format", f"{FORMAT}\n")
         store_config(folder, config)
         write_durably(path / "data.json", json.dumps(data, indent=1))
         folder.identity()
@@ -188,8 +204,13 @@ def store_config(folder: RunFolder, config: RunConfig) -> None:
 
 
 def open_run_folder(text: str, out: str) -> RunFolder:
-    """The run folder that `--resume` names: a path, or a name under `out`. Raises `UserError` if it is not one."""
+    """The run folder that `--resume` names: a path, or a name under `out`.
+
+    Raises `UserError` if it is no run folder, or one of another format version.
+    """
     for path in (Path(text), Path(out) / text):
         if (path / "config.toml").is_file():
-            return RunFolder(path)
+            folder = RunFolder(path)
+            folder.check_format()
+            return folder
     raise UserError(f"resume: {text} is not a run folder (no config.toml in it, nor in {Path(out) / text})")

@@ -60,7 +60,7 @@ def test_as_much_is_made_again_as_the_cap_calls_for(comm, bare, layouts, way, sh
     taken = comm.bcast(capped.ranks and [rank["expected"] for rank in capped.ranks])
     assert max(taken) <= cap
     assert plain.sha256 == again.sha256 == capped.sha256
-    flagged = comm.allreduce(sum(sum(flags) for flags in layouts[-1].again))
+    flagged = comm.allreduce(sum(sum(flags) for flags in layouts[-1].recompute))
     total = 3 * comm.size + 1
     # In ready mode fewer micro-batches are held as long as that is enough for all ranks to be busy.
     assert 0 < flagged < total or share > 0.05 + 0.9 * ("schedule" in way)

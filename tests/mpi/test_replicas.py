@@ -8,7 +8,7 @@ import pytest
 from conftest import chessboard
 
 import ringtmp
-from ringtmp.resilience.node_memory import Copy, NodeMemory
+from ringtmp.resilience.node_memory import NodeMemory, StageReplica
 
 pytestmark = pytest.mark.mpi
 
@@ -39,11 +39,11 @@ def nodes(comm, shared_path, monkeypatch):
     return name
 
 
-def copies(path: Path, step: int) -> dict[tuple[str, int, int], Copy]:
+def copies(path: Path, step: int) -> dict[tuple[str, int, int], StageReplica]:
     """Copies of a step in all nodes' memory: by node, stage and holder."""
     found = {}
     for each in (path / "memory").glob("*/*/*.[ab]"):
-        copy = Copy(each)
+        copy = StageReplica(each)
         if copy.step == step:
             _, stage, holder, _ = each.name.split(".")
             found[each.parent.name, int(stage), int(holder)] = copy
@@ -124,10 +124,10 @@ def test_a_layer_that_is_lost_everywhere(comm, shared_path, nodes):
     if comm.rank == 0:
         shutil.rmtree(run / "checkpoints" / "step-00000007")
         for copy in copies(shared_path, 7).values():
-            if 0 in copy.shape.layers:
+            if 0 in copy.layout.layers:
                 copy.array(0)[0] += 1  # not as its checksum says
         for copy in copies(shared_path, 6).values():
-            if 0 in copy.shape.layers:
+            if 0 in copy.layout.layers:
                 copy.path.unlink()
     comm.Barrier()
     again = ringtmp.train(comm=comm, resume=str(run), steps=9, progress=False, state_copies=1)

@@ -12,7 +12,7 @@ import ps
 import ringtmp
 from ps.mirror import holder_of
 from ringtmp.comm.mpi import sleeping_barrier
-from ringtmp.resilience.node_memory import Copy, NodeMemory
+from ringtmp.resilience.node_memory import NodeMemory, StageReplica
 
 pytestmark = pytest.mark.mpi
 
@@ -48,23 +48,23 @@ def memory(comm, shared_path, monkeypatch) -> Path:
     sleeping_barrier(comm)
 
 
-def copies(memory: Path, step: int) -> dict[tuple[str, int, int], Copy]:
+def copies(memory: Path, step: int) -> dict[tuple[str, int, int], StageReplica]:
     """Copies of a step: by node, server and holder."""
     found = {}
     for each in memory.glob("*/*/*.[ab]"):
-        copy = Copy(each)
+        copy = StageReplica(each)
         if copy.step == step:
             _, server, holder, _ = each.name.split(".")
             found[each.parent.name, int(server), int(holder)] = copy
     return found
 
 
-def remembered(found: dict[tuple[str, int, int], Copy]) -> dict[int, np.ndarray]:
+def remembered(found: dict[tuple[str, int, int], StageReplica]) -> dict[int, np.ndarray]:
     """The flat parameters of each layer, from every part of it."""
     flats: dict[int, np.ndarray] = {}
     for copy in found.values():
-        for place, (layer, start, stop, whole) in enumerate(copy.shape.parts):
-            flats.setdefault(layer, np.full(whole, np.nan, copy.shape.dtype))[start:stop] = copy.array(place)
+        for place, (layer, start, stop, whole) in enumerate(copy.layout.parts):
+            flats.setdefault(layer, np.full(whole, np.nan, copy.layout.dtype))[start:stop] = copy.array(place)
     return flats
 
 

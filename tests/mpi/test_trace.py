@@ -117,5 +117,5 @@ def test_attributes_say_what_was_run(comm, run):
 
 def test_trace_off(comm, shared_path):
     result = ringtmp.train(comm=comm, **SETTINGS, out=str(shared_path), name="untraced", trace="off")
-    with pytest.raises(ringtmp.UserError, match="left no trace"):
+    with pytest.raises(ringtmp.UserError, match="has no trace"):
         open_run(result.folder).events()

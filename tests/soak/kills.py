@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.bench.report import MPIRUN, ROOT, provenance
-from jobs.experiments.faults import Case, Strike, cases, kills
-from jobs.experiments.store import places, write
+from jobs.lib.launch import MPIRUN, ROOT
+from jobs.lib.provenance import provenance
+from jobs.lib.store import places, write
+from jobs.lib.strikes import Case, Strike, cases, kills
 
 RESULT, _ = places("soak")
 PER_RUN, EVERY = 20, 8  # kills of a run, and steps from one to the next

@@ -7,9 +7,11 @@ import sys
 import pytest
 from launching import ROOT
 
-from jobs.experiments.__main__ import EXPERIMENTS
-from jobs.experiments.report import claims
-from jobs.experiments.store import places, read, sources
+from jobs.experiments.__main__ import main
+from jobs.experiments.report import claims, results
+from jobs.lib.experiment import EXPERIMENTS, find_experiments
+from jobs.lib.store import places, read, sources
+from jobs.lib.ways import colour_of
 
 LONG = (
     "efficiency",
@@ -56,10 +58,9 @@ def assert_stated(table):
 def test_quick(left, name):
     done = experiment(name, "--quick", "--out", left)
     assert done.returncode == 0, done.stdout + done.stderr
-    module = EXPERIMENTS[name][0]
-    assert_stated(read(left / f"{module}.h5"))
-    assert (left / f"{module}.md").read_text().count("|") > 30
-    assert module in ("capacity", "optimum") or (left / f"{module}.png").stat().st_size > 10_000
+    assert_stated(read(left / f"{name}.h5"))
+    assert (left / f"{name}.md").read_text().count("|") > 30
+    assert name in ("capacity", "optimum") or (left / f"{name}.png").stat().st_size > 10_000
 
 
 def test_report(tmp_path):
@@ -73,13 +74,39 @@ def test_report(tmp_path):
 
 
 def test_the_readme_has_the_claims_of_the_report():
-    found = {module: read(path) for module, _ in EXPERIMENTS.values() if (path := places(module)[0]).exists()}
-    assert claims(found) in (ROOT / "README.md").read_text()
+    assert claims(results()) in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("module", [module for module, _ in EXPERIMENTS.values() if places(module)[0].exists()])
-def test_results_say_where_they_come_from(module):
-    assert_stated(read(places(module)[0]))
+@pytest.mark.parametrize("name", results())
+def test_results_say_where_they_come_from(name):
+    assert_stated(read(places(name)[0]))
+
+
+def test_every_label_of_a_way_is_known():
+    """Tables, figures and result files take labels from one registry."""
+    for name in ("efficiency", "progress", "scalability", "capacity", "balance", "cluster"):
+        table = read(places(name)[0])
+        for row in table.get("rows") or [row for case in table["cases"] for row in case["rows"]]:
+            assert colour_of(row["way"]).startswith("#")
+
+
+def test_an_experiment_from_outside(tmp_path, capsys):
+    """One file: a module elsewhere registers an experiment, which runs to a table, a result file and a report entry."""
+    import extra_experiment  # registers when it is imported
+
+    try:
+        assert main(["coin", "--quick", "--out", str(tmp_path)]) == 0
+        assert "heads" in capsys.readouterr().out
+        assert [row["side"] for row in read(tmp_path / "coin.h5")["rows"]] == ["heads", "tails"]
+        assert (tmp_path / "coin.md").read_text().startswith("**Two sides**")
+        assert (tmp_path / "coin.png").stat().st_size > 5_000
+        assert main(["report", "--from", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+        page = (tmp_path / "report.html").read_text()
+        assert extra_experiment.Coin.name in page and "a coin lands on heads" in page
+        assert main(["--help"]) == 0 and "a coin" in capsys.readouterr().out
+        assert main(["coin", "--redraw", "--out", str(tmp_path)]) == 0
+    finally:
+        del EXPERIMENTS["coin"]
 
 
 def test_shares_are_whole():
@@ -95,4 +122,5 @@ def test_bad_input(tmp_path):
     assert done.returncode == 2 and "no experiment 'nothing'; expected efficiency," in done.stderr
     done = experiment("report", "--from", tmp_path)
     assert done.returncode == 2 and f"report: no results in {tmp_path}" in done.stderr
-    assert all(name in experiment().stdout for name in EXPERIMENTS)
+    listed = experiment().stdout
+    assert all(name in listed for name in find_experiments())

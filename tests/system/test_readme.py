@@ -98,7 +98,7 @@ def test_make(workplace, line):
         "make soak": ["tests/soak/kills.py"],
         "make docs": ["pdoc"],
         "make test-mpis": ["tests/system/test_mpi_suites.py"],
-        "make experiment-survive": ["-m jobs.experiments.resilience"],
+        "make experiment-resilience": ["-m jobs.experiments resilience"],
         "make bench-ps": ["torch", "-m jobs.bench.exchange", "-m jobs.bench.servers", "-m jobs.bench.hidden"],
     }
     words = ["[bench]" if word == "torch" else word for word in expected[line]]
@@ -150,7 +150,7 @@ def _with_shims(path):
 def test_picture_of_a_real_run(tmp_path):
     """The experiment behind the README's picture, and that the picture is there."""
     _with_shims(tmp_path)
-    run(f"PYTHONPATH={ROOT} mpirun -n 2 python -m jobs.experiments.schedules {tmp_path}/new.png", tmp_path)
+    run(f"PYTHONPATH={ROOT} mpirun -n 2 python -m jobs.experiments schedules {tmp_path}/new.png", tmp_path)
     assert (tmp_path / "new.png").stat().st_size > 20_000
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).is_file()

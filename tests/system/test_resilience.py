@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from launching import command
 
-from jobs.experiments.faults import Supervised, cases, kills, nodes
+from jobs.lib.strikes import cases, kills, nodes
+from jobs.lib.struck_job import Supervised
 from ringtmp.trace import fault_probe as probe
 
 pytestmark = pytest.mark.alone

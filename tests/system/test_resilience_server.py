@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from launching import command
 
-from jobs.experiments.faults import Struck, Supervised, nodes, strike_all
+from jobs.lib.strikes import nodes, strike_all
+from jobs.lib.struck_job import Struck, Supervised
 from ringtmp.analysis import open_run
 
 pytestmark = pytest.mark.alone

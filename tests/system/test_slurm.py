@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from launching import MPIRUN, ROOT
 
-from jobs.experiments.slurm import Slurm, why_not
+from jobs.lib.slurm import Slurm, why_not
 from kernels import _jit
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.experiments.faults import Healing, Struck, open_mpi
+from jobs.lib.struck_job import Healing, Struck, open_mpi
 from ringtmp.comm.mpi import runs
 from ringtmp.trace import fault_probe as probe
 
@@ -132,7 +132,7 @@ def test_a_hung_rank_is_killed(tmp_path, undisturbed):
         pid = job.catch(1, "F", 30)
         job.kill(1, signal.SIGSTOP)
         well(job, undisturbed, 1)
-    assert re.search(rf"finds that rank 1 \({pid}\) gives no sign of life", job.text)
+    assert re.search(rf"finds that rank 1 on \S+ \(process {pid}\) gives no sign of life", job.text)
 
 
 def test_an_exception_costs_a_rank_and_a_failure_of_all_ends_the_run(tmp_path, undisturbed):

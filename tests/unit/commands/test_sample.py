@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from forking import Forks
 
 import ringtmp
 from ringtmp.commands.sample import Sampler
@@ -32,14 +33,11 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def sample(*words, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "ringtmp", "sample", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-    )
+@pytest.fixture(scope="module")
+def sample():
+    """What `python -m ringtmp sample ARGUMENTS` ends with."""
+    with Forks(["ringtmp.run.inference", "ringtmp.data.dataset", "ringtmp.nn.stage"]) as forks:
+        yield lambda *words: forks.run("ringtmp", "sample", *words)
 
 
 def test_it_writes_what_it_learnt(run):
@@ -63,7 +61,7 @@ def test_what_comes_later_is_not_seen(run):
         np.testing.assert_array_equal(work.y.reshape(16, -1)[length - 1], want)
 
 
-def test_the_command(run):
+def test_the_command(run, sample):
     done = sample(run, "--length", 27, "--prompt", "round goes", "--temperature", 0)
     assert (done.returncode, done.stdout) == (0, TEXT + "\n")
     newest = sorted((run / "checkpoints").iterdir())[-1]
@@ -85,14 +83,14 @@ def test_the_command(run):
         ([], "required: checkpoint"),
     ],
 )
-def test_bad_input(run, words, message):
+def test_bad_input(run, sample, words, message):
     done = sample(*(word.replace("RUN", str(run)) for word in words))
     assert done.returncode == 2
     assert message.replace("RUN", str(run)) in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_model_that_writes_no_text(tmp_path):
+def test_a_model_that_writes_no_text(sample, tmp_path):
     ringtmp.train(data="digits", model="mlp:64-10", steps=1, out=str(tmp_path), name="digits", progress=False)
     done = sample(tmp_path / "digits")
     assert (done.returncode, "expected a model of text" in done.stderr) == (2, True)
@@ -104,7 +102,7 @@ def test_a_reader_that_has_had_enough(run):
     assert (len(done.stdout), done.stderr) == (20, "")
 
 
-def test_a_damaged_set(run, tmp_path):
+def test_a_damaged_set(run, sample, tmp_path):
     import shutil
 
     shutil.copytree(run, tmp_path / "run")

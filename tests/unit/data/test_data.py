@@ -9,7 +9,8 @@ import pytest
 from sklearn import datasets
 
 from ringtmp.data.dataset import epoch_order, open_data
-from ringtmp.data.sources import open_source, read_idx
+from ringtmp.data.formats.idx import read_idx
+from ringtmp.data.sources import open_source
 from ringtmp.errors import UserError
 
 F64 = np.dtype(np.float64)

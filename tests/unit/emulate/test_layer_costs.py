@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-import kernels
 from kernels import machine
 from ringtmp.commands import bench
 from ringtmp.emulate import layer_costs as costs
@@ -15,7 +14,7 @@ from ringtmp.nn.optimizers import Optimizer
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "CACHE", tmp_path)
+    monkeypatch.setattr(costs, "CACHE", tmp_path)
     return tmp_path / "costs.json"
 
 

@@ -42,7 +42,7 @@ def test_same_bytes_by_the_formulas():
 
 def test_predictions():
     """The server's step does not depend on the batch, the ring's grows with it; shared links are slower."""
-    server = [predict(SETTING, "server", batch, 32) for batch in (96, 960)]
+    server = [predict(SETTING, "server bsp", batch, 32) for batch in (96, 960)]
     ring = [predict(SETTING, "ring", batch, 32) for batch in (96, 960)]
     assert server[1] < 1.3 * server[0]
     assert 6 < ring[1] / ring[0] < 10
@@ -58,19 +58,24 @@ def test_tables():
         [
             {"way": way, "batch": batch, "width": 32, "late": 0.0, "seconds": scale * (batch if way == "ring" else 96)}
             for batch, _ in points
-            for way in ("ring", "server")
+            for way in ("ring", "server bsp")
         ]
         for scale in (1.0, 1.1, 3.0)
     ]
-    rows = tabulate(SETTING, "batch", points, rounds, ["ring", "server"])
+    rows = tabulate(SETTING, "batch", points, rounds, ["ring", "server bsp"])
     assert rows[0]["ring"]["predicted"] == predict(SETTING, "ring", 48, 32)
     assert [rows[0]["ring"][key] for key in ("low", "measured", "high")] == pytest.approx([48, 52.8, 144])
     assert [row["ratio"]["measured"] for row in rows] == pytest.approx([2, 1, 0.5])
-    curve = [{"batch": batch, "ring": batch, "server": 120} for batch in (60, 240)]
-    found = crossing("batch", "server", curve, rows, rounds)
+    curve = [{"batch": batch, "ring": batch, "server bsp": 120} for batch in (60, 240)]
+    found = crossing("batch", "server bsp", curve, rows, rounds)
     assert found["predicted"] == pytest.approx(120)
     assert [found["measured"], *found["rounds"]] == pytest.approx([96] * 4)
-    assert crossing("batch", "colocated", [row | {"colocated": 1} for row in curve], rows, rounds)["measured"] is None
+    assert (
+        crossing("batch", "colocated servers", [row | {"colocated servers": 1} for row in curve], rows, rounds)[
+            "measured"
+        ]
+        is None
+    )
     table = {
         "provenance": {"rounds": 3},
         "setting": {"width": 32, "batch": 96},
@@ -85,4 +90,4 @@ def test_tables():
     assert (
         "120 (predicted), 96 (measured; in single rounds 96 to 96): the prediction is +25% off" in said.file.getvalue()
     )
-    assert set(WAYS) == {"ring", "server", "colocated", "all-reduce"}
+    assert set(WAYS) == {"ring", "server bsp", "colocated servers", "all-reduce"}

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from jobs.experiments.optimum import NAMES, RULE, Figures, optimum, rows
-from jobs.experiments.store import places, read
+from jobs.lib.store import places, read
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7])

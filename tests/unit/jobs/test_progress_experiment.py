@@ -1,6 +1,7 @@
 """The experiment on progress per iteration: tuning, targets and spread by hand, and what it makes of runs."""
 
 import json
+import subprocess
 from dataclasses import asdict
 from io import StringIO
 from math import inf, isnan, nan
@@ -10,19 +11,21 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jobs.experiments import progress, store
+from jobs.experiments import progress
 from jobs.experiments.progress import (
     WAYS,
     Setting,
     ages,
     best_rate,
     beyond,
-    quartiles,
     steps_to,
     tabulate,
     train_each,
 )
 from jobs.experiments.progress_figure import draw, show
+from jobs.lib import store
+from jobs.lib.compare import quartiles
+from jobs.lib.launch import LaunchFailed
 
 
 def setting(**changes):
@@ -98,8 +101,8 @@ def test_a_run_that_diverges_costs_no_other(monkeypatch):
     """It ends the launch; those before it are read, those after it launched again."""
     launches = []
 
-    def launch(module, words, ranks):
-        runs = words["runs"]
+    def launch(ranks, asked):
+        runs = [each["train"] for each in asked]
         launches.append([each["lr"] for each in runs])
         for each in runs:
             folder = Path(each["out"]) / each["name"]
@@ -113,11 +116,11 @@ def test_a_run_that_diverges_costs_no_other(monkeypatch):
                 "" if bad else f"kind,step,loss,score,seconds\ntrain,1,{each['lr']},0.5,1\ntest,1,2,0.75,2\n"
             )
             if bad:
-                raise SystemExit("the job has failed")
-        return {}
+                raise LaunchFailed(["mpirun"], subprocess.CompletedProcess([], 1, "the job has failed", ""))
+        return []
 
-    monkeypatch.setattr(progress, "run_json", launch)
-    found = list(train_each(setting(), [(WAYS[0], rate, 7) for rate in (0.1, 0.2, 0.4)], trace=False))
+    monkeypatch.setattr(progress, "launch", launch)
+    found = list(train_each(setting(), [(WAYS["server bsp"], rate, 7) for rate in (0.1, 0.2, 0.4)], trace=False))
     assert launches == [[0.1, 0.2, 0.4], [0.4]]
     assert [each["train_loss"] for each in found] == [0.1, inf, 0.4]
     assert found[2]["tests"] == [[1, 2, 0.75]]
@@ -126,7 +129,7 @@ def test_a_run_that_diverges_costs_no_other(monkeypatch):
 
 def test_table_and_picture_of_a_file(tmp_path):
     facts = asdict(setting())
-    rates = {"bsp": 0.2, "asp": 0.1}
+    rates = {"server bsp": 0.2, "server asp": 0.1}
     runs = [
         {
             "way": way,
@@ -139,7 +142,7 @@ def test_table_and_picture_of_a_file(tmp_path):
             "staleness": 0.9,
             "oldest": 3,
         }
-        for way, rate, loss in (("bsp", 0.2, 0.5), ("asp", 0.1, 1.5))
+        for way, rate, loss in (("server bsp", 0.2, 0.5), ("server asp", 0.1, 1.5))
         for seed in range(3)
     ]
     runs[5] |= {"loss": [], "tests": [], "train_loss": inf}
@@ -149,7 +152,7 @@ def test_table_and_picture_of_a_file(tmp_path):
         for rate in facts["rates"]
     ]
     rows = tabulate(facts, rates, runs)
-    assert rows[1]["train_loss: more than"] == ["bsp"] and rows[0]["train_loss: more than"] == []
+    assert rows[1]["train_loss: more than"] == ["server bsp"] and rows[0]["train_loss: more than"] == []
     assert rows[0]["samples to 1"] == [4 * 16] * 3 and rows[1]["samples to 1"] == [inf] * 3
     assert rows[1]["edge"] and not rows[0]["edge"]
     table = {"provenance": {}, "setting": facts, "rows": rows, "tuning": tuning, "runs": runs}
@@ -159,6 +162,6 @@ def test_table_and_picture_of_a_file(tmp_path):
     console = Console(width=150, file=StringIO())
     show(read, console)
     text = console.file.getvalue()
-    assert "training loss beside bsp: more in asp; less in none" in text and "never" in text
+    assert "training loss beside server bsp: more in server asp; less in none" in text and "never" in text
     draw(read, tmp_path / "progress.png")
     assert (tmp_path / "progress.png").stat().st_size > 10_000

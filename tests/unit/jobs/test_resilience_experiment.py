@@ -7,20 +7,18 @@ from math import inf, isnan
 import pytest
 from rich.console import Console
 
-from jobs.experiments.faults import PHASES, cases, poisson
 from jobs.experiments.resilience_figure import draw, show, shown_mean
-from jobs.experiments.resilience_runs import (
-    Course,
+from jobs.lib.compare import quartiles
+from jobs.lib.strikes import PHASES, cases, poisson
+from jobs.lib.supervised_runs import Course, pace_of, paced
+from jobs.lib.watch import (
     efficiency,
     expected,
     fell_back,
     final_loss,
     lost_seconds,
-    pace_of,
-    paced,
     pause,
     per_second,
-    quartiles,
     rate,
     recoveries_told,
     trained,
@@ -88,7 +86,8 @@ def test_efficiency():
     assert isnan(lost_seconds(1.0, 100.0, 0))
     assert expected(3.0, 60.0) == 0.95
     assert expected(20.0, 15.0) == 0.0
-    assert quartiles([1, 2, 3, 4, 5]) == [3, 2, 4]
+    assert quartiles([1, 2, 3, 4, 5], interpolate=True) == [3, 2, 4]
+    assert quartiles([1, 2, 4], interpolate=True) == [2, 1.5, 3]
     assert all(map(isnan, quartiles([])))
 
 
@@ -164,7 +163,7 @@ def test_picture_and_tables(tmp_path):
                 "strikes": [2.0],
                 "course": per_second(MOMENTS, 0.0),
             }
-            for way in ("ring", "asp")
+            for way in ("ring", "server asp")
             for mean in (15.0, 30.0, 60.0)
         ],
         "outcomes": [
@@ -188,6 +187,6 @@ def test_picture_and_tables(tmp_path):
     for words in ("0.70 (0.60 to 0.90)", "100.0%", "QUICK", "yes, but the job did not end", "not root", "never"):
         assert words in out.getvalue()
     assert shown_mean(table["efficiency"]) == 30.0
-    draw(table, tmp_path / "figures" / "survive.png")
+    draw(table, tmp_path / "figures" / "resilience.png")
     draw({"provenance": {}}, tmp_path / "empty.png")
-    assert (tmp_path / "figures" / "survive.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "resilience.png").stat().st_size > 10_000

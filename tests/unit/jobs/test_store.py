@@ -6,7 +6,8 @@ import h5py
 import pytest
 from rich.table import Table
 
-from jobs.experiments.store import Page, markdown, places, plain, publish, read, write
+from jobs.lib.page import Page, markdown
+from jobs.lib.store import places, plain, publish, read, write
 
 TABLE = {
     "provenance": {"commit": "abc", "cores": 2, "parts": {"a": [1, 2.5, None]}},

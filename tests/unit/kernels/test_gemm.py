@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import ROOT
 
-import kernels
+from kernels import gemm
+from kernels._jit import CACHE
+from kernels.gemm import panels_to_rows, rows_to_panels
 from kernels.scalar import exp, normal, tanh
 
 DTYPES = [np.float32, np.float64]
@@ -34,7 +36,7 @@ def along(x, w, start=0, relu=False, bias=None, c=None, packed=True):
     c = np.full((m, n), np.nan, x.dtype) if c is None else c
     b = naive.panels(w) if packed else w.ravel()
     bias = np.empty(0, x.dtype) if bias is None else bias
-    kernels.along(x.ravel(), 0, k, b, 0, 0 if packed else n, c.ravel(), 0, n, m, n, k, start, relu, bias)
+    gemm.along(x.ravel(), 0, k, b, 0, 0 if packed else n, c.ravel(), 0, n, m, n, k, start, relu, bias)
     return c
 
 
@@ -42,7 +44,7 @@ def across(x, d, c=None, add=False, packed=True):
     (k, m), n = x.shape, d.shape[1]
     c = np.full(m * n, np.nan, x.dtype) if c is None else c
     a, b = (naive.panels(x), naive.panels(d)) if packed else (x.ravel(), d.ravel())
-    kernels.across(a, 0, 0 if packed else m, b, 0, 0 if packed else n, c, 0, 0, m, n, k, add)
+    gemm.across(a, 0, 0 if packed else m, b, 0, 0 if packed else n, c, 0, 0, m, n, k, add)
     return c
 
 
@@ -60,10 +62,10 @@ def test_products(dtype, shape, packed):
     close(across(x, d, packed=packed), want)
     close(across(x, d, np.ones(k * n, dtype), add=True, packed=packed), want + 1)
     back = np.full((k, n), np.nan, dtype)
-    kernels.panels_to_rows(naive.panels(w), k, n, back)
+    panels_to_rows(naive.panels(w), k, n, back)
     np.testing.assert_array_equal(back, w)
     flat = np.full(k * n, np.nan, dtype)
-    kernels.rows_to_panels(w.ravel(), 0, n, k, n, flat, 0, k, 0)
+    rows_to_panels(w.ravel(), 0, n, k, n, flat, 0, k, 0)
     np.testing.assert_array_equal(flat, naive.panels(w))
 
 
@@ -73,7 +75,7 @@ def test_nothing_beside_the_result_is_touched(dtype):
     for m, n in ((3, 5), (9, 33), (8, 31)):
         x, w = normals(m, 4, dtype=dtype), normals(4, n, dtype=dtype)
         room = np.full((m + 2) * (n + 3), 7, dtype)
-        kernels.along(x.ravel(), 0, 4, naive.panels(w), 0, 0, room, n + 4, n + 3, m, n, 4, 0, False, room[:0])
+        gemm.along(x.ravel(), 0, 4, naive.panels(w), 0, 0, room, n + 4, n + 3, m, n, 4, 0, False, room[:0])
         whole = room.reshape(m + 2, n + 3)
         close(whole[1 : m + 1, 1 : n + 1], naive.matmul(x, w))
         whole[1 : m + 1, 1 : n + 1] = 7
@@ -143,7 +145,9 @@ def test_functions(dtype):
 
 
 DIGEST = """
-import hashlib, numpy as np, kernels, naive, sys
+import hashlib, numpy as np, naive, sys
+from kernels.gemm import across, along
+from kernels.tile import simd
 from pathlib import Path
 rng = np.random.default_rng(5)
 found = hashlib.sha256()
@@ -151,13 +155,13 @@ for dtype in (np.float32, np.float64):
     for m, k, n in ((5, 7, 3), (13, 20, 33), (40, 33, 70)):
         x, w, d = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n), (m, n)))
         y, g = np.zeros((m, n), dtype), np.zeros(k * n, dtype)
-        kernels.along(x.ravel(), 0, k, naive.panels(w), 0, 0, y.ravel(), 0, n, m, n, k, 0, True, d[0])
-        kernels.across(naive.panels(x), 0, 0, naive.panels(d), 0, 0, g, 0, 0, k, n, m, False)
+        along(x.ravel(), 0, k, naive.panels(w), 0, 0, y.ravel(), 0, n, m, n, k, 0, True, d[0])
+        across(naive.panels(x), 0, 0, naive.panels(d), 0, 0, g, 0, 0, k, n, m, False)
         np.testing.assert_allclose(y, np.maximum(x @ w, 0), atol=1e-4)
         np.testing.assert_allclose(g, naive.panels(x.T @ d), atol=1e-4)
         found.update(y.data)
         found.update(g.data)
-print(kernels.simd()["tile"], found.hexdigest())
+print(simd()["tile"], found.hexdigest())
 """
 
 
@@ -175,7 +179,7 @@ def digest(tmp_path, features):
 )
 def test_every_tile_gives_the_same_bits(tmp_path):
     """AVX2's tile and that of this machine; the one of SSE2 alone has no fused multiply-add: correct, other bits."""
-    own = digest(kernels.CACHE.parent, "")
+    own = digest(CACHE.parent, "")
     avx2, sse = digest(tmp_path, "+sse,+sse2,+avx,+avx2,+fma"), digest(tmp_path, "+sse,+sse2")
     assert avx2[0] == "6"
     assert sse[0] == "3"

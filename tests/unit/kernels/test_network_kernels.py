@@ -4,7 +4,20 @@ import naive
 import numpy as np
 import pytest
 
-import kernels
+from kernels.activations import ACTIVATIONS
+from kernels.attention import BLOCK as ATTENTION_BLOCK
+from kernels.attention import attention_backward_input, attention_forward
+from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
+from kernels.embedding import embedding_backward_weight, embedding_forward
+from kernels.norm import (
+    group_norm_backward_input,
+    group_norm_backward_weight,
+    group_norm_forward,
+    layer_norm_backward_input,
+    layer_norm_backward_weight,
+    layer_norm_forward,
+)
+from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
 
 DTYPES = [np.float32, np.float64]
 # rows, height, width, channels, filters, size, stride, pad
@@ -52,21 +65,21 @@ def test_networks_conv(case, activation, dtype):
     y, dx = blank(m, h, w, o, dtype=dtype), blank(*x.shape, dtype=dtype)
     slope = blank(*((m * h * w, o) if activation == "gelu" else (0, 0)), dtype=dtype)
     room = blank(max((high + 2 * pad) * (wide + 2 * pad) * c, (high + k - 1) * (wide + k - 1) * o), dtype=dtype)
-    code = kernels.ACTIVATIONS[activation]
-    kernels.conv_forward(x, packed(weight), bias, y, slope, k, stride, pad, code, room)
+    code = ACTIVATIONS[activation]
+    conv_forward(x, packed(weight), bias, y, slope, k, stride, pad, code, room)
     z = naive.conv(x, weight, bias, stride, pad)
     close(y, np.vectorize(lambda value: naive.activate(value, activation))(z))
     dy = normals(*y.shape, dtype=dtype, seed=1)
     delta = dy * np.vectorize(lambda value: naive.slope(value, activation))(z)
     want_dx, want_weight, want_bias = naive.conv_backward(x, weight, delta, stride, pad)
     turned = blank(weight.size, dtype=dtype)
-    kernels.conv_turn(packed(weight), turned, k, c, o)
-    kernels.conv_backward_input(y, slope, dy, turned, dx, k, stride, pad, code, room)
+    conv_turn(packed(weight), turned, k, c, o)
+    conv_backward_input(y, slope, dy, turned, dx, k, stride, pad, code, room)
     close(dy, delta)
     close(dx, want_dx)
     grad, grad_bias = blank(weight.size, dtype=dtype), blank(o, dtype=dtype)
-    kernels.conv_backward_weight(x, dy, grad, grad_bias, k, stride, pad, False, room)
-    kernels.conv_backward_weight(x, dy, grad, grad_bias, k, stride, pad, True, room)
+    conv_backward_weight(x, dy, grad, grad_bias, k, stride, pad, False, room)
+    conv_backward_weight(x, dy, grad, grad_bias, k, stride, pad, True, room)
     close(unpacked(grad, weight.shape), 2 * want_weight)
     close(grad_bias, 2 * want_bias)
 
@@ -85,12 +98,12 @@ def test_networks_pool(case, dtype):
         y, dx, dy = blank(*want.shape, dtype=dtype), blank(*x.shape, dtype=dtype), normals(*want.shape, dtype=dtype)
         if choose is np.max:
             want_dx = naive.max_pool_backward(x, dy, size, stride)
-            kernels.max_pool_forward(x, y, size, stride)
-            kernels.max_pool_backward_input(x, y, dy, dx, size, stride)
+            max_pool_forward(x, y, size, stride)
+            max_pool_backward_input(x, y, dy, dx, size, stride)
         else:
             want_dx = naive.average_pool_backward(x.shape, dy, size, stride)
-            kernels.average_pool_forward(x, y, size, stride)
-            kernels.average_pool_backward_input(dy, dx, size, stride)
+            average_pool_forward(x, y, size, stride)
+            average_pool_backward_input(dy, dx, size, stride)
         close(y, want)
         close(dx, want_dx)
 
@@ -99,13 +112,13 @@ def test_max_pool_of_equal_numbers_and_nan():
     """Of equal numbers the first takes the gradient, as in PyTorch; a NaN in the window shows."""
     x = np.zeros((1, 2, 4, 1), np.float32)
     y, dx = np.empty((1, 1, 2, 1), np.float32), np.empty_like(x)
-    kernels.max_pool_forward(x, y, 2, 2)
-    kernels.max_pool_backward_input(x, y, np.ones_like(y), dx, 2, 2)
+    max_pool_forward(x, y, 2, 2)
+    max_pool_backward_input(x, y, np.ones_like(y), dx, 2, 2)
     assert dx.ravel().tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
     for place in range(4):
         x[:] = 0
         x.ravel()[[0, 1, 4, 5][place]] = np.nan
-        kernels.max_pool_forward(x, y, 2, 2)
+        max_pool_forward(x, y, 2, 2)
         assert np.isnan(y.ravel()).tolist() == [True, False]
 
 
@@ -116,14 +129,14 @@ def test_networks_layer_norm(shape, dtype):
     x, gain, bias, dy = (normals(*s, dtype=dtype, seed=i) for i, s in enumerate(((m, n), (n,), (n,), (m, n))))
     x += 3
     y, dx, moments = blank(m, n, dtype=dtype), blank(m, n, dtype=dtype), blank(m, 2, dtype=dtype)
-    kernels.layer_norm_forward(x, gain, bias, y, moments)
-    kernels.layer_norm_backward_input(x, gain, moments, dy, dx)
+    layer_norm_forward(x, gain, bias, y, moments)
+    layer_norm_backward_input(x, gain, moments, dy, dx)
     close(y, naive.normalise(x, gain, bias))
     want = naive.normalise_backward(x, gain, dy)
     close(dx, want[0])
     grad, grad_bias = blank(n, dtype=dtype), blank(n, dtype=dtype)
     for add in (False, True):
-        kernels.layer_norm_backward_weight(x, moments, dy, grad, grad_bias, add)
+        layer_norm_backward_weight(x, moments, dy, grad, grad_bias, add)
     close(grad, 2 * want[1])
     close(grad_bias, 2 * want[2])
 
@@ -136,11 +149,11 @@ def test_networks_group_norm(case, dtype):
     x, dy = normals(*case, dtype=dtype), normals(*case, dtype=dtype, seed=1)
     gain, bias = normals(groups, n, dtype=dtype), normals(groups, n, dtype=dtype, seed=2)
     y, dx, moments = blank(*case, dtype=dtype), blank(*case, dtype=dtype), blank(m, groups, 2, dtype=dtype)
-    kernels.group_norm_forward(x, gain, bias, y, moments)
-    kernels.group_norm_backward_input(x, gain, moments, dy, dx)
+    group_norm_forward(x, gain, bias, y, moments)
+    group_norm_backward_input(x, gain, moments, dy, dx)
     grad, grad_bias = blank(groups, n, dtype=dtype), blank(groups, n, dtype=dtype)
     for add in (False, True):
-        kernels.group_norm_backward_weight(x, moments, dy, grad, grad_bias, add)
+        group_norm_backward_weight(x, moments, dy, grad, grad_bias, add)
     for g in range(groups):
         rows, gradient = x[:, :, g].reshape(m, -1), dy[:, :, g].reshape(m, -1)
         close(y[:, :, g].reshape(m, -1), naive.normalise(rows, np.tile(gain[g], pixels), np.tile(bias[g], pixels)))
@@ -161,22 +174,22 @@ def test_networks_attention(case, dtype):
         blank(m, heads, steps, dtype=dtype),
         blank(*qkv.shape, dtype=dtype),
     )
-    room = blank(2 * steps * (d + kernels.ATTENTION_BLOCK), dtype=dtype)
-    kernels.attention_forward(qkv, y, logsum, heads, room)
+    room = blank(2 * steps * (d + ATTENTION_BLOCK), dtype=dtype)
+    attention_forward(qkv, y, logsum, heads, room)
     close(y, naive.attention(qkv, heads)[0])
-    kernels.attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room)
+    attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room)
     close(dqkv, naive.attention_backward(qkv, dy, heads))
 
 
 def test_attention_sees_no_later_place_and_no_large_scores():
     """A change at place t leaves what comes before untouched, bit for bit; scores of a thousand give no NaN."""
     qkv = normals(1, 40, 12, dtype=np.float32)
-    room = np.empty(2 * 40 * (2 + kernels.ATTENTION_BLOCK), np.float32)
+    room = np.empty(2 * 40 * (2 + ATTENTION_BLOCK), np.float32)
     results = []
     for change in (0, 1000):
         qkv[0, 23:] += change
         y, logsum = blank(1, 40, 4, dtype=np.float32), blank(1, 2, 40, dtype=np.float32)
-        kernels.attention_forward(qkv, y, logsum, 2, room)
+        attention_forward(qkv, y, logsum, 2, room)
         assert np.isfinite(y).all()
         results.append(y)
     np.testing.assert_array_equal(results[0][0, :23], results[1][0, :23])
@@ -188,11 +201,11 @@ def test_networks_embedding_small(dtype):
     tokens = np.array([[1, 4, 1], [0, 1, 4]])
     table, position, dy = (normals(*s, dtype=dtype, seed=i) for i, s in enumerate(((5, 3), (3, 3), (2, 3, 3))))
     y = blank(2, 3, 3, dtype=dtype)
-    kernels.embedding_forward(tokens, table, position, y)
+    embedding_forward(tokens, table, position, y)
     np.testing.assert_array_equal(y, table[tokens] + position)
     grad, grad_position = blank(5, 3, dtype=dtype), blank(3, 3, dtype=dtype)
     for add in (False, True):
-        kernels.embedding_backward_weight(tokens, dy, grad, grad_position, add)
+        embedding_backward_weight(tokens, dy, grad, grad_position, add)
     want = np.zeros((5, 3))
     np.add.at(want, tokens, dy)
     close(grad, 2 * want)

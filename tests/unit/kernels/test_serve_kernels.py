@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels
-from kernels import SERVE_BLOCK as BLOCK
+from kernels.compression import from_half, scatter, to_half, top_k
+from kernels.denormals import flush_denormals
+from kernels.names import OPTIMIZERS
+from kernels.registry import compile_all
+from kernels.update import BLOCK
 
 DTYPES = [np.float32, np.float64]
 SIZES = [1, 7, 33, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5]
@@ -31,8 +34,7 @@ def serve(name, arrays, rows, which, scale=1.0, clip=np.inf, first=0, last=None)
     arrays = [a.copy() for a in arrays]
     room = np.full(BLOCK, np.nan, rows.dtype)
     w, *slots = arrays
-    served = getattr(kernels, f"served_{name}")
-    served(
+    OPTIMIZERS[name].served(
         w, rows, np.array(which), scale, clip, room, *slots, *RULES[name][1], first, len(w) if last is None else last
     )
     return arrays
@@ -41,7 +43,7 @@ def serve(name, arrays, rows, which, scale=1.0, clip=np.inf, first=0, last=None)
 def plain(name, arrays, g):
     """The same by the plain rule."""
     w, *slots = (a.copy() for a in arrays)
-    getattr(kernels, name)(w, g, *slots, *RULES[name][1])
+    OPTIMIZERS[name].in_place(w, g, *slots, *RULES[name][1])
     return [w, *slots]
 
 
@@ -103,7 +105,7 @@ def test_the_sum_goes_in_the_order_given(dtype):
     results = []
     for which in ([0, 1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1, 0], [3, 1, 7]):
         w = np.zeros(rows.shape[1], dtype)
-        kernels.served_sgd(w, rows, np.array(which), 1.0, np.inf, np.empty(BLOCK, dtype), -1.0, 0.0, 0, len(w))
+        OPTIMIZERS["sgd"].served(w, rows, np.array(which), 1.0, np.inf, np.empty(BLOCK, dtype), -1.0, 0.0, 0, len(w))
         assert_same_bits([w], [in_order(rows, which)])
         results.append(w)
     assert (results[0] != results[1]).any()
@@ -122,13 +124,13 @@ def test_nan_of_a_worker_stays(dtype):
 
 def pack(source):
     half = np.full(len(source) + 2, 7, np.uint16)
-    kernels.to_half(source, half)
+    to_half(source, half)
     return half[:2].view(np.float32)[0], half[2:].view(np.float16), half
 
 
 def unpack(half, dtype):
     target = np.full(len(half) - 2, np.nan, dtype)
-    kernels.from_half(half, target)
+    from_half(half, target)
     return target
 
 
@@ -193,7 +195,7 @@ def test_half_hides_no_divergence(dtype, wrong):
 def test_half_where_denormals_count_as_zero(dtype):
     """No division by a scale that counts as zero."""
     source = np.full(20, 2.0**-130, dtype)  # denormal as a float32
-    with kernels.flush_denormals():
+    with flush_denormals():
         _, _, half = pack(source)
     np.testing.assert_array_equal(unpack(half, dtype), 0)
 
@@ -230,12 +232,12 @@ def test_top_k(dtype, n, share, kind, seed):
     residual = KINDS[kind](np.random.default_rng(seed), dtype, n)
     before, k = residual.copy(), max(1, int(share * n))
     indices, values = np.full(k, -1, np.int32), np.full(k, 9, dtype)
-    kernels.top_k(residual, k, indices, values)
+    top_k(residual, k, indices, values)
     want, want_values, left = naive.top_k(before, k)
     np.testing.assert_array_equal(indices, want)
     assert_same_bits([values, residual], [want_values, left])
     row = np.full(n, np.nan, dtype)
-    kernels.scatter(indices, values, row)
+    scatter(indices, values, row)
     assert_same_bits([np.where(np.isin(np.arange(n), indices), row, left)], [before])
     assert not row[np.setdiff1d(np.arange(n), indices)].any()
 
@@ -248,7 +250,7 @@ def test_top_k_of_many(dtype):
     want = np.sort(np.argsort(-np.abs(residual), kind="stable")[:k])
     numbers = residual[want]
     indices, values = np.zeros(k, np.int32), np.zeros(k, dtype)
-    kernels.top_k(residual, k, indices, values)
+    top_k(residual, k, indices, values)
     np.testing.assert_array_equal(indices, want)
     np.testing.assert_array_equal(values, numbers)
     assert np.count_nonzero(whole) == 100_003 - k
@@ -257,7 +259,6 @@ def test_top_k_of_many(dtype):
 def test_all_signatures_are_compiled_ahead():
     """`compile_all` on the family calls every kernel with the types that real calls have."""
     for dtype in DTYPES:
-        kernels.compile_all(dtype, ["serve"])
-    names = [name for name in vars(kernels) if name.startswith("served_")]
-    names += ["to_half", "from_half", "top_k", "scatter"]
-    assert {name: len(getattr(kernels, name).signatures) for name in names} == dict.fromkeys(names, 2)
+        compile_all(dtype, ["serve"])
+    made = [*(OPTIMIZERS[name].served for name in RULES), to_half, from_half, top_k, scatter]
+    assert [len(kernel.signatures) for kernel in made] == [2] * len(made)

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels
+from kernels.names import OPTIMIZERS
+from kernels.registry import compile_all
 from ringtmp.nn.layer import aligned
-from ringtmp.nn.optimizers import SLOTS, Optimizer, learning_rate, make_slots
+from ringtmp.nn.optimizers import Optimizer, learning_rate, make_slots, smaller
+
+SLOTS = {name: OPTIMIZERS[name].slots for name in ("sgd", "momentum", "adam", "adamw")}
 
 
 def test_constant_and_warm_up():
@@ -134,7 +137,11 @@ def test_beside_with_nan():
 def test_all_kernels_are_compiled_ahead():
     """`compile_all` on the family calls them with the types that real calls have."""
     for dtype in (np.float32, np.float64):
-        kernels.compile_all(dtype, ["keep"])
+        compile_all(dtype, ["keep"])
         for name in SLOTS:
             beside(Optimizer(name), *state(name, dtype, 9, 0), 0.1, 1)
-    assert {name: len(getattr(kernels, f"{name}_into").signatures) for name in SLOTS} == dict.fromkeys(SLOTS, 2)
+    assert {name: len(OPTIMIZERS[name].into.signatures) for name in SLOTS} == dict.fromkeys(SLOTS, 2)
+
+
+def test_those_with_fewer_slots():
+    assert [smaller(name) for name in ("adamw", "momentum", "sgd")] == [["momentum", "sgd"], ["sgd"], []]

@@ -32,7 +32,10 @@ def answered(compressor, weights):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_none(dtype, size):
-    compressor, g = make_compressor("none", dtype, 0.01), np.random.default_rng(size).standard_normal(size).astype(dtype)
+    compressor, g = (
+        make_compressor("none", dtype, 0.01),
+        np.random.default_rng(size).standard_normal(size).astype(dtype),
+    )
     assert type(compressor) is Compressor
     assert (compressor.compresses_gradients, compressor.compresses_weights) == (False, False)
     np.testing.assert_array_equal(carried(compressor, 0, g), g)

@@ -7,7 +7,7 @@ from ps.membership import Membership, MembershipError, MembershipLeader, PushLed
 from ps.messages import KINDS, Begin, Drop, Loss, Over, Rejoin, RejoinRequest, make_mailbox
 from ps.mirror import holder_of
 from ringtmp.comm.messages import Mailbox
-from ringtmp.resilience.node_memory import Held, Part, covered, newest
+from ringtmp.resilience.node_memory import FoundReplica, ParameterRange, covered, newest
 from ringtmp.trace.recorder import Recorder
 
 
@@ -284,12 +284,12 @@ def test_where_a_servers_copies_go(server, servers, workers, nodes, holder):
 
 
 def test_parts_of_layers_make_a_whole():
-    first, second, empty = Part(0, 0, 4, 9), Part(0, 4, 9, 9), Part(1, 0, 0, 0)
+    first, second, empty = ParameterRange(0, 0, 4, 9), ParameterRange(0, 4, 9, 9), ParameterRange(1, 0, 0, 0)
     assert covered([first, second, first, empty]) == {0, 1}
     assert covered([first, empty]) == {1}
 
-    def held(step: int, *parts: Part) -> Held:
-        return Held("p", 5, step, tuple(part.layer for part in parts), (), 2, parts)
+    def held(step: int, *parts: ParameterRange) -> FoundReplica:
+        return FoundReplica("p", 5, step, tuple(part.layer for part in parts), (), 2, parts)
 
     here = [(0, held(7, first, empty)), (1, held(7, second)), (0, held(8, first, empty)), (2, held(7, first, empty))]
     assert newest(here, 2) == (5, 7, {first: (0, "p"), second: (1, "p"), empty: (0, "p")})

@@ -10,8 +10,8 @@ import pytest
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
-from ringtmp.resilience.node_memory import Copy, Held, NodeMemory, Shape, newest, node_name
-from ringtmp.resilience.recovery import shape_of
+from ringtmp.resilience.node_memory import FoundReplica, NodeMemory, ReplicaLayout, StageReplica, newest, node_name
+from ringtmp.resilience.recovery import layout_of
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def memory(tmp_path, monkeypatch) -> NodeMemory:
     return node
 
 
-def shape(generation: int = 7, stage: int = 0, layers: tuple = (3, 4), counts: tuple = (5, 0)) -> Shape:
+def shape(generation: int = 7, stage: int = 0, layers: tuple = (3, 4), counts: tuple = (5, 0)) -> ReplicaLayout:
     tables = tuple({"type": "dense", "n": n} for n in layers)
-    return Shape(generation, stage, 0, layers, counts, tables, 9, ("m", "v"), "<f4")
+    return ReplicaLayout(generation, stage, 0, layers, counts, tables, 9, ("m", "v"), "<f4")
 
 
-def fill(copy: Copy, step: int, seed: int) -> None:
+def fill(copy: StageReplica, step: int, seed: int) -> None:
     copy.begin()
-    for place in range(len(copy.shape.layers)):
+    for place in range(len(copy.layout.layers)):
         flat, slots = copy.arrays(place)
         for array in (flat, *slots.values()):
             array[:] = np.random.default_rng(seed).random(array.size)
@@ -46,8 +46,8 @@ def test_a_copy_is_found_as_it_was_written(memory):
     assert [(copy.generation, copy.step, copy.layers, copy.total) for copy in held] == [
         (7, step, (3, 4), 9) for step in (10, 11)
     ]
-    again = Copy(a.path)
-    assert again.shape == a.shape and again.sound()
+    again = StageReplica(a.path)
+    assert again.layout == a.layout and again.sound()
     for name in ("flat", "m", "v"):
         np.testing.assert_array_equal(again.array(0, name), a.array(0, name))
         assert a.array(0, name).ctypes.data % 64 == 0
@@ -112,8 +112,8 @@ def test_older_generations_are_forgotten_and_all_is_removed(memory):
     assert not memory.folder.parent.parent.exists()
 
 
-def held(generation: int, step: int, *layers: int, path: str = "p") -> Held:
-    return Held(path, generation, step, layers, tuple({} for _ in layers), 4)
+def held(generation: int, step: int, *layers: int, path: str = "p") -> FoundReplica:
+    return FoundReplica(path, generation, step, layers, tuple({} for _ in layers), 4)
 
 
 def test_the_newest_step_that_is_whole_counts():
@@ -147,13 +147,15 @@ def train(stage: Stage, steps: range) -> None:
         stage.update(1e-2, step + 1)
 
 
-def stage_of(optimizer: str, memory: NodeMemory | None = None) -> tuple[Stage, tuple[Copy, Copy] | None]:
+def stage_of(
+    optimizer: str, memory: NodeMemory | None = None
+) -> tuple[Stage, tuple[StageReplica, StageReplica] | None]:
     model = build_model("mlp:6-5x3-4", "auto", (6,), "classes", 4, 1, False)
     stage = Stage(model, 1, 4, np.dtype("f4"), Optimizer(optimizer), 2, 1)
     sides = None
     if memory:
         what = {"generation": 1, "stage": 0, "owner": 0}
-        sides = memory.create(shape_of(model, 1, 4, stage.optimizer.slots, "<f4", **what), 0)
+        sides = memory.create(layout_of(model, 1, 4, stage.optimizer.slots, "<f4", **what), 0)
         stage.house(sides)
     stage.initialise(3)
     stage.commit(0)
@@ -210,7 +212,7 @@ def test_a_kill_between_two_layers_leaves_the_version_before(memory, tmp_path, w
     assert [copy.step for copy in held] == [whole]
     plain, _ = stage_of("adamw")
     train(plain, range(whole))
-    copy = Copy(next(path for path in memory.folder.iterdir() if Copy(path).step == whole))
+    copy = StageReplica(next(path for path in memory.folder.iterdir() if StageReplica(path).step == whole))
     for place, state in enumerate(plain.states):
         np.testing.assert_array_equal(copy.array(place), state.flat)
         np.testing.assert_array_equal(copy.array(place, "m"), state.slots["m"])

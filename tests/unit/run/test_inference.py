@@ -2,14 +2,13 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from forking import Forks
 from safetensors import safe_open
 
 import ringtmp
@@ -171,13 +170,14 @@ def test_in_pytorch(runs, tmp_path):
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
-def run(module, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "ringtmp", module, *map(str, words)], capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture(scope="module")
+def run():
+    """What `python -m ringtmp NAME ARGUMENTS` ends with."""
+    with Forks(["ringtmp.run.inference", "ringtmp.nn.onnx_export", "ringtmp.data.dataset", "onnx"]) as forks:
+        yield lambda *words: forks.run("ringtmp", *words)
 
 
-def test_commands(runs, tmp_path):
+def test_commands(runs, run, tmp_path):
     folder, net = runs["mlp"].folder, TrainedNetwork(runs["mlp"].folder)
     done = run("evaluate", folder)
     assert done.returncode == 0 and f"accuracy {net.evaluate().score:.2%}" in done.stdout, done.stderr
@@ -201,7 +201,7 @@ def test_commands(runs, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_bad_input(runs, tmp_path):
+def test_bad_input(runs, run, tmp_path):
     folder = runs["mlp"].folder
     np.savez(tmp_path / "y.npz", y=np.zeros(3))
     np.savez(tmp_path / "short.npz", x=np.zeros((3, 5)))

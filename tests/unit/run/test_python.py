@@ -130,12 +130,12 @@ def test_gradients_that_are_no_numbers(monkeypatch, scale):
 
 def test_no_kernel_runs_before_all_are_compiled(monkeypatch):
     """Ranks that compile side by side break Numba's cache: start values, made with kernels, come after."""
-    import kernels
     from ringtmp.nn.stage import Stage
+    from ringtmp.run import launch
 
     order = []
-    compile_all, initialise = kernels.compile_all, Stage.initialise
-    monkeypatch.setattr(kernels, "compile_all", lambda *a, **k: order.append("compile") or compile_all(*a, **k))
+    compile_all, initialise = launch.compile_all, Stage.initialise
+    monkeypatch.setattr(launch, "compile_all", lambda *a, **k: order.append("compile") or compile_all(*a, **k))
     monkeypatch.setattr(Stage, "initialise", lambda *a: order.append("start values") or initialise(*a))
     ringtmp.train(data=samples(), steps=1, **SETTINGS)
     assert order == ["compile", "start values"]

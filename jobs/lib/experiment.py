@@ -1,0 +1,156 @@
+"""What an experiment is, where it registers, and how its command line runs it.
+
+An experiment is one file: its question (the module's docstring), and a class with its rows, tables, figure and claims.
+
+    @experiment
+    class Efficiency(Experiment):
+        name, about, order = "efficiency", "how long workers compute, transfer and wait", 10
+
+        def measure(self, options, table, save): ...
+        def show(self, table, page): ...
+
+`python -m jobs.experiments NAME` finds it by importing every module of `jobs.experiments`.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from jobs.lib.page import Page
+from jobs.lib.store import places, plain, publish, read, write
+
+Table = dict[str, Any]
+
+
+class Claim(NamedTuple):
+    """A row of the README's table of claims.
+
+    Attributes
+    ----------
+    ring, others : str
+        What the ring does, and what the other ways do.
+    how : str
+        How the numbers were obtained: measured, on emulated nodes, simulated.
+    again : str
+        What measures them again, after `python -m jobs.experiments`.
+    """
+
+    ring: str
+    others: str
+    how: str
+    again: str
+
+
+class Experiment:
+    """One question, the rows that answer it, their tables, a figure, and the claims that follow.
+
+    Attributes
+    ----------
+    name : str
+        Of the command, the result file and the figure.
+    about : str
+        What it shows, in one line.
+    order : int
+        Its place among all experiments in the list and in the report; ascending.
+    width : int
+        Columns of the page on which its tables are shown.
+    pictured : bool
+        Whether it has a figure.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    order: ClassVar[int] = 1000
+    width: ClassVar[int] = 120
+    pictured: ClassVar[bool] = True
+
+    def flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags of this experiment to those that all have."""
+
+    def keeps(self, options: argparse.Namespace) -> bool:
+        """Whether results are written: into --out, or into the project if they are not quick ones."""
+        return bool(options.out) or not options.quick
+
+    def measure(self, options: argparse.Namespace, table: Table, save: Callable[[], None]) -> None:
+        """Measure.
+
+        Parameters
+        ----------
+        options : Namespace
+            The command line.
+        table : dict
+            What the result file holds so far (empty if there is none); the new rows go into it.
+        save : callable
+            Writes the table; to be called after each part of a long measurement.
+        """
+        raise NotImplementedError
+
+    def show(self, table: Table, page: Page) -> None:
+        """Print the tables of a result file."""
+        raise NotImplementedError
+
+    def draw(self, table: Table, path: Path) -> None:
+        """Draw the figure of a result file."""
+        raise NotImplementedError
+
+    def claims(self, table: Table) -> list[Claim]:
+        """What a result file bears out."""
+        return []
+
+    @property
+    def question(self) -> str:
+        """The docstring of its module."""
+        return (sys.modules[type(self).__module__].__doc__ or "").strip()
+
+    def main(self, words: Sequence[str]) -> int:
+        """Measure, show and publish, as the command line says; the exit status."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m jobs.experiments {self.name}",
+            description=self.question,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--quick", action="store_true", help="few and short runs; written to --out alone")
+        parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and figure of a result file")
+        parser.add_argument("--out", help=f"folder for {self.name}.h5, .md and .png, instead of those of the project")
+        self.flags(parser)
+        options = parser.parse_args(words)
+        options.error = parser.error
+        keeps = self.keeps(options) or options.redraw
+        result, _ = places(self.name, options.out)
+        table = read(result) if keeps and result.exists() else {}
+        if not options.redraw:
+            self.measure(options, table, lambda: write(table, result) if keeps else None)
+        elif not table:
+            parser.error(f"no results in {result}")
+        shown, page = plain(table), Page(self.width)
+        self.show(shown, page)
+        if keeps:
+            publish(self.name, options.out, shown, page, self.draw if self.pictured else None)
+        return 0
+
+
+EXPERIMENTS: dict[str, Experiment] = {}  # all that have registered, by name
+
+Kind = TypeVar("Kind", bound=type[Experiment])
+
+
+def experiment(kind: Kind) -> Kind:
+    """Register a class of experiments. Raises `ValueError` if another class has its name."""
+    known = EXPERIMENTS.get(kind.name)
+    if known and type(known).__qualname__ != kind.__qualname__:
+        raise ValueError(f"two experiments have the name {kind.name!r}")
+    EXPERIMENTS[kind.name] = kind()
+    return kind
+
+
+def find_experiments(package: str = "jobs.experiments") -> dict[str, Experiment]:
+    """Import every module of a package; all experiments that have registered, in their order, by name."""
+    here = importlib.import_module(package)
+    for found in pkgutil.walk_packages(here.__path__, f"{package}."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+    return dict(sorted(EXPERIMENTS.items(), key=lambda item: (item[1].order, item[0])))

@@ -1,0 +1,37 @@
+"""Where numbers come from: date, commit, machine, versions, links and pace, for every file of results."""
+
+import os
+import re
+import subprocess
+import time
+from typing import Any
+
+from jobs.lib.launch import MPIRUN, ROOT
+from ringtmp.trace.recorder import environment
+
+
+def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any) -> dict[str, Any]:
+    """When, where and from which commit a file of numbers comes.
+
+    `links`: what messages go over; `pace`: GFLOP/s of emulated nodes, or none.
+    """
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": commit,
+        **environment(),
+        "mpi": mpi(),
+        "links": links,
+        "pace": pace,
+        "load": os.getloadavg()[0],
+        **facts,
+    }
+
+
+def mpi() -> str:
+    """The MPI that runs are started with, as its mpirun tells it."""
+    said = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+    mpich = re.search(r"Version:\s*(\S+)", said)
+    return f"MPICH {mpich[1]}" if mpich else said.splitlines()[0] if said else "unknown"

@@ -1,0 +1,143 @@
+"""What an experiment leaves: one HDF5 file with its provenance, its tables in Markdown, and a picture.
+
+In the HDF5 file each list of rows is a group with a data set for each column: numbers and texts as they are, anything
+else as JSON (attribute `json`). All else is JSON in a data set of its own, provenance included.
+"""
+
+import json
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from jobs.lib.page import Page, benchmark_table
+from jobs.lib.provenance import provenance
+from ringtmp.storage.files import hdf5, whole
+
+_JOBS = Path(__file__).resolve().parents[1]
+_TEXT = h5py.string_dtype()
+
+
+def places(name: str, out: str | None = None) -> tuple[Path, Path]:
+    """Result file and picture of an experiment: the project's, or both in a folder."""
+    if out:
+        return Path(out) / f"{name}.h5", Path(out) / f"{name}.png"
+    return _JOBS / "experiments" / "results" / f"{name}.h5", _JOBS / "figures" / f"{name}.png"
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: five digits, and nothing in place of what is infinite."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def write(table: dict[str, Any], path: Path) -> None:
+    """Write results, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary, hdf5(temporary, "w") as file:
+        for key, value in plain(table).items():
+            rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+            if rows:
+                _write_rows(file.create_group(key), value)
+            else:
+                file.create_dataset(key, data=json.dumps(value), dtype=_TEXT)
+
+
+def _write_rows(group: h5py.Group, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    group.attrs["rows"], group.attrs["columns"] = len(rows), json.dumps(columns)
+    for number, column in enumerate(columns):
+        values = [row.get(column, _NONE) for row in rows]
+        kinds = {type(value) for value in values}
+        name = f"{number:02d} {column.replace('/', '_')}"
+        if kinds in ({int}, {float}):
+            group.create_dataset(name, data=np.array(values))
+        elif kinds == {str}:
+            group.create_dataset(name, data=values, dtype=_TEXT)
+        else:
+            texts = ["" if value is _NONE else json.dumps(value) for value in values]
+            group.create_dataset(name, data=texts, dtype=_TEXT).attrs["json"] = True
+
+
+_NONE = object()  # in a row that lacks a column
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` has written. Raises `OSError`."""
+    with h5py.File(path, "r", locking=False) as file:
+        return {
+            key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
+            for key, item in file.items()
+        }
+
+
+def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{} for _ in range(group.attrs["rows"])]
+    for column, item in zip(json.loads(group.attrs["columns"]), group.values(), strict=True):
+        as_json, texts = "json" in item.attrs, item.dtype.kind == "O"
+        for row, value in zip(rows, (item.asstr() if texts else item)[()].tolist(), strict=True):
+            if not as_json:
+                row[column] = value
+            elif value:
+                row[column] = json.loads(value)
+    return rows
+
+
+def renewed(cases: list[dict[str, Any]], case: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """The cases with this one in the place of that with the same key, in the order of their keys."""
+    return sorted([*(each for each in cases if key(each) != key(case)), case], key=key)
+
+
+def sources(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where each part of a result file comes from: of the whole, of its parts by name, of its cases."""
+    stated = table.get("provenance") or {}
+    parts = [stated] if "commit" in stated else [each for each in stated.values() if isinstance(each, dict)]
+    return [each["provenance"] for each in table.get("cases", []) if "provenance" in each] + parts
+
+
+def publish(
+    name: str, out: str | None, table: dict[str, Any], page: Page, draw: Callable[[dict[str, Any], Path], None] | None
+) -> None:
+    """Write what an experiment has found, its tables, and its picture if it has one."""
+    result, figure = places(name, out)
+    write(table, result)
+    result.with_suffix(".md").write_text(page.markdown())
+    if draw:
+        draw(table, figure)
+    print(f"written to {result}" + (f" and {figure}" if draw else ""))
+
+
+def publish_benchmark(
+    name: str, rows: list[dict[str, Any]], title: str = "", keep: bool = True, **facts: Any
+) -> dict[str, Any]:
+    """Print the table of a benchmark and write jobs/bench/results/NAME.json; its provenance.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+    rows : list of dict
+        As `jobs.lib.compare.compared` and `measured` make them, where a `title` is given.
+    title : str
+        Of the table; empty: none is printed.
+    keep : bool
+        Whether to write the file.
+    **facts
+        More for its provenance.
+    """
+    origin = provenance(**facts)
+    if title:
+        print_table = benchmark_table(f"{title} ({origin['cpu']}, {origin['cores']} cores)", rows)
+        Page(130).print(print_table)
+    if keep:
+        path = _JOBS / "bench" / "results" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
+        print(f"written to {path.relative_to(_JOBS.parent)}")
+    return origin

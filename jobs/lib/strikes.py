@@ -1,0 +1,106 @@
+"""Many faults, one after the other in one run: which ranks and phases, in which order, and whether all went well.
+
+strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.lib.struck_job import Struck, Supervised
+
+PHASES = ("F", "I", "W", "U", "E", "replicate", "checkpoint", "restore")
+Case = tuple[int, str]  # rank and phase
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A SIGKILL that was sent, and how long until the first step after it was done everywhere."""
+
+    rank: int
+    phase: str
+    step: int
+    seconds: float
+
+
+def nodes(ranks: int) -> list[str]:
+    """Options of the supervisor: each rank on a node with memory of its own."""
+    return ["--hosts", ",".join(chr(ord("a") + rank) for rank in range(ranks)), "--emulate"]
+
+
+def cases(ranks: int, apart: bool, seed: int, most: int | None = None) -> list[Case]:
+    """Every rank and phase, shuffled; the first `most` of them. Only ranks on nodes `apart` send copies."""
+    every = [(rank, phase) for rank in range(ranks) for phase in PHASES if phase != "replicate" or apart]
+    random.Random(seed).shuffle(every)
+    return every[:most]
+
+
+def strike_all(
+    job: Struck, which: Sequence[Case], every: int, limit: float = 60, tell: Callable[[Strike], object] = bool
+) -> list[Strike]:
+    """Kill as the cases say, `every` steps or more from one to the next; raises `TimeoutError` if one hangs.
+
+    `restore` is a phase of a recovery, so another kill goes before it; that one is told with a time of 0.
+    """
+    struck, step = [], 3
+    for rank, phase in which:
+        before = job.recovered()
+        if phase == "restore":
+            job.catch(rank, "F", step, timeout=limit)
+            struck.append(Strike(rank, "F", job.step(rank), 0.0))
+            job.kill(rank)
+            tell(struck[-1])
+        job.catch(rank, phase, step if phase != "restore" else 0, timeout=limit)
+        at, moment = job.step(rank), time.time()
+        job.kill(rank)
+        while job.recovered() == before:
+            if time.time() > moment + limit or job.process.poll() is not None:
+                raise TimeoutError(f"no recovery from a kill of rank {rank} in {phase} of step {at}:\n{job.text}")
+            time.sleep(0.005)
+        struck.append(Strike(rank, phase, at, time.time() - moment))
+        tell(struck[-1])
+        step += every
+    return struck
+
+
+def kills(
+    folder: Path,
+    flags: Sequence[str],
+    steps: int,
+    undisturbed: str,
+    ranks: int,
+    apart: bool,
+    which: Sequence[Case],
+    tell: Callable[[Strike], object] = bool,
+) -> list[Strike]:
+    """Kill as the cases say in one run of so many steps, and look whether all is well. Raises `AssertionError`.
+
+    RINGTMP_NODE_MEMORY has to be `folder / "memory"`. `undisturbed`: SHA-256 of the weights without a fault.
+    """
+    with Supervised(folder, ranks, flags, nodes(ranks) if apart else []) as job:
+        struck = strike_all(job, which, max(1, (steps - 20) // len(which)), tell=tell)
+        assert job.wait() == 0, job.text
+    assert job.sha256() == undisturbed, f"other weights than those of the undisturbed run:\n{job.text}"
+    again = job.redone()
+    assert len(again) == len(which) and max(again) <= 1, f"made again: {again}\n{job.text}"
+    assert not (folder / "memory").exists(), "the run has ended, and is not forgotten"
+    assert {told["lost"] for told in job.recoveries()} <= {*range(ranks)}, job.text
+    return struck
+
+
+def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[float, int]]:
+    """Moments (seconds from 0 to `length`) and ranks of failures that come at random, one in `mean` seconds.
+
+    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same bad
+    luck comes faster.
+    """
+    draw, at = random.Random(seed), 0.0
+    found: list[tuple[float, int]] = []
+    while True:
+        at += draw.expovariate(1.0)
+        rank = draw.randrange(ranks)
+        if at * mean >= length:
+            return found
+        found.append((at * mean, rank))

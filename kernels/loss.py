@@ -1,0 +1,44 @@
+"""How a loss is declared: by a kernel that gives the loss and its gradient.
+
+The gradient takes the place of the outputs, so no second copy of them exists. It is always the same place, and never
+another array: whether two arrays may be one decides which machine code a loop takes, and with it the order of its sums.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from kernels.names import LOSSES, Loss
+from kernels.registry import kernel
+
+
+def loss(
+    name: str, target: Literal["classes", "values"], probabilities: str | None = None, gives_r2: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a loss by its kernel, which Numba compiles; `Loss` explains arguments and results.
+
+    Parameters
+    ----------
+    name : str
+        As `--loss` takes it; no other loss's.
+    target : str
+        ``classes`` or ``values``.
+    probabilities : str, optional
+        Operator of ONNX that makes probabilities of the outputs.
+    gives_r2 : bool
+        Whether the loss is a mean of squared errors, so that R2 follows from it.
+
+    Returns
+    -------
+    callable
+        The decorator; it returns the compiled kernel.
+    """
+    labels: Any = np.zeros(1, np.int64) if target == "classes" else (1, 1)
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = kernel("base", (1, 1), labels, 1.0)(function)
+        LOSSES.add(name, Loss(name, target, probabilities, gives_r2, compiled))
+        return compiled
+
+    return declare

@@ -1,0 +1,25 @@
+"""Adam with L2 in the gradient (Kingma & Ba 2015)."""
+
+import math
+
+from kernels.update import optimizer
+
+FIXED = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+
+
+def constants(kind, lr, beta1, beta2, epsilon, weight_decay, step):
+    """Both betas, epsilon, weight decay, the betas' complements, and the corrections of the moments' bias."""
+    b1, b2, eps, decay = kind(beta1), kind(beta2), kind(epsilon), kind(weight_decay)
+    c1, c2 = kind(1 - beta1), kind(1 - beta2)
+    rate = kind(lr / (1 - beta1**step))
+    unbias = kind(1 / math.sqrt(1 - beta2**step))
+    return b1, b2, eps, decay, c1, c2, rate, unbias
+
+
+@optimizer("adam", slots=("m", "v"), constants=constants, fixed=FIXED)
+def rule(g, w, m, v, b1, b2, eps, decay, c1, c2, rate, unbias):
+    """One step of Adam for one number."""
+    gradient = g + decay * w
+    mean = b1 * m + c1 * gradient
+    square = b2 * v + c2 * gradient * gradient
+    return w - rate * mean / (math.sqrt(square) * unbias + eps), mean, square

@@ -1,0 +1,26 @@
+"""Versions of stored formats: each is a name with a number, such as `ringtmp-trace-2`, that stands in what is stored."""
+
+from pathlib import Path
+
+from ringtmp.errors import UserError
+
+
+def check_format(path: Path, expected: str, found: object) -> None:
+    """Check the version of a stored format.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is stored.
+    expected : str
+        Name and number that this version of ringtmp reads and writes.
+    found : object
+        What is stored; None: nothing.
+
+    Raises
+    ------
+    UserError
+        `found` is another version.
+    """
+    if found != expected:
+        raise UserError(f"{path}: expected format {expected}, got {'none' if found is None else found}")
