@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ps.allreduce import AllReduce
-from ps.checkpointing import CheckpointCollector, WorkerCheckpoints
 from ps.compression import make_compressor
 from ps.consistency import Consistency
 from ps.exchange import Exchange, KeyRangeViews, ServerExchange
 from ps.messages import Drop, ForgetOlder, Loss, Rejoin
-from ps.mirror import Incoming, Outgoing
-from ps.node_memory import ServerReplica
-from ps.served_range import AnswerGate, RangeListener, ServedRange, make_served_ranges
-from ps.server import Server
+from ps.serving.checkpointing import CheckpointCollector, WorkerCheckpoints
+from ps.serving.mirror import Incoming, Outgoing
+from ps.serving.node_memory import ServerReplica
+from ps.serving.served_range import AnswerGate, RangeListener, ServedRange, make_served_ranges
+from ps.serving.server import Server
+from ps.serving.updates import Updater
 from ps.setup import RankSetup
-from ps.updates import Updater
 from ps.worker import Worker
 from ringtmp.comm.messages import Mailbox
 from ringtmp.data.sampler import Sampler

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ps.assembly import ServerParts
 from ps.coordinator import Coordinator
 from ps.messages import PartWritten, StopRequest
-from ps.mirror import Incoming, Outgoing
+from ps.serving.mirror import Incoming, Outgoing
 from ps.setup import RankSetup
 from ringtmp.comm.messages import Mailbox
 from ringtmp.errors import RunFailure

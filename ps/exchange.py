@@ -13,7 +13,7 @@ from ps.compression import Compressor
 from ps.membership import Membership
 from ps.messages import Begin
 from ps.send_queue import SendQueue
-from ps.server import Server
+from ps.serving.server import Server
 from ps.tags import pull_tag, push_tag
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned

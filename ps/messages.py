@@ -1,7 +1,7 @@
 """Control messages between the ranks of a parameter-server run: one NamedTuple a kind, and the mailbox for them.
 
 Every worker exchanges messages with every server, and every rank with rank 0. The worker's pushes and the servers'
-answers (gradients and weights) travel apart from these, by `ps.exchange` and `ps.server`.
+answers (gradients and weights) travel apart from these, by `ps.exchange` and `ps.serving.server`.
 """
 
 from collections.abc import Iterable

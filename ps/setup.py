@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ps.batch_split import BatchSplit
 from ps.membership import Membership
-from ps.node_memory import ReplicaPair, RestoredRanges
 from ps.roles import Roles
+from ps.serving.node_memory import ReplicaPair, RestoredRanges
 from ringtmp.checkpoint.format import LayerRecord
 from ringtmp.checkpoint.writer import LayerArrays
 from ringtmp.config.schema import RunConfig

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ps.batch_split import BatchSplit
-from ps.checkpointing import layer_homes
 from ps.membership import Membership
-from ps.mirror import holder_of
-from ps.node_memory import ReplicaPair, RestoredRanges, replica_layout, restore_ranges, servers_of
 from ps.rank import RankLoop
 from ps.roles import Roles, check
+from ps.serving.checkpointing import layer_homes
+from ps.serving.mirror import holder_of
+from ps.serving.node_memory import ReplicaPair, RestoredRanges, replica_layout, restore_ranges, servers_of
 from ps.setup import NodeSpeed, RankSetup
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.loading import load_layers

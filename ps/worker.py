@@ -29,7 +29,7 @@ ALIVE_INTERVAL = 1_000_000_000  # nanoseconds, at most, after which a silent wor
 
 
 class StepHook(Protocol):
-    """What a worker's checkpoints ask for where there are no servers (`ps.checkpointing.WorkerCheckpoints`)."""
+    """What a worker's checkpoints ask for where there are no servers (`ps.serving.checkpointing.WorkerCheckpoints`)."""
 
     def passed(self, step: int) -> bool:
         """This worker has made `step` steps; whether the layers are to be saved now."""

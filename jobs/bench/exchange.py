@@ -19,9 +19,9 @@ from ps.compression import Compressor
 from ps.consistency import Consistency
 from ps.exchange import KeyRangeViews, ServerExchange
 from ps.messages import make_mailbox
-from ps.served_range import make_served_ranges
-from ps.server import Server
-from ps.updates import Updater
+from ps.serving.served_range import make_served_ranges
+from ps.serving.server import Server
+from ps.serving.updates import Updater
 from ringtmp.comm.waiting import Backoff
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer

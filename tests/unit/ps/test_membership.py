@@ -5,7 +5,7 @@ import pytest
 from ps.batch_split import BatchSplit, proportional_counts
 from ps.membership import Membership, MembershipError, MembershipLeader, PushLedger, Standing, WorkerDroppedError
 from ps.messages import KINDS, Begin, Drop, Loss, Over, Rejoin, RejoinRequest, make_mailbox
-from ps.mirror import holder_of
+from ps.serving.mirror import holder_of
 from ringtmp.comm.messages import Mailbox
 from ringtmp.resilience.node_memory import FoundReplica, ParameterRange, covered, newest
 from ringtmp.trace.recorder import Recorder

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ps.compression import Compressor
 from ps.consistency import Consistency
 from ps.send_queue import SendQueue
-from ps.served_range import ServedRange
+from ps.serving.served_range import ServedRange
 from ps.tags import pull_tag
 from ringtmp.trace.recorder import Recorder, clock
 

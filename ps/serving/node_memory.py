@@ -7,7 +7,7 @@ update, so that most of the cost hides behind the workers' computing.
 Two rules keep one step complete on all servers at any moment, at most one behind the newest:
 
 - A server writes version k + 1 over k - 1 only once every server has said that its version k is *durable*: copied, and
-  received by the rank of another node that holds its copies (`ps.mirror`). The message also carries the step that all
+  received by the rank of another node that holds its copies (`ps.serving.mirror`). The message also carries the step that all
   ranges of the server have passed: where they are further, as after the loss of a slow worker with ASP, the next
   version is the least of these.
 - The slowest workers get a server's *last* range, which their forward pass needs last, only once its version is
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ps.messages import Durable
-from ps.mirror import Outgoing
-from ps.served_range import ServedRange
+from ps.serving.mirror import Outgoing
+from ps.serving.served_range import ServedRange
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model

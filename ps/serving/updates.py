@@ -7,7 +7,7 @@ import numpy as np
 from kernels.update import BLOCK as SERVE_BLOCK
 from ps.compression import Compressor
 from ps.consistency import Consistency
-from ps.served_range import ServedRange
+from ps.serving.served_range import ServedRange
 from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer

@@ -111,7 +111,7 @@ class RangeListener(Protocol):
 
 
 class AnswerGate(Protocol):
-    """What may hold a server's answers back: its copy in node memory (`ps.node_memory`)."""
+    """What may hold a server's answers back: its copy in node memory (`ps.serving.node_memory`)."""
 
     def before_update(self, served: ServedRange) -> None:
         """The weights of a range are about to change."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ps.messages import CheckpointOrder
-from ps.served_range import ServedRange
+from ps.serving.served_range import ServedRange
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.checkpoint.writer import LayerArrays, records_of
 from ringtmp.comm.messages import Mailbox

@@ -2,21 +2,21 @@
 
     receive -> may a worker read? -> update with all gradients that have arrived -> answer, first layers first
 
-Messages travel over persistent requests on buffers that are made once. What a range holds is in `ps.served_range`, the
-update in `ps.updates`, the answers in `ps.answers`, and which pushes count in `ps.membership.PushLedger`.
+Messages travel over persistent requests on buffers that are made once. What a range holds is in `ps.serving.served_range`, the
+update in `ps.serving.updates`, the answers in `ps.serving.answers`, and which pushes count in `ps.membership.PushLedger`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.answers import AnswerSender
 from ps.compression import Compressor
 from ps.consistency import Consistency
 from ps.membership import PushLedger
 from ps.messages import Alive, Begin, Done, Drop, Loss, Rejoin, Skip, StepDone, TestDone
-from ps.served_range import AnswerGate, RangeListener, ServedRange
+from ps.serving.answers import AnswerSender
+from ps.serving.served_range import AnswerGate, RangeListener, ServedRange
+from ps.serving.updates import Updater
 from ps.tags import push_tag
-from ps.updates import Updater
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array
 from ringtmp.trace.recorder import Recorder, clock
