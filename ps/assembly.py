@@ -107,10 +107,10 @@ def load_ranges(setup: RankSetup, ranges: list[ServedRange]) -> None:
         layer = setup.model.layers[index]
         flat, slots = np.zeros(layer.count, job.dtype), {}
         if index in records:
-            layer.store(flat, records[index].parameters)
+            layer.pack(flat, records[index].parameters)
             for name, slot in records[index].slots.items():
                 slots[name] = np.zeros(layer.count, job.dtype)
-                layer.store(slots[name], slot)
+                layer.pack(slots[name], slot)
         else:
             layer.initialise(flat, setup.config.seed, index)
         for served in ranges:
@@ -247,6 +247,6 @@ def _local_step(setup: RankSetup) -> Callable[[int, int], None]:
                 slot.fill(0)
         optimizer.clip(state.gradient, 0.0)
         optimizer.update(state.flat, state.gradient, state.slots, rate(step), number + 1)
-        state.layer.derive(state.parameters)
+        state.layer.refresh_cache(state.parameters)
 
     return local_step

@@ -17,8 +17,8 @@ from ps.serving.server import Server
 from ps.tags import pull_tag, push_tag
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned
+from ringtmp.nn.layer_state import LayerState
 from ringtmp.nn.shards import KeyRange
-from ringtmp.nn.stage import LayerState
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

@@ -153,11 +153,11 @@ class ServerTrainer:
             if self.job.marker is None:
                 self.stage.initialise(self.config.seed)
             elif self.job.recalled:
-                self.stage.derive()
+                self.stage.refresh_cache()
             else:
                 assert self.job.resume
                 load_layers(self.job.resume.checkpoints, self.job.marker, self.model, self.stage.states)
-                self.stage.derive()
+                self.stage.refresh_cache()
             self.stage.warm_up(pieces(self._samples(), self.config.worker_micro_batches))
         if self.courses:
             self.speed = self._emulate(self.courses[self.rank])

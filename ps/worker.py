@@ -272,7 +272,7 @@ class Worker:
         self._wait_for_weights(layer)
         begin = clock()
         state = self.stage.states[layer]
-        state.layer.derive(state.parameters)
+        state.layer.refresh_cache(state.parameters)
         self._fresh[layer] = True
         self.recorder.record("U", begin, clock(), self._step - 1, stage=layer)
 

@@ -58,7 +58,7 @@ class Ours:
             self.link = ServerExchange(comm, views, compressor, self.mailbox, recorder, None)
 
     def run(self, times: int) -> None:
-        """All parameters there and back, so many times."""
+        """All parameters there and back, `times` times."""
         for _ in range(times):
             self.backoff.reset()
             if self.link:
@@ -87,7 +87,7 @@ class Bare:
         self.outgoing = [np.zeros(size, np.float32) for size in sizes]
 
     def run(self, times: int) -> None:
-        """All of them there and back, so many times."""
+        """All of them there and back, `times` times."""
         comm, count = self.comm, len(self.outgoing)
         for _ in range(times):
             if comm.rank:

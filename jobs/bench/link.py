@@ -1,7 +1,8 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead) polled as `ringtmp.ring.chunk.Chunk.poll` polls them;
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled as in
+`ringtmp.ring.chunk.Chunk.poll`;
 the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
 whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
 
@@ -59,7 +60,7 @@ class EngineLink:
         self.parts = [np.array_split(buffer, pieces) for buffer in buffers]
         self.pending: list[list[Request]] = [[] for _ in buffers]
         self.sent = self.retired = self.taken = 0
-        self.patience = Backoff(crowded=False)
+        self.backoff = Backoff(crowded=False)
         if comm.rank == 0:
             self.outbox = SendRequests(comm, 1, TAG_STREAM, synchronous=False)
         else:
@@ -73,14 +74,14 @@ class EngineLink:
             self.inbox.post(slot * self.pieces + piece)
 
     def send(self) -> None:
-        """Start the next message; its slot must be free."""
+        """Send the next message; its slot must be free."""
         slot = self.sent % len(self.parts)
         for piece, part in enumerate(self.parts[slot]):
             self.pending[slot].append(self.outbox.send((slot, piece), part))
         self.sent += 1
 
     def poll(self) -> None:
-        """Retire what has been sent; or take what has come, and post its slot again."""
+        """Free the slots of messages that have left; or take those that have arrived, and post their slots again."""
         slots = len(self.parts)
         if self.comm.rank:
             self.inbox.poll()
@@ -97,12 +98,12 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until so many messages have left rank 0, and come to rank 1; as patiently as the engine."""
+        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; backs off like the engine."""
         self.poll()
         if self.retired < retired or self.taken < taken:
-            self.patience.reset()
+            self.backoff.reset()
             while self.retired < retired or self.taken < taken:
-                self.patience.pause()
+                self.backoff.pause()
                 self.poll()
 
     def stream(self, count: int) -> None:
@@ -118,7 +119,7 @@ class EngineLink:
         self.wait(self.sent, 0)
 
     def close(self) -> None:
-        """Give back all requests."""
+        """Free all requests."""
         if self.comm.rank:
             self.inbox.close()
         else:
@@ -126,7 +127,7 @@ class EngineLink:
 
 
 def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """Bare: all slots at once, then Waitall."""
+    """The bare loop: send from all slots at once, then Waitall."""
     from mpi4py.MPI import Request
 
     for first in range(0, count, len(buffers)):
@@ -138,7 +139,7 @@ def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """Bare: the oldest message is waited for, and its slot used again at once."""
+    """The bare loop: wait for the oldest message, and use its slot again at once."""
     slots = len(buffers)
     begin = (
         partial(comm.Isend, dest=1, tag=TAG_STREAM) if comm.rank == 0 else partial(comm.Irecv, source=0, tag=TAG_STREAM)
@@ -153,7 +154,7 @@ def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each way once a round, every other round backwards; the first round warms up and is dropped. Collective."""
+    """Call each way once a round, in every other round backwards; drop the first round, which warms up. Collective."""
     values: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
@@ -166,7 +167,7 @@ def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[floa
     """GB/s of each way for messages of `size` bytes; on rank 0. Collective over `comm`."""
     buffers = [aligned(size // 4, np.float32) for _ in range(SLOTS)]
     for buffer in buffers:
-        buffer[...] = 1 - comm.rank  # pages are there from the start; what rank 1 has in the end, it was sent
+        buffer[...] = 1 - comm.rank  # maps all pages; what rank 1 holds in the end shows that all has arrived
     count = max(SLOTS, min(MESSAGES, VOLUME // size))
     note = np.zeros(1)
 
@@ -213,7 +214,7 @@ def stream_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
 
 
 class Compute:
-    """An action of several milliseconds, which can be left in the middle."""
+    """A compute action of several milliseconds that can poll in between."""
 
     def __init__(self) -> None:
         model = build_model("mlp:1024-1024x1-10", "auto", 1024, "classes", 10)
@@ -223,7 +224,7 @@ class Compute:
         self.work = self.stage.work(0, 32)
 
     def run(self, polls: int, poll: Callable[[], Any]) -> None:
-        """All products, with so many polls evenly between them."""
+        """Compute all products, with `polls` calls of `poll` evenly between them."""
         at = {round(PRODUCTS * (n + 1) / (polls + 1)) for n in range(polls)}
         for number in range(PRODUCTS):
             if number in at:

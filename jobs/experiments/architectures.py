@@ -145,7 +145,8 @@ class Architectures(Experiment):
         facts = table["provenance"]
         setting = facts["setting"]
         name = (
-            f"{setting['layers']} x {setting['width']}, {setting['gflops']:g} GFLOP/s a node, "
+            f"{setting['layers']} x {setting['width']}, {setting['gflops']:g} GFLOP/s a "
+            f"node, "
             f"{setting['bandwidth'] / 125e6:g} Gbit/s"
         )
         for scaling, text in (("weak", f"{facts['rows']} rows a node"), ("strong", f"{facts['batch']} rows in all")):
@@ -210,7 +211,8 @@ class Architectures(Experiment):
             handles, labels = axes[0, 0].get_legend_handles_labels()
             made.legend(handles, labels, ncols=5, loc="outside lower center", frameon=False)
             made.suptitle(
-                f"Simulated: {setting['layers']} dense layers of {setting['width']}, {setting['gflops']:g} GFLOP/s a node, "
+                f"Simulated: {setting['layers']} dense layers of {setting['width']}, {setting['gflops']:g} GFLOP/s a "
+                f"node, "
                 f"links of {setting['bandwidth'] / 125e6:g} Gbit/s and {setting['latency'] * 1e6:g} us"
             )
 

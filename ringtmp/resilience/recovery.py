@@ -134,7 +134,7 @@ def layout_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype
         what["owner"],
         layers=tuple(layers),
         counts=tuple(model.layers[n].count for n in layers),
-        tables=tuple(model.layers[n].to_dict() for n in layers),
+        tables=tuple(model.layers[n].to_table() for n in layers),
         total=len(model.layers),
         slots=tuple(slots),
         dtype=dtype,

@@ -14,7 +14,7 @@ from ringtmp.config.units import parse_bytes, show_bytes, show_seconds
 from ringtmp.emulate.node_speed import costs_on, costs_paced
 from ringtmp.emulate.nodes import Pace, parse_courses, parse_pace
 from ringtmp.errors import UserError
-from ringtmp.nn.stage import slot_bytes
+from ringtmp.nn.buffers import slot_bytes
 from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.memory_model import Needs
 from ringtmp.run.job import Job
@@ -168,7 +168,7 @@ def members(comm: "Intracomm", job: Job) -> list[int]:
 def _with_recomputation(layout: Layout, rank: int) -> Layout:
     """The same, with what the rank's stages make again so that they fit into its memory."""
     stages, rooms, room = layout.layers(rank), layout.rooms(rank), layout.needs.room // layout.chunks
-    again = tuple(layout.needs.again(*ends, slots, room) for ends, slots in zip(stages, rooms, strict=True))
+    again = tuple(layout.needs.choose_recompute(*ends, slots, room) for ends, slots in zip(stages, rooms, strict=True))
     if (
         layout.job.config.recompute == "auto"
         and layout.needs.rank(stages, rooms, again).total > layout.needs.limit.size

@@ -8,7 +8,7 @@ import numpy as np
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
-from ringtmp.nn.stage import LayerState
+from ringtmp.nn.layer_state import LayerState
 from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.layout import Layout, cut_anew
 from ringtmp.ring.load_balance import WORTH, LoadMeter, RebalanceOrder, RebalancePolicy, hand_over, meet_round

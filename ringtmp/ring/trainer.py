@@ -9,7 +9,8 @@ from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace, lateness
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
-from ringtmp.nn.stage import LayerState, Stage
+from ringtmp.nn.layer_state import LayerState
+from ringtmp.nn.stage import Stage
 from ringtmp.resilience.node_memory import StageReplica
 from ringtmp.resilience.recovery import layout_of, room_for
 from ringtmp.ring.engine import Engine, EngineSettings
@@ -270,7 +271,7 @@ class RingTrainer:
                 if into is not array:
                     into[...] = array
         for stage in self.stages:
-            stage.derive()
+            stage.refresh_cache()
             stage.commit(step)
         self.late += self.paces
         self._ready()
@@ -294,8 +295,7 @@ class RingTrainer:
         ]
         self.sides: list[tuple[StageReplica, StageReplica]] = room_for(self.session.comm, memory, layouts)
         for stage, sides in zip(self.stages, self.sides, strict=True):
-            stage.house(sides)
-            stage.between = self._between if self.session.probe else None
+            stage.house(sides, self._between if self.session.probe else None)
 
     def _between(self) -> None:
         """Tell the fault probe that an update is half done."""
