@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.lib.compare import compared, measured
+from jobs.lib.launch import rounds
 from jobs.lib.store import publish_benchmark
 from ringtmp.comm.mpi import StopRequest, run_main
 from ringtmp.comm.point_to_point import ReceiveQueue
@@ -98,7 +99,7 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; backs off like the engine."""
+        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; back off as the engine."""
         self.poll()
         if self.retired < retired or self.taken < taken:
             self.backoff.reset()
@@ -153,17 +154,21 @@ def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
         request.Wait()
 
 
-def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
     """Call each way once a round, in every other round backwards; drop the first round, which warms up. Collective."""
-    values: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
+
+    def timed(some: list[Callable[[], float]]) -> list[float]:
+        values = []
+        for way in some:
             comm.Barrier()
-            values[name].append(ways[name]())
-    return {name: of[1:] for name, of in values.items()}
+            values.append(way())
+        return values
+
+    _, *found = [values for _, values in rounds(ways, count + 1, timed)]
+    return {name: [values[name] for values in found] for name in ways}
 
 
-def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[float]]:
+def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float]]:
     """GB/s of each way for messages of `size` bytes; on rank 0. Collective over `comm`."""
     buffers = [aligned(size // 4, np.float32) for _ in range(SLOTS)]
     for buffer in buffers:
@@ -189,7 +194,7 @@ def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[floa
         link = EngineLink(comm.Dup(), buffers, pieces)  # receives stay posted: each needs messages of its own
         links.append(link)
         ways[f"engine in {pieces}"] = partial(timed, partial(link.stream, count))
-    found = by_turns(comm, ways, rounds)
+    found = by_turns(comm, ways, turns)
     for link in links:
         link.close()
         link.comm.Free()
@@ -198,11 +203,11 @@ def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[floa
     return found
 
 
-def stream_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
+def stream_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
     """The engine's stream beside the bare loops, and in pieces beside whole. Collective over `comm`."""
     whole, cut = [], []
     for name, size in SIZES.items():
-        found = bandwidths(comm, size, rounds)
+        found = bandwidths(comm, size, count)
         if comm.rank:
             continue
         peer = max(("windows", "rolling"), key=lambda way: float(np.median(found[way])))
@@ -232,7 +237,7 @@ class Compute:
             self.stage.forward(self.work)
 
 
-def overlap_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
+def overlap_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
     """What an 8 MB message costs beside a compute action on both ranks. Collective over `comm`."""
     compute, size = Compute(), SIZES["8 MB"]
     buffers = [aligned(size // 4, np.float32) for _ in range(2)]
@@ -260,7 +265,7 @@ def overlap_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
         how = f" in {pieces} pieces" if pieces > 1 else ""
         cases[f"8 MB{how} under compute, {polls} polls"] = (polls, pieces, True, True)
     ways: dict[str, Callable[[], float]] = {name: partial(trial, name, *case) for name, case in cases.items()}
-    spans = by_turns(comm, ways, rounds)
+    spans = by_turns(comm, ways, count)
     for link in links.values():
         link.close()
         link.comm.Free()
@@ -272,11 +277,11 @@ def overlap_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main(comm: "Intracomm", rounds: int) -> int:
+def main(comm: "Intracomm", count: int) -> int:
     """Measure all and publish it. Collective over `comm`."""
     if comm.size != 2:
         raise UserError(f"bench-link: expected 2 ranks, got {comm.size}")
-    rows = stream_rows(comm, rounds) + overlap_rows(comm, rounds)
+    rows = stream_rows(comm, count) + overlap_rows(comm, count)
     if comm.rank == 0:
         publish_benchmark("link", rows, "Use of a link between two ranks", peer="bare mpi4py Isend/Irecv", slots=SLOTS)
         cut = [row for row in rows if "pieces, beside whole" in row["case"] and row["low"] > 1]
