@@ -72,7 +72,8 @@ def jit(function: Callable[..., Any], counts_references: bool = True) -> Any:
         given tuples of many arrays cost nothing: the simulator's loop runs 8 times as many actions a second.
     """
     options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": FAST}
-    compiled: Any = numba.njit(**options, _nrt=counts_references)(function)
+    options["_nrt"] = counts_references  # an option of Numba that its type stubs do not know
+    compiled: Any = numba.njit(**options)(function)
     if not config.DISABLE_JIT and not _is_ours(function.__code__.co_filename):
         # `CACHE` has the sources of this package in its name; of other files Numba would see the function's own alone.
         compiled._cache._cache_file._source_stamp = stamp_of(function)

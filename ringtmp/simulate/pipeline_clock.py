@@ -22,7 +22,9 @@ from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
 from ringtmp.simulate.event_heap import enlarged, new_heap, schedule, take
 
-Floats, Ints, Bools = NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 NEVER = np.inf
 RIGHT, LEFT = range(2)  # ways of a message: an activation to the next stage, a gradient to the one before
