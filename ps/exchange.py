@@ -15,8 +15,8 @@ from ps.messages import Post
 from ps.send_queue import SendQueue
 from ps.server import Server, pull_tag, push_tag
 from ringtmp.nn.layer import Array, aligned
+from ringtmp.nn.layer_state import LayerState
 from ringtmp.nn.shards import KeyRange
-from ringtmp.nn.stage import LayerState
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def layout_of(
         server,
         tuple(n for n, _, _ in parts),
         tuple(stop - start for _, start, stop in parts),
-        tuple(model.layers[n].to_dict() for n, _, _ in parts),
+        tuple(model.layers[n].to_table() for n, _, _ in parts),
         len(model.layers),
         tuple(slots),
         dtype,

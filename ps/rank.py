@@ -135,10 +135,10 @@ class RankLoop:
             kind = launch.model.layers[layer]
             flat, slots = np.zeros(kind.count, job.dtype), {}
             if layer in stored:
-                kind.store(flat, stored[layer].parameters)
+                kind.pack(flat, stored[layer].parameters)
                 for name, slot in stored[layer].slots.items():
                     slots[name] = np.zeros(kind.count, job.dtype)
-                    kind.store(slots[name], slot)
+                    kind.pack(slots[name], slot)
             else:
                 kind.initialise(flat, config.seed, layer)
             server.load(layer, flat, slots)
@@ -313,7 +313,7 @@ class RankLoop:
                 slot.fill(0)
         optimizer.clip(state.gradient, 0.0)
         optimizer.update(state.flat, state.gradient, state.slots, self.launch.job.rate(step), number + 1)
-        state.layer.derive(state.parameters)
+        state.layer.refresh_cache(state.parameters)
 
     def _serve(self) -> bool:
         """What this rank does beside working, or alone; whether anything has happened."""

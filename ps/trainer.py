@@ -147,11 +147,11 @@ class ServerTrainer:
             if self.job.marker is None:
                 self.stage.initialise(self.config.seed)
             elif self.job.recalled:
-                self.stage.derive()
+                self.stage.refresh_cache()
             else:
                 assert self.job.resume
                 load_layers(self.job.resume.checkpoints, self.job.marker, self.model, self.stage.states)
-                self.stage.derive()
+                self.stage.refresh_cache()
             self.stage.warm_up(pieces(self._share(), self.config.worker_micro_batches))
         self.paces: list[Pace] = []
         self.paced: Paced | None = None

@@ -234,7 +234,7 @@ class Worker:
         self._await(lambda: self.exchange.missing(layer))
         begin = clock()
         state = self.stage.states[layer]
-        state.layer.derive(state.parameters)
+        state.layer.refresh_cache(state.parameters)
         self.fresh[layer] = True
         self.recorder.record("U", begin, clock(), self.step - 1, stage=layer)
 

@@ -63,7 +63,7 @@ class Ours:
             self.link = ServerLink(comm, parameters, Filter(dtype), self.post, recorder, None)
 
     def run(self, times: int) -> None:
-        """All parameters there and back, so many times."""
+        """All parameters there and back, `times` times."""
         for _ in range(times):
             self.patience.reset()
             if self.link:
@@ -92,7 +92,7 @@ class Bare:
         self.outgoing = [np.zeros(size, np.float32) for size in sizes]
 
     def run(self, times: int) -> None:
-        """All of them there and back, so many times."""
+        """All of them there and back, `times` times."""
         comm, count = self.comm, len(self.outgoing)
         for _ in range(times):
             if comm.rank:
@@ -119,7 +119,7 @@ def main() -> None:
     compile_all(np.float32, {"base", "serve"})
     rows = []
     for name, model in CASES.items():
-        ours = Ours(world.Dup(), model, options.chunk)
+        ours = Ours(world.Dup(), model, options.message_size)
         bare = Bare(world.Dup(), [keys.size for keys in ours.ranges])
         moved = 2 * 4 * sum(keys.size for keys in ours.ranges) * (world.size - 1)
         times = max(3, int(4e8 / moved))

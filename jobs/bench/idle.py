@@ -1,8 +1,9 @@
 """Idle time side by side: what the schedule forces, what the clock predicts, what a run measured.
 
-Usage: make bench-idle [ARGS="--repeats 3"]. Cases: 2 ranks on 2 cores at full speed; 4 and 8 emulated nodes (`--node-speed`),
-dense layers of equal cost, chained steps; 8 emulated nodes whose every action varies by 30 %. Idle is time blocked in a
-wait (from the trace, steady state); the clock knows the layers' durations and a latency, nothing of the run.
+Usage: make bench-idle [ARGS="--repeats 3"]. Cases: 2 ranks on 2 cores at full speed; 4 and 8 emulated nodes
+(`--node-speed`), dense layers of equal cost, chained steps; 8 emulated nodes whose every action varies by 30 %. Idle is
+time blocked in a wait (from the trace, steady state); the clock knows the layers' durations and a latency, nothing of
+the run.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def main() -> None:
     """Measure and publish."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--repeats", type=int, default=3, help="runs of each case, by turns [3]")
-    arguments.add_argument("--only", default="", help="cases whose description holds this text, as in p8 m16")
+    arguments.add_argument("--only", default="", help="cases whose description holds this text, such as p8 m16")
     options = arguments.parse_args()
     chosen = [case for case in cases() if options.only in describe(case)]
     values: dict[Case, list[tuple[float, float, int]]] = {case: [] for case in chosen}
@@ -207,9 +208,7 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
         "held",
     )
     title = "Idle share of the ranks' time, steady state; p and m: ranks and micro-batches"
-    table = make_table(title, heads, ("case",))
-    for column in table.columns:
-        column.no_wrap = True
+    table = make_table(title, heads, ("case",), wrap=False)
     for row in rows:
         table.add_row(
             row["case"] + ("" if row["paced"] else " unpaced"),

@@ -81,10 +81,10 @@ class Ours:
             part = slice(number * self.rows, (number + 1) * self.rows)
             work = self.stage.work(len(waiting), self.rows)
             work.x[...], work.labels[...] = x[part], y[part].reshape(work.labels.shape)
-            moment = StepContext(True, 0, self.updates, part.start)
-            self.stage.forward(work, moment)
+            context = StepContext(True, 0, self.updates, part.start)
+            self.stage.forward(work, context)
             total += self.stage.loss(work, self.scale)[0]
-            self.stage.backward_input(work, moment)
+            self.stage.backward_input(work, context)
             waiting.append(work)
             if len(waiting) == self.group or number == self.case.pieces - 1:
                 self.stage.backward_weight(waiting, fresh)
@@ -120,7 +120,7 @@ def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float,
     lr = 1e-3
     model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
-    twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, lr)
+    twin = Twin(model, [s.layer.unpack(s.flat) for s in ours.stage.states], case.optimizer, lr)
     if compiled:
         twin.compile()
     data = batches(model, case, 4)
@@ -172,7 +172,7 @@ def curve(steps: int = 200) -> dict[str, Any]:
     case.outputs, case.labels = data.info.outputs, 64
     model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
-    twin = Twin(model, [s.layer.natural(s.flat) for s in ours.stage.states], case.optimizer, 1e-3)
+    twin = Twin(model, [s.layer.unpack(s.flat) for s in ours.stage.states], case.optimizer, 1e-3)
     x, y = (np.empty((case.batch, 64), np.int64) for _ in range(2))
     mine, theirs = [], []
     for step in range(steps):

@@ -1,9 +1,10 @@
 """The parameter server in every layout beside all-reduce, the ring and PyTorch's DDP: samples/s of the same training.
 
 Usage: make bench-ps [ARGS="--rounds 3"]. Two networks, one bound by computing and one by the exchange; 2 ranks at full
-speed, 4 and 8 ranks as emulated nodes (`--node-speed`), where PyTorch cannot take part. Every way trains the same network
-with the same global batch and optimizer, one thread a rank; the rank that only serves is one of the ranks. A round runs
-each way once, every other round backwards; the first quarter of each run is left out. The ring's way is ready mode.
+speed, 4 and 8 ranks as emulated nodes (`--node-speed`), where PyTorch cannot take part. Every way trains the same
+network with the same global batch and optimizer, one thread a rank; the rank that only serves is one of the ranks. A
+round runs each way once, every other round backwards; the first quarter of each run is left out. The ring's way is
+ready mode.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def measure(case: Bound, count: int, torch: bool) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
     """One table."""
     heads = ("case", "way", "samples/s", "times bsp", "quartiles", "idle")
-    table = make_table("Samples/s; idle: of those who work", heads, ("case", "way"))
+    table = make_table("Samples/s; idle: of the workers", heads, ("case", "way"))
     before = ""
     for row in rows:
         table.add_row(
@@ -135,7 +136,7 @@ def main() -> None:
     """Measure and publish."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=3, help="runs of each way [3]")
-    arguments.add_argument("--only", default="", help="cases whose description holds this text, as in '8 ranks'")
+    arguments.add_argument("--only", default="", help="cases whose description holds this text, such as '8 ranks'")
     arguments.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     options = arguments.parse_args()
     chosen = [case for case in CASES if options.only in describe(case)]

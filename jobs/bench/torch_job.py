@@ -57,7 +57,7 @@ Step = Callable[[Tensor, Tensor], list[Tensor]]  # trains on a batch up to the u
 
 @dataclass
 class Settings:
-    """What a run is told."""
+    """Settings of a run."""
 
     batch_size: int
     micro_batches: int
@@ -85,7 +85,7 @@ def network(model: Model) -> list[list[nn.Module]]:
     for index, layer in enumerate(model.layers):
         flat = aligned(layer.count, np.dtype(np.float32))
         layer.initialise(flat, 0, index)
-        parameters.append(layer.natural(flat))
+        parameters.append(layer.unpack(flat))
     twin = Twin(model, parameters, "momentum", 0.0)
     # Flat, as one would write it: a Sequential within a Sequential costs a call.
     return [list(part) if isinstance(part, nn.Sequential) else [part] for part in twin.net]

@@ -1,4 +1,4 @@
-"""PyTorch twins of our models: the same layers, start values, loss and optimizers, in eager mode on one thread."""
+"""PyTorch twins of RingTMP's models: the same layers, start values, loss and optimizers, eager, on one thread."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ringtmp.nn.containers import Activation, Block, Dropout, Flatten, Residual
-from ringtmp.nn.dense import Dense
-from ringtmp.nn.images import AvgPool2D, Conv2D, MaxPool2D
 from ringtmp.nn.layer import Layer
+from ringtmp.nn.layers.containers import Activation, Block, Dropout, Flatten, Residual
+from ringtmp.nn.layers.dense import Dense
+from ringtmp.nn.layers.images import AvgPool2D, Conv2D, MaxPool2D
+from ringtmp.nn.layers.norm import GroupNorm, LayerNorm
+from ringtmp.nn.layers.sequences import Attention, Embedding
 from ringtmp.nn.model import Model
-from ringtmp.nn.norm import GroupNorm, LayerNorm
-from ringtmp.nn.sequences import Attention, Embedding
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "linear": nn.Identity,
@@ -129,13 +129,13 @@ def _twin(layer: Layer, p: dict[str, Any]) -> nn.Module:
 
 
 class Twin:
-    """A PyTorch network with the weights of ours, and its optimizer (fused kernels: PyTorch's fastest).
+    """A PyTorch network with the weights of a RingTMP model, and its optimizer (fused kernels: PyTorch's fastest).
 
     Parameters
     ----------
     model : Model
     parameters : list of dict
-        Of each layer, as `Layer.natural` gives them.
+        Of each layer, as `Layer.unpack` gives them.
     optimizer, lr : str, float
         momentum or adamw (without weight decay).
     """

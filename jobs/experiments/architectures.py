@@ -65,9 +65,7 @@ def crossovers(rows: Sequence[Row], name: str) -> list[float]:
 
 def show(page: Page, title: str, rows: Sequence[dict[str, Any]], by: str) -> None:
     """A line for each number of nodes or batch (`by`): step time and idle share of every way."""
-    table = make_table(title, (by, *NAMES), caption="seconds of a step; idle share; * the fastest")
-    for column in table.columns:
-        column.no_wrap = True
+    table = make_table(title, (by, *NAMES), caption="seconds of a step; idle share; * the fastest", wrap=False)
     for key in dict.fromkeys(row[by] for row in rows):
         line = {row["name"]: row for row in rows if row[by] == key}
         least = min(row["step_seconds"] for row in line.values())
@@ -145,7 +143,8 @@ class Architectures(Experiment):
         facts = table["provenance"]
         setting = facts["setting"]
         name = (
-            f"{setting['layers']} x {setting['width']}, {setting['gflops']:g} GFLOP/s a node, "
+            f"{setting['layers']} x {setting['width']}, {setting['gflops']:g} GFLOP/s a "
+            f"node, "
             f"{setting['bandwidth'] / 125e6:g} Gbit/s"
         )
         for scaling, text in (("weak", f"{facts['rows']} rows a node"), ("strong", f"{facts['batch']} rows in all")):
@@ -210,7 +209,8 @@ class Architectures(Experiment):
             handles, labels = axes[0, 0].get_legend_handles_labels()
             made.legend(handles, labels, ncols=5, loc="outside lower center", frameon=False)
             made.suptitle(
-                f"Simulated: {setting['layers']} dense layers of {setting['width']}, {setting['gflops']:g} GFLOP/s a node, "
+                f"Simulated: {setting['layers']} dense layers of {setting['width']}, {setting['gflops']:g} GFLOP/s a "
+                f"node, "
                 f"links of {setting['bandwidth'] / 125e6:g} Gbit/s and {setting['latency'] * 1e6:g} us"
             )
 

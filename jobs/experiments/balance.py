@@ -5,11 +5,11 @@ Usage: python -m jobs.experiments balance [--quick] [--only TEXT] [--rounds 3] [
 Emulated nodes, 4 and 8 of them, and a chain of equal layers, 12 for each. Cases: one node 2 or 4 times slower from the
 start; one that becomes 4 times slower in mid-run; one that does so by degrees; speeds drawn from 0.25 to 1; all equal,
 with 10 % of noise. Ways: `even` (as many layers each), `measured` (each node times its layers before the start), `auto`
-(even, and dealt anew while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with shares in
+(even, and rebalanced while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with shares in
 proportion (`measured` at the start: servers do not change them later). The server's rank is one of the nodes.
 
 The equal nodes of `auto` go on for 50 windows more: no layer may move there. Each case is written as soon as it is
-measured; --only measures some of them anew and leaves the others as they are.
+measured; --only measures some of them again and keeps the others.
 
 A rate is steps a second in the last third of the run, or in what is left of it after the last move. `gain` is the
 rate beside that of `even` (of the server: with even shares); `possible` is what the best cut between whole layers

@@ -1,4 +1,4 @@
-"""The largest network that trains a step where no rank may take more than so much memory: the ring beside the server.
+"""The largest network that trains a step where the memory of every rank is limited: the ring beside the server.
 
 Usage: python -m jobs.experiments capacity [--quick] [--limit 640MiB] [--billion] [--out FOLDER]
 
@@ -8,7 +8,7 @@ does not train. A point counts if a step has been trained; the reason of the fir
 2, 4 and 8 ranks, with and without recomputation; of the server on 4 ranks: one server, two, and colocated servers.
 Bytes that were expected stand beside the most that a rank took.
 
---billion trains a network of a billion parameters for 3 steps on 8 ranks, each below 3 GiB, and nothing else.
+--billion trains a network of a billion parameters for 3 steps on 8 ranks, each below 3 GiB.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def attempt(way: Way, ranks: int, limit: int, spec: str, width: int, **more: Any
 
 
 def largest(way: Way, ranks: int, sweep: str, limit: int, steps: int) -> dict[str, Any]:
-    """Double the network until it does not train, then halve the gap so many times."""
+    """Double the network until it does not train, then halve the gap; at most `steps` launches."""
     low, high = (ranks, 0) if sweep == "depth" else (256, 0)
     grain = 1 if sweep == "depth" else 32
     best: dict[str, Any] = {}

@@ -5,7 +5,7 @@ Usage: python -m jobs.experiments cluster [--quick] [--hosts 4,8] [--rate 100mbi
 Hosts are network namespaces with addresses and rate-limited links of their own (`jobs.lib.hosts`); MPI talks
 TCP. One rank a host, as emulated nodes of `--gflops`, so that what is measured is the links. Ring, one server (bsp),
 colocated servers, and all-reduce train the same network with the same batch. Predicted is what the simulators say
-that are told the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
+given the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
 
 `link`: bytes that a host sent, or received if that is more, in each step, by the counters of its link, beside what
 the link can carry in that time: of the busiest host, and of the others' mean.
@@ -39,7 +39,7 @@ SKIP, LEAST, MOST = 3, 5, 30  # steps of a run: left out at its beginning, and t
 
 
 def case_of(hosts: int, gflops: float) -> Case:
-    """The training on so many hosts."""
+    """The training on `hosts` hosts."""
     batch = BATCHES[hosts]
     samples = batch + batch // 16 + 64
     return Case("cluster", hosts, WIDTH, LAYERS, batch, samples, f"{gflops:g}", message_size="32KiB")
@@ -63,7 +63,7 @@ def run(hosts: Hosts, case: Case, way: Way, link: Link, seconds: float) -> dict[
 
 
 def measure(number: int, rate: str, gflops: float, count: int, seconds: float) -> dict[str, Any]:
-    """All ways on so many hosts, each once a round, every other round backwards."""
+    """All ways on `number` hosts, each once a round, every other round backwards."""
     began, case = time.perf_counter(), case_of(number, gflops)
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with Hosts(number, rate) as hosts:

@@ -9,11 +9,11 @@ optimizer on the same hosts with a link each (`jobs.lib.hosts`), one rank a host
 `--gflops`: a ring of all hosts in ready mode, and one server (bsp) with workers on all others. Servers on every
 worker's host (colocated) and an all-reduce run beside them.
 
-Predicted: `jobs.lib.predict`, that is `ringtmp.simulate.pipeline` and `ringtmp.simulate.data_parallel`, told what the nodes compute, the measured latency and
-bandwidth of a link, and the micro-batches and chunks of the run (layers of less than a quarter of a chunk go together,
-as in `ps`). The predicted crossover is where these curves cross. Measured: real runs at three points on each side of
-it, `--rounds` times, in turns; the first steps of each run are left out. The measured crossover is where the medians
-cross, on a straight line in logarithms between two points.
+Predicted: `jobs.lib.predict`, from the nodes' speed, the measured latency and bandwidth of a link, and the
+micro-batches and messages of the run (layers of less than a quarter of a message travel together, which `ps` does too).
+The predicted crossover is where these curves cross. Measured: real runs at three points on each side of it, `--rounds`
+times, in turns; the first steps of each run are left out. The measured crossover is where the medians cross, on a
+straight line in logarithms between two points.
 
 Micro-batches and chunks are the same at all points: 4 micro-batches a rank, and chunks that the clock finds good for
 the server (with those of 1 MiB, the default, most of these networks are one message: pushes and answers take turns). A
@@ -172,7 +172,7 @@ def measured(run: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
 def runs_at(
     setting: Setting, points: Sequence[tuple[int, int]], ways: Sequence[str], seconds: float
 ) -> tuple[dict[Any, dict[str, Any]], float]:
-    """A run of every way at every point, by both, about `seconds` of it timed; and seconds that all may last at most."""
+    """A run of every way at every point, about `seconds` of it timed, and the seconds that all may last at most."""
     runs, expected = {}, 60.0
     for batch, width in points:
         for way in ways:

@@ -3,12 +3,12 @@
 Usage: python -m jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
 Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Everybody
-gets work in proportion to speed, as each node has timed itself at the start (`--layer-split measured`, `--batch-split measured`);
-the network is a chain of equal layers, 12 for each node. Shares are of the wall time of the steps, means over those who
-work: a rank that only serves is none of them, though it is one of the nodes. Each way once a round, every other round
+gets work in proportion to speed, as each node has timed itself at the start (`--layer-split measured`, `--batch-split
+measured`); the network is a chain of equal layers, 12 for each node. Shares are of the wall time of the steps, means
+over the workers: a rank that only serves is a node but not a worker. Each way once a round, every other round
 backwards; medians.
 
-`other` is what the program itself takes: choosing, logging, sleeping too long.
+`other` is the time of the program itself: choosing actions, logging, sleeping too long.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def cases() -> list[Case]:
 
 
 def ways(ranks: int) -> list[Way]:
-    """What is compared on so many ranks, with work in proportion to the nodes' speed."""
+    """What is compared on `ranks` ranks, with work in proportion to the nodes' speed."""
     servers = [several_servers(2)] if ranks >= 4 else []
     ring = WAYS["ring"].named("ring", micro_batches=MICRO * ranks, layer_split="measured")
     others = [WAYS["bsp"], WAYS["ssp"], WAYS["asp"], *servers, WAYS["colocated"], WAYS["allreduce"]]
@@ -53,7 +53,7 @@ def ways(ranks: int) -> list[Way]:
 
 
 def shares(result: dict[str, Any]) -> list[dict[str, float]]:
-    """Of each rank that works: shares of its wall time; checkpoints and tests, which there are none of, in `other`."""
+    """Shares of the wall time of each worker; `other` includes checkpoints and tests, of which these runs have none."""
     found = []
     for part, role in zip(result["parts"], result["roles"], strict=True):
         if role != "server":

@@ -4,8 +4,8 @@ Usage: python -m jobs.experiments limits [--quick] [--out FOLDER]
 
 For rings of several sizes, delays, jitters, unequal ranks and memories, every pair of fixed limits (how many
 micro-batches a rank may hold, how far ahead of its gradients it may run) is compared with the rule as it trains,
-starting from `ringtmp.schedule.local_rule.first_limits` and growing by what its own waits teach, and with what the planner picks for
-it (`--schedule auto`). Prints a table, writes results/limits.h5 and jobs/figures/limits.png. All of it is simulated.
+starting from `ringtmp.schedule.local_rule.first_limits` and growing as it waits, and with what the planner picks for it
+(`--schedule auto`). Prints a table, writes results/limits.h5 and jobs/figures/limits.png. All of it is simulated.
 """
 
 import argparse

@@ -6,9 +6,9 @@ All ways train the same network from the same start values on the same batches i
 `ps.train` with bsp, ssp (staleness 3) and asp, rank 0 serving all others; the ring in ready mode, which is synchronous;
 and the ring that does not wait for updates: PipeDream, with as many micro-batches as ranks like the ring before, and
 with one (m=1: batches go round whole, as published, and weights are up to p - 1 updates old), and 2BW. Real runs over
-MPI on emulated nodes, all equal, whose actions vary by `--jitter`: a worker's step takes `--milliseconds`, and a
-node of the ring is as fast. On fewer cores than ranks nothing else would say in which order gradients come; with it
-only that order depends on the machine, and no loss on the time that anything takes.
+MPI on emulated nodes, all equal, whose actions vary by `--jitter`: a worker's step takes `--milliseconds`, and a node
+of the ring is as fast. On fewer cores than ranks the scheduler of the machine would otherwise decide in which order
+gradients come; with it the machine decides only that order, and no loss depends on durations.
 
 The learning rate is constant, and tuned for each way with the same budget: every rate of one grid with every one of
 the same tuning seeds, and the rate with the least mean of the training loss over the last third of the epochs is taken
@@ -16,7 +16,7 @@ the same tuning seeds, and the rate with the least mean of the training loss ove
 everybody, so that an asp of 7 workers forgets 7 times as fast; there is no weight decay, which would count once an
 update. How many updates there are, and how old the weights of their gradients were, is read from traces.
 
-The loss of a step is that on its own samples, before it, with the weights that those who computed it had. Tests come
+The loss of a step is that on its own samples, before it, with the weights of the ranks that computed it. Tests come
 every second epoch, since the PipeDream ring must run dry for each; in asp and ssp every worker tests its share of the
 test samples with its own newest weights. Prints the table, writes results/progress.h5 and
 jobs/figures/progress.png.

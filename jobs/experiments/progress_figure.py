@@ -154,7 +154,8 @@ def draw(table: dict[str, Any], path: Path) -> None:
                 tuning,
                 "Tuning: the same rates and seeds for all",
                 "learning rate (circles: taken)",
-                f"training loss, last {setting['tail'] * setting['steps_per_epoch']} steps, mean of seeds\n(missing: nan)",
+                f"training loss, last {setting['tail'] * setting['steps_per_epoch']} steps, "
+                "mean of seeds\n(missing: nan)",
             ),
         ):
             ax.set_title(title, loc="left", fontsize=11)
@@ -168,7 +169,8 @@ def draw(table: dict[str, Any], path: Path) -> None:
         handles, labels = samples.get_legend_handles_labels()
         made.legend(handles, labels, ncols=7, loc="outside lower center", frameon=False)
         made.suptitle(
-            f"{setting['data']}, {setting['model']}, batch {batch}, {setting['optimizer']}, {setting['ranks']} ranks on "
+            f"{setting['data']}, {setting['model']}, batch {batch}, {setting['optimizer']}, {setting['ranks']} ranks "
+            "on "
             f"emulated nodes; each way with its own tuned rate; median and quartiles of {len(setting['seeds'])} seeds",
             fontsize=11,
         )

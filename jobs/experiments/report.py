@@ -9,7 +9,6 @@ results and pictures of one folder are taken, where `--out FOLDER` of the experi
 is written.
 """
 
-import argparse
 import base64
 import html
 import json
@@ -146,11 +145,7 @@ class Report(Experiment):
 
     def main(self, words: Sequence[str]) -> int:
         """Gather and write; the exit status."""
-        parser = argparse.ArgumentParser(
-            prog=f"python -m jobs.experiments {self.name}",
-            description=self.question,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser = self.parser()
         parser.add_argument("--from", dest="folder", help="folder of results and pictures, instead of the project's")
         parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
         parser.add_argument("--out", help="HTML file to write [jobs/figures/report.html]")

@@ -1,4 +1,4 @@
-"""Survival under the clock: how fast a lost rank is back, what failures cost, and what each fault leaves.
+"""Resilience under the clock: how fast a lost rank is back, what failures cost, and what each fault leaves.
 
 Usage: python -m jobs.experiments resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out FOLDER]
 
@@ -14,8 +14,8 @@ efficiency  Useful steps per wall time against the undisturbed run of the same c
             undisturbed run takes the checkpoints of the longest mean.
 outcomes    What role x fault leaves: `jobs.experiments.resilience_outcomes`.
 
-Writes results/resilience.h5 (each part anew, the others are kept) and jobs/figures/resilience.png; --quick takes small and
-few runs and writes to --out alone.
+Writes results/resilience.h5 (the parts that are measured; others are kept) and jobs/figures/resilience.png; --quick
+takes small and few runs and writes to --out alone.
 """
 
 import argparse

@@ -6,7 +6,7 @@ and then let go on; `hung`, never let go on; `cut link`, the host is unreachable
 the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.lib.hosts`),
 the supervisor at their switch; where root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
 
-A run has survived if all its steps are made, by what it says itself; `ended`: and the supervisor has ended well.
+A run has survived if all its steps are made, by its own status; `ended`: the supervisor has ended with status 0, too.
 `again`: steps made a second time, as the run tells or as seen from outside, whichever is more. `pause`: the longest
 time between two new steps around the fault.
 """
@@ -84,7 +84,7 @@ def supervisor(hosts: Hosts, folder: Path) -> list[str]:
 
 
 class AtSwitch(Struck):
-    """A supervised job of which each rank runs on a host of its own."""
+    """A supervised job with one rank on each host."""
 
     def __init__(self, folder: Path, hosts: Hosts, flags: list[str], way: Way) -> None:
         words = [*supervisor(hosts, folder), sys.executable, "-m", way.module, *flags]

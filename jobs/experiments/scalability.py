@@ -11,12 +11,12 @@ the nodes.
 
 Speed-ups are of samples a second, after the first steps of a run, beside one node; each way runs once a round, every
 other round backwards. In brackets, how much faster the simulator says: the functions behind the curves that go to 4096
-nodes (`jobs.lib.simulated`), told the nodes' speed and what was measured of a link between two of them. Of
-cores at full speed, which share caches and memory, it knows nothing: what it says there is what nodes with a memory
-each would do. It has no rings side by side. With --far the wide network, weak, goes on under that clock where the
+nodes (`jobs.lib.simulated`), given the nodes' speed and what was measured of a link between two of them. It
+does not know cores at full speed, which share caches and memory: there it simulates nodes with a memory
+each. It has no rings side by side. With --far the wide network, weak, goes on under that clock where the
 machine ends, a layer deeper for each node beyond 16.
 
-Each scene is written as soon as it is measured; --only measures those anew whose name holds the text.
+Each scene is written as soon as it is measured; --only measures again those whose name holds the text.
 """
 
 import argparse
@@ -92,7 +92,7 @@ class Scene:
         return self.strong if scaling == "strong" else self.weak * nodes
 
     def case(self, scaling: str, nodes: int) -> Case:
-        """The training on so many nodes."""
+        """The training on `nodes` nodes."""
         batch = self.batch(scaling, nodes)
         samples, speed = batch + batch // 8 + 128, f"{self.gflops:.6g}" if self.sample else ""
         return Case(
@@ -138,7 +138,7 @@ SCENES = (
 
 
 def launch_on(scene: Scene, nodes: int, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Train on so many nodes: over shared memory, or on hosts with the scene's links."""
+    """Train on `nodes` nodes: over shared memory, or on hosts with the scene's links."""
     if scene.link is None or nodes == 1:
         return launch(nodes, runs)
     with Hosts(nodes, scene.link) as hosts:
@@ -146,7 +146,7 @@ def launch_on(scene: Scene, nodes: int, runs: Sequence[dict[str, Any]]) -> list[
 
 
 def machine_of(scene: Scene) -> Machine:
-    """What the clock is told: a link between two nodes as it is measured, and the speed of one."""
+    """What is simulated: a link between two nodes as it is measured, and the speed of one node."""
     if scene.link is None:
         link = measure_link()
     else:
@@ -161,7 +161,7 @@ def machine_of(scene: Scene) -> Machine:
 
 
 def measure(scene: Scene, machine: Machine, scaling: str, nodes: int, count: int, seconds: float) -> list[Any]:
-    """A row for each way on so many nodes."""
+    """A row for each way on `nodes` nodes."""
     case = scene.case(scaling, nodes)
     simulated = {way.label: scene.simulated(machine, way, scaling, nodes) for way in scene.ways(scaling, nodes)}
     runs = {}
@@ -253,7 +253,7 @@ class Scalability(Experiment):
 
     def flags(self, parser: argparse.ArgumentParser) -> None:
         """Which scenes, on how many nodes, and how much is measured."""
-        parser.add_argument("--only", default="", help="scenes whose name holds this text, as in 'wide'")
+        parser.add_argument("--only", default="", help="scenes whose name holds this text, such as 'wide'")
         parser.add_argument("--nodes", help="powers of two, up to 16 [1,2,4,8, and 16 on as many cores]")
         parser.add_argument("--rounds", type=int, default=2, help="runs of each way [2]")
         parser.add_argument("--seconds", type=float, default=1.0, help="of a run that are timed, about [1]")

@@ -22,7 +22,7 @@ def family(way: str) -> str:
 
 
 def best(rows: Sequence[dict[str, Any]], scaling: str, nodes: int) -> dict[str, dict[str, Any]]:
-    """Of each kind of way the fastest one on so many nodes."""
+    """Of each kind of way the fastest one on `nodes` nodes."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         way = family(row["way"])

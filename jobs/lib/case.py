@@ -68,7 +68,7 @@ class Case:
         return build_model(self.spec, "auto", (self.width,), "classes", self.width)
 
     def settings(self, way: Way, steps: int, **more: Any) -> dict[str, Any]:
-        """Settings of a run of `steps` steps, for the trainer of `way`; `more` comes over all others."""
+        """Settings of a run of `steps` steps, for the trainer of `way`; `more` overrides all others."""
         found = {
             "model": self.spec,
             "batch_size": self.batch,

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
-    """Measure both `pairs` times by turns, the order changing from pair to pair."""
+    """Call `ours` and `peer` `pairs` times in turns, in alternating order; what each has returned."""
     values: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
@@ -18,7 +18,21 @@ def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int) 
 def compared(
     case: str, ours: list[float], peer: list[float], unit: str, aim: float | None, less_is_better: bool = False
 ) -> dict[str, Any]:
-    """A row of the table: medians, their ratio (more is better for us), and the quartiles of the pairs' ratios."""
+    """A row of a benchmark: two medians, their ratio (above 1: `ours` is better), and quartiles of the pairs' ratios.
+
+    Parameters
+    ----------
+    case : str
+        Of the row.
+    ours, peer : list of float
+        Measured in pairs, as `alternate` returns them.
+    unit : str
+        Of both.
+    aim : float or None
+        Ratio to reach.
+    less_is_better : bool
+        Whether the smaller value wins, as with seconds.
+    """
     mine, theirs = np.asarray(ours), np.asarray(peer)
     ratios = theirs / mine if less_is_better else mine / theirs
     medians = float(np.median(mine)), float(np.median(theirs))
@@ -37,7 +51,10 @@ def compared(
 
 
 def measured(case: str, values: list[float], unit: str, aim: float | None, less_is_better: bool) -> dict[str, Any]:
-    """A row without a peer: `ratio` is to the aim; `low` and `high` are the quartiles of the value itself."""
+    """A row of a benchmark without a peer: `ratio` is to the aim, `low` and `high` are quartiles of the value itself.
+
+    Parameters: see `compared`.
+    """
     median = float(np.median(values))
     low, high = np.percentile(values, [25, 75])
     ratio = None if aim is None else aim / median if less_is_better else median / aim

@@ -106,13 +106,17 @@ class Experiment:
         """The docstring of its module."""
         return (sys.modules[type(self).__module__].__doc__ or "").strip()
 
-    def main(self, words: Sequence[str]) -> int:
-        """Measure, show and publish, as the command line says; the exit status."""
-        parser = argparse.ArgumentParser(
+    def parser(self) -> argparse.ArgumentParser:
+        """A command line that shows its question."""
+        return argparse.ArgumentParser(
             prog=f"python -m jobs.experiments {self.name}",
             description=self.question,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def main(self, words: Sequence[str]) -> int:
+        """Measure, show and publish, as the command line says; the exit status."""
+        parser = self.parser()
         parser.add_argument("--quick", action="store_true", help="few and short runs; written to --out alone")
         parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and figure of a result file")
         parser.add_argument("--out", help=f"folder for {self.name}.h5, .md and .png, instead of those of the project")

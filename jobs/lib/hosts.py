@@ -54,7 +54,7 @@ cd /proc/$pid/ns && exec nsenter --net=net --uts=uts --ipc=ipc --mount=mnt --pid
 
 
 def why_not() -> str | None:
-    """Why there can be no hosts here, in one line; None where there can."""
+    """Why hosts cannot be made here, in one line; None where they can."""
     if missing := [tool for tool in ("ip", "tc", "unshare", "nsenter", "mount", "sh") if not shutil.which(tool)]:
         return f"hosts need {', '.join(missing)} (of util-linux and iproute2)"
     if not shutil.which(MPIRUN) or b"HYDRA" not in subprocess.run([MPIRUN, "--version"], capture_output=True).stdout:
@@ -66,11 +66,12 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """So many hosts on one switch, host0, host1, ..., up for the length of a `with` block.
+    """Hosts on one switch, host0, host1, ..., up for the length of a `with` block.
 
     Parameters
     ----------
     number : int
+        Of hosts, 1 to 200.
     rate : str or None
         Of each link, in each direction, such as "100mbit" (bits a second); None: no limit.
     """
@@ -133,7 +134,7 @@ class Hosts:
                 *(f"link set {name} master switch up" for name in self.names),
             ],
         )
-        for name in self.names:  # cubic, whatever is usual here: BBR would set a pace of its own
+        for name in self.names:  # cubic, whatever the default is: BBR paces its packets
             self._in(
                 name,
                 "ip -batch -",
@@ -174,7 +175,7 @@ class Hosts:
         return [*enter, f"--wd={folder}"] if folder else enter
 
     def bytes(self) -> dict[str, tuple[int, int]]:
-        """What each host has sent and received so far, headers included, by the counters of its link."""
+        """Bytes that each host has sent and received so far, headers included, by the counters of its link."""
         ports = {link["ifname"]: link["stats64"] for link in json.loads(self._in("switch", "ip -s -j link"))}
         return {name: (ports[name]["rx"]["bytes"], ports[name]["tx"]["bytes"]) for name in self.names}
 
@@ -196,7 +197,7 @@ class Hosts:
         ranks : int, optional
             One for each host by default. Dealt in ascending order; those on one host share its memory.
         env : mapping, optional
-            Comes over this process's environment, and over the settings that make MPICH take TCP.
+            Overrides this process's environment, and the settings that make MPICH use TCP.
         cwd : path
         timeout : float, optional
             In seconds; past it the program is killed, and `UserError` raised.
@@ -237,7 +238,7 @@ class Hosts:
         return subprocess.CompletedProcess(list(words), job.returncode, out, err)
 
     def _running(self) -> set[int]:
-        """What runs at the hosts and the switch, except what keeps them up."""
+        """Processes at the hosts and the switch, without those that keep them up."""
         every = set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - self._spared
         return {pid for pid in every if _net(pid) in self._nets}
 
@@ -269,7 +270,7 @@ def _net(pid: int) -> str:
 
 
 def main() -> int:
-    """Up, run, print, down."""
+    """Make hosts, run the program, print what went over each link, take the hosts down; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--rate", default="100mbit", help='such as "100mbit", in each direction, or "none"')

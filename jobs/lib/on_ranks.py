@@ -1,4 +1,4 @@
-"""What the ranks of a launch do: train run after run, or measure a link. Prints one line of JSON (rank 0).
+"""The program of the ranks of a launch: train run after run, or measure a link. Rank 0 prints one line of JSON.
 
 Usage: python -m jobs.lib.on_ranks '{"runs": [{"trainer": "ring", "train": {...}, "skip": 5}, ...]}', alone or under
 mpirun; or '{"link": true}' on 2 ranks or more. `jobs.lib.launch` starts it.
@@ -28,7 +28,7 @@ def steady_rate(result: "Result", batch_size: int, skip: int) -> float:
 
 
 def train(asked: dict[str, Any]) -> dict[str, Any]:
-    """Train one run; what it was like (rank 0; empty elsewhere). Collective over the world.
+    """Train one run; its rate, losses and times (rank 0; empty elsewhere). Collective over the world.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def waited(result: dict[str, Any]) -> float:
-    """Share of their time that those who work wait, in an answer of `train`."""
+    """Share of their wall time that workers (ranks that do not only serve) wait, of an answer of `train`."""
     parts = [part for part, role in zip(result["parts"], result["roles"], strict=True) if role != "server"]
     return sum(part["wait"] for part in parts) / sum(sum(part.values()) for part in parts)
 
@@ -115,7 +115,7 @@ def measure_link(comm: "Intracomm") -> dict[str, float]:
 
 
 def main(asked: dict[str, Any]) -> int:
-    """Do what is asked and print it; the exit status. Collective over the world."""
+    """Train or measure, as `asked` says, and print the answer; the exit status. Collective over the world."""
     if asked.get("memory_limit"):  # before anything large is loaded
         import resource
 

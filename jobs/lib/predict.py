@@ -56,7 +56,7 @@ def predict(case: Case, way: Way, link: Link, micro_batches: int, shared: int = 
     micro_batches : int
         Of the ring.
     shared : int
-        Cuts of the ring that share a link, of which each then has its share; 1: each has a link of its own.
+        Cuts of the ring between which a link is divided evenly; 1: each cut has a link.
     """
     model, gflops = case.model(), float(case.node_speed)
     if way.trainer == "ring":

@@ -13,7 +13,14 @@ from ringtmp.trace.recorder import environment
 def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any) -> dict[str, Any]:
     """When, where and from which commit a file of numbers comes.
 
-    `links`: what messages go over; `pace`: GFLOP/s of emulated nodes, or none.
+    Parameters
+    ----------
+    links : str
+        What messages go over: "shared memory", "simulated", or the rate of a link.
+    pace : str
+        GFLOP/s of emulated nodes, "simulated" or "none".
+    **facts
+        More entries.
     """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
@@ -31,7 +38,7 @@ def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any
 
 
 def mpi() -> str:
-    """The MPI that runs are started with, as its mpirun tells it."""
+    """Name and version of the MPI whose mpirun starts runs."""
     said = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
     mpich = re.search(r"Version:\s*(\S+)", said)
     return f"MPICH {mpich[1]}" if mpich else said.splitlines()[0] if said else "unknown"

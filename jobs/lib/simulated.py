@@ -1,4 +1,4 @@
-"""Simulated steps far beyond one machine: the ring, servers and all-reduce on as many nodes as one likes.
+"""Simulated steps far beyond one machine: the ring, servers and all-reduce on any number of nodes.
 
 What a node computes takes its operations at a given speed, whatever the number of rows. Each node has one full-duplex
 link, which the ring's two directions share. Whether a worker's memory holds the model is not asked.
@@ -54,7 +54,7 @@ class Machine:
         return ITEM * self.width**2
 
     def seconds(self, rows: float) -> list[float]:
-        """F, I and W of so many rows, and U, of one layer."""
+        """Seconds of F, I and W of one layer for `rows` rows, and of its U."""
         product = 2 * rows * self.width**2 / self.gflops / 1e9
         return [product, product, product, UPDATE_FLOPS * self.width**2 / self.gflops / 1e9]
 
@@ -138,7 +138,7 @@ def best_ring(machine: Machine, p: int, batch: int, ratio: int) -> tuple[Row, in
 
 
 def exchanges(machine: Machine, p: int) -> dict[str, tuple[int, Exchange]]:
-    """How many workers each rival has on p nodes, and what they exchange."""
+    """Number of workers that each data-parallel way has on p nodes, and their exchange, by label."""
     links = Exchange(bandwidth=machine.bandwidth, latency=machine.latency, overhead=machine.message)
     many = max(1, p // 8)
     return {
@@ -150,7 +150,7 @@ def exchanges(machine: Machine, p: int) -> dict[str, tuple[int, Exchange]]:
 
 
 def data_parallel(machine: Machine, workers: int, batch: int, exchange: Exchange, steps: int) -> Timed:
-    """Workers that share a batch evenly, each with the whole network, and the exchange between them."""
+    """Simulate workers that share a batch evenly, each with the whole network, and their exchange."""
     seconds, sizes = np.tile(machine.seconds(batch / workers), (machine.layers, 1)), [machine.layer_bytes]
     return simulate_data_parallel(
         workers, seconds, sizes * machine.layers, exchange, steps=steps, jitter=machine.jitter
@@ -158,7 +158,7 @@ def data_parallel(machine: Machine, workers: int, batch: int, exchange: Exchange
 
 
 def rivals(machine: Machine, p: int, batch: int) -> list[Row]:
-    """A row for each rival, with the pieces that suit it best, of those that we can afford."""
+    """A row for each data-parallel way, with the number of pieces that makes it fastest, among those tried."""
     rows, total = [], machine.layer_bytes * machine.layers
     for name, (workers, exchange) in exchanges(machine, p).items():
         tried: list[Row] = []

@@ -6,8 +6,8 @@
         slurm.wait(job)
 
 Needs Debian's slurmctld, slurmd, slurm-client, munge and libpmi2-0 (apt-get install), and root. Every slurmd is on
-loopback with a port of its own; nothing under /etc changes, and nothing is left behind. What is unusual in slurm.conf
-was found necessary where there is neither systemd nor a cgroup tree, or spares minutes of waiting.
+loopback with a port of its own; nothing under /etc changes, and nothing is left behind. The unusual settings in
+slurm.conf were found necessary where there is neither systemd nor a cgroup tree, or spares minutes of waiting.
 """
 
 import os
@@ -58,7 +58,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """Why there can be no cluster here, in one line; None where there can."""
+    """Why a cluster cannot be made here, in one line; None where it can."""
     missing = [tool for tool in _TOOLS if not _find(tool)]
     if missing:
         return f"SLURM needs {', '.join(missing)} (apt-get install slurmctld slurmd slurm-client munge libpmi2-0)"
@@ -75,9 +75,9 @@ class Slurm:
     Parameters
     ----------
     folder : Path
-        For its files; short, since sockets have to fit into 108 characters.
+        For its files; short, because socket paths must fit into 108 characters.
     nodes, cpus : int
-        Nodes, and CPUs that each is said to have.
+        Number of nodes, and of CPUs that each claims to have.
     """
 
     def __init__(self, folder: Path, nodes: int = 2, cpus: int = 4) -> None:
@@ -128,11 +128,11 @@ class Slurm:
         subprocess.run([tool, *words], env=self.env, check=True, capture_output=True, timeout=30)
 
     def run(self, *words: str) -> str:
-        """What one of SLURM's commands prints."""
+        """Run one of SLURM's commands; its output."""
         return subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=30).stdout.strip()
 
     def submit(self, script: str, flags: Sequence[str], env: Mapping[str, str], *options: str, cwd: Path) -> str:
-        """Number of a job that has been submitted."""
+        """Submit a batch script with flags, an environment and options of sbatch; the number of its job."""
         words = ["sbatch", "--parsable", "--export=ALL", *options, script, *flags]
         done = subprocess.run(words, env=self.env | dict(env), cwd=cwd, capture_output=True, text=True, timeout=30)
         if done.returncode:
@@ -145,13 +145,13 @@ class Slurm:
         return next((word[9:] for word in words if word.startswith("JobState=")), "")
 
     def wait(self, job: str, *states: str, timeout: float = 60) -> str:
-        """Until the job is in one of some states (by default: any in which it has ended); that one."""
+        """Wait until the job is in one of `states` (default: any end state); the state. Raises `TimeoutError`."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self._until(lambda: self.state(job) in wanted, f"job {job} {' or '.join(wanted)}", timeout)
         return self.state(job)
 
     def lose(self, node: str) -> None:
-        """Kill all that runs on a node, its daemon first. SLURM is told what it would find out in some minutes."""
+        """Kill all processes of a node, its daemon first, and mark it down, which SLURM would notice after minutes."""
         os.kill(int((self.folder / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
         said = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()}
         parents, lost = {}, set()
@@ -176,7 +176,7 @@ class Slurm:
             time.sleep(0.1)
 
     def close(self) -> None:
-        """End all of it."""
+        """Cancel all jobs and end the daemons."""
         self.run("scancel", "--full", "--user=root")
         pids = [path for path in (*self.folder.glob("*.pid"), self.folder / "key" / "munged.pid") if path.exists()]
         numbers = [int(path.read_text()) for path in pids]
@@ -191,7 +191,7 @@ class Slurm:
 
 
 def _ports(count: int) -> int:
-    """The first of so many ports in a row that are free now."""
+    """First of `count` consecutive ports that are free now."""
     for first in range(17000, 30000, 50):
         try:
             for port in range(first, first + count):

@@ -1,7 +1,7 @@
-"""What an experiment leaves: one HDF5 file with its provenance, its tables in Markdown, and a picture.
+"""The store of results. An experiment leaves one HDF5 file with its provenance, its tables in Markdown, and a picture.
 
 In the HDF5 file each list of rows is a group with a data set for each column: numbers and texts as they are, anything
-else as JSON (attribute `json`). All else is JSON in a data set of its own, provenance included.
+else as JSON (attribute `json`). Everything else, provenance included, is JSON in one data set each.
 """
 
 import json
@@ -22,14 +22,14 @@ _TEXT = h5py.string_dtype()
 
 
 def places(name: str, out: str | None = None) -> tuple[Path, Path]:
-    """Result file and picture of an experiment: the project's, or both in a folder."""
+    """Paths of the result file and the figure of an experiment: the project's, or both in the folder `out`."""
     if out:
         return Path(out) / f"{name}.h5", Path(out) / f"{name}.png"
     return _JOBS / "experiments" / "results" / f"{name}.h5", _JOBS / "figures" / f"{name}.png"
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: five digits, and nothing in place of what is infinite."""
+    """A value as JSON holds it: numbers to five digits, None for those that are not finite, lists for tuples."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if isfinite(value) else None
     if isinstance(value, dict):
@@ -69,7 +69,7 @@ _NONE = object()  # in a row that lacks a column
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` has written. Raises `OSError`."""
+    """Read a file of `write`. Raises `OSError`."""
     with h5py.File(path, "r", locking=False) as file:
         return {
             key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
@@ -90,7 +90,7 @@ def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
 
 
 def renewed(cases: list[dict[str, Any]], case: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> list[Any]:
-    """The cases with this one in the place of that with the same key, in the order of their keys."""
+    """`cases` with `case` in place of the one with the same key, sorted by `key`."""
     return sorted([*(each for each in cases if key(each) != key(case)), case], key=key)
 
 
@@ -104,7 +104,21 @@ def sources(table: dict[str, Any]) -> list[dict[str, Any]]:
 def publish(
     name: str, out: str | None, table: dict[str, Any], page: Page, draw: Callable[[dict[str, Any], Path], None] | None
 ) -> None:
-    """Write what an experiment has found, its tables, and its picture if it has one."""
+    """Write the results of an experiment, its tables, and its figure if it has one.
+
+    Parameters
+    ----------
+    name : str
+        Of the files.
+    out : str or None
+        Folder; None: the project's.
+    table : dict
+        The results.
+    page : Page
+        Holds the tables that have been shown.
+    draw : callable or None
+        Draws the figure of `table` into a path.
+    """
     result, figure = places(name, out)
     write(table, result)
     result.with_suffix(".md").write_text(page.markdown())

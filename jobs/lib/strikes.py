@@ -1,4 +1,4 @@
-"""Many faults, one after the other in one run: which ranks and phases, in which order, and whether all went well.
+"""Many faults, one after the other in one run: which ranks and phases, in which order, and what is checked afterwards.
 
 strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)
 """
@@ -17,7 +17,7 @@ Case = tuple[int, str]  # rank and phase
 
 @dataclass(frozen=True)
 class Strike:
-    """A SIGKILL that was sent, and how long until the first step after it was done everywhere."""
+    """A SIGKILL, and the seconds until the first step after it was done on every rank."""
 
     rank: int
     phase: str
@@ -26,7 +26,7 @@ class Strike:
 
 
 def nodes(ranks: int) -> list[str]:
-    """Options of the supervisor: each rank on a node with memory of its own."""
+    """Options of the supervisor that put each rank on an emulated node with separate memory."""
     return ["--hosts", ",".join(chr(ord("a") + rank) for rank in range(ranks)), "--emulate"]
 
 
@@ -42,7 +42,7 @@ def strike_all(
 ) -> list[Strike]:
     """Kill as the cases say, `every` steps or more from one to the next; raises `TimeoutError` if one hangs.
 
-    `restore` is a phase of a recovery, so another kill goes before it; that one is told with a time of 0.
+    `restore` is a phase of a recovery, so another kill goes before it; `tell` gets that one with a time of 0.
     """
     struck, step = [], 3
     for rank, phase in which:
@@ -75,7 +75,7 @@ def kills(
     which: Sequence[Case],
     tell: Callable[[Strike], object] = bool,
 ) -> list[Strike]:
-    """Kill as the cases say in one run of so many steps, and look whether all is well. Raises `AssertionError`.
+    """Kill as the cases say in one run of `steps` steps, and check the outcome. Raises `AssertionError`.
 
     RINGTMP_NODE_MEMORY has to be `folder / "memory"`. `undisturbed`: SHA-256 of the weights without a fault.
     """
@@ -93,8 +93,8 @@ def kills(
 def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[float, int]]:
     """Moments (seconds from 0 to `length`) and ranks of failures that come at random, one in `mean` seconds.
 
-    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same bad
-    luck comes faster.
+    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same
+    failures come faster.
     """
     draw, at = random.Random(seed), 0.0
     found: list[tuple[float, int]] = []

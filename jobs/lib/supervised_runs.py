@@ -1,4 +1,4 @@
-"""Supervised runs of equal layers on emulated nodes, each with memory of its own, whose ranks are killed."""
+"""Supervised runs of equal layers on emulated nodes, each with separate memory, whose ranks are killed."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ WIDTH, ROWS = 64, 48  # of a layer, and samples of a step
 
 
 def chain(layers: int) -> str:
-    """A model of so many equal layers."""
+    """Specification of a model of `layers` equal layers."""
     return f"mlp:{WIDTH}-{WIDTH}x{layers - 1}-{WIDTH}"
 
 
 def pace_of(layers: int, seconds: float, share: float) -> float:
-    """GFLOP/s of a node on which a `share` of the work of a step of `chain(layers)` takes so many seconds."""
+    """GFLOP/s of a node on which the part `share` of a step of `chain(layers)` takes `seconds`."""
     return float(f"{6 * WIDTH * WIDTH * layers * ROWS * share / seconds / 1e9:.3g}")
 
 
@@ -48,13 +48,13 @@ def paced(layers: int, seconds: float, share: float, steps: int, **more: Any) ->
 
 @dataclass(frozen=True)
 class Recovery:
-    """A way to come back; `WAYS` in `jobs.experiments.resilience` has all.
+    """A way to recover; `RECOVERIES` in `jobs.experiments.resilience` lists all.
 
     Attributes
     ----------
     name : str
     start : callable
-        Starts a ring in a folder, on so many ranks, with flags of the trainer.
+        Starts a ring, given a folder, a number of ranks, and flags of the trainer.
     stands_by : bool
         Whether processes stand by that have to have loaded before a fault is a fair one.
     aim : float
@@ -71,7 +71,7 @@ class Recovery:
 
 
 def relaunch(*options: str) -> Callable[[Path, int, Sequence[str]], Struck]:
-    """Under `ringtmp supervise` with these options, each rank on a node with memory of its own."""
+    """Under `ringtmp supervise` with these options, each rank on a node with separate memory."""
 
     def start(folder: Path, ranks: int, flags: Sequence[str]) -> Struck:
         return Supervised(folder, ranks, flags, [*apart(ranks), *options])
@@ -85,14 +85,14 @@ def heal(folder: Path, ranks: int, flags: Sequence[str]) -> Struck:
 
 
 def apart(ranks: int) -> list[str]:
-    """Options of the supervisor: nodes a, b, c, ... with memory of their own, as long as the file `up` names them."""
+    """Options of the supervisor: nodes a, b, c, ... with separate memory, up as long as the file `up` names them."""
     names = [chr(ord("a") + rank) for rank in range(ranks)]
     return ["--hosts", ",".join(names), "--emulate", "--probe", "cat up", "--probe-every", "1"]
 
 
 @contextmanager
 def place(ranks: int) -> Iterator[Path]:
-    """A folder for a run, with nodes that are all up and node memory of its own, which goes when it ends."""
+    """A folder for a run whose nodes are all up, and node memory for it; both are removed at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="resilience-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "up").write_text(" ".join(chr(ord("a") + rank) for rank in range(ranks)))
@@ -142,7 +142,7 @@ def standing_by(job: Struck) -> list[int]:
 
 
 def loaded(job: Struck, number: int, timeout: float = 45.0) -> bool:
-    """Wait until so many processes stand by and have loaded everything (they no longer compute); whether they do."""
+    """Wait until `number` processes stand by and no longer compute (all is loaded); whether they do in time."""
     deadline, before = time.monotonic() + timeout, -1.0
     while time.monotonic() < deadline:
         pids = standing_by(job)

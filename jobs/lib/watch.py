@@ -1,8 +1,8 @@
 """Progress of a run, seen from outside over all its launches, and what is computed from it.
 
-Progress is what stands in history.csv: a row appears when a step is done by every rank, whoever trains. One clock
-watches it, over all launches of a run. A step counts once, when it is done for the first time, so steps that are made
-again cost what they cost.
+Progress is read from history.csv: a row appears when every rank has done a step, in the ring and with servers. One
+clock watches it, over all launches of a run. A step counts once, when it is done for the first time, so steps that are
+made again cost what they cost.
 """
 
 import re
@@ -150,14 +150,14 @@ def efficiency(steps_a_second: float, undisturbed: float) -> float:
 
 
 def lost_seconds(share: float, seconds: float, failures: int) -> float:
-    """Seconds that each failure has cost in a run of so many seconds that was efficient by this share."""
+    """Seconds that each failure has cost in a run of `seconds` whose efficiency is `share`; nan without failures."""
     return (1 - share) * seconds / failures if failures else float("nan")
 
 
 def expected(cost: float, mean: float) -> float:
-    """Efficiency where each failure costs so many seconds and one comes in `mean` seconds of wall time on average.
+    """Efficiency where each failure costs `cost` seconds and one comes every `mean` seconds of wall time on average.
 
-    Of a run as long as one likes: a measured one has seen a few failures more or less than the mean says.
+    This holds for long runs: a measured one has seen a few failures more or less than the mean says.
     """
     return max(0.0, 1 - cost / mean)
 

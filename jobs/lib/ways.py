@@ -24,7 +24,7 @@ class Way:
     trainer : {"ring", "ps", "torch"}
         `ringtmp.train`, `ps.train`, or a program of PyTorch (`jobs.bench.torch_job`).
     settings : mapping
-        What the trainer gets beside the settings of a case. For PyTorch: `way`, the name of a pipeline schedule or "ddp".
+        What the trainer gets beside the settings of a case. For PyTorch: `way`, a pipeline schedule or "ddp".
     serves : bool
         Whether one or more ranks only serve, and do not compute.
     """
@@ -52,7 +52,7 @@ class Way:
         return replace(self, label=f"{self.label} {text}", settings={**self.settings, **settings})
 
     def named(self, label: str, **settings: Any) -> "Way":
-        """The same way with a label and settings of its own: several servers, several rings."""
+        """The same way with another label and more settings: several servers, several rings."""
         return replace(self, label=label, settings={**self.settings, **settings})
 
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the batch scripts share. They source it from the folder in which sbatch was called, or from RINGTMP_HOME.
 #
-# Set what you need to before you call sbatch, as in   PYTHON=.venv-site/bin/python sbatch jobs/slurm/train.sbatch
+# Set what you need to before you call sbatch, such as   PYTHON=.venv-site/bin/python sbatch jobs/slurm/train.sbatch
 #   PYTHON           .venv/bin/python, with the wheel of MPICH, if not said; .venv-site/bin/python: the site's own MPI
 #   LAUNCH           how ranks are started, without -n
 #   SLURM_MPI_TYPE   what srun and the MPI have in common: pmi2 (MPICH and its kin) if not said; Open MPI: pmix

@@ -54,8 +54,8 @@ class LayerRecord:
     def of(cls, model: Model, index: int, flat: Array, slots: dict[str, Array]) -> "LayerRecord":
         """Layer `index` of `model` from its flat parameters and slots; one slot at a time is unpacked."""
         layer = model.layers[index]
-        natural = _Natural({slot: partial(layer.natural, values) for slot, values in slots.items()})
-        return cls(model.layer_name(index), layer.to_dict(), layer.natural(flat), natural)
+        natural = _Natural({slot: partial(layer.unpack, values) for slot, values in slots.items()})
+        return cls(model.layer_name(index), layer.to_table(), layer.unpack(flat), natural)
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """All arrays with the names under which they are stored."""

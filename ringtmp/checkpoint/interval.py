@@ -1,14 +1,14 @@
-"""How often to write a checkpoint, where the time between failures is known and the cost of a set is measured."""
+"""How often to write a checkpoint: the interval follows from the time between failures and the measured cost."""
 
 import math
 import time
 from collections.abc import Callable
 
-FIRST_STEPS, FIRST_SECONDS = 10, 1.0  # of training before the first set, which measures what a set costs
+FIRST_STEPS, FIRST_SECONDS = 10, 1.0  # steps or seconds of training before the first one, which measures the cost
 
 
 def interval(cost: float, mtbf: float) -> float:
-    """Seconds of training between two checkpoints that lose least: the first-order optimum of Young and Daly.
+    """Compute the seconds of training between two checkpoints that lose least time: the optimum of Young and Daly.
 
     Each failure costs half an interval of work on average, each checkpoint its cost.
 
@@ -18,6 +18,10 @@ def interval(cost: float, mtbf: float) -> float:
         Seconds by which a checkpoint holds up the training.
     mtbf : float
         Expected seconds between failures.
+
+    Returns
+    -------
+    float
 
     Notes
     -----
@@ -30,41 +34,41 @@ def interval(cost: float, mtbf: float) -> float:
 
 
 class CheckpointInterval:
-    """When sets are to be begun (rank 0).
+    """Decides when to begin a checkpoint (rank 0).
 
-    The first one comes soon, to learn what a set costs; each later one by what the one before it did cost. Never before
-    that one is settled: sets do not come more often than they can be written.
+    The first one comes soon, to measure its cost; each later one follows from the cost of the one before, and never
+    begins before that one is settled: checkpoints are not begun faster than they can be written.
 
     Parameters
     ----------
     mtbf : float
         Expected seconds between failures.
     now : callable
-        Seconds.
+        Returns the present time in seconds.
     """
 
     def __init__(self, mtbf: float, now: Callable[[], float] = time.monotonic) -> None:
         self.mtbf, self.now = mtbf, now
         self.began = now()
         self.steps = 0
-        self.next: float | None = None  # moment of the next set; unknown before the first one is settled
+        self.next: float | None = None  # time of the next checkpoint; unknown before the first one is settled
         self.under_way = False
 
     def step(self) -> bool:
-        """A step is done; whether a set is to be ordered now."""
+        """Count a step; whether to order a checkpoint now."""
         self.steps += 1
         if self.under_way:
             return False
-        gone = self.now()
+        time_now = self.now()
         if self.next is None:
-            return self.steps >= FIRST_STEPS or gone - self.began >= FIRST_SECONDS
-        return gone >= self.next
+            return self.steps >= FIRST_STEPS or time_now - self.began >= FIRST_SECONDS
+        return time_now >= self.next
 
     def ordered(self) -> None:
-        """A set has been ordered."""
+        """Note that a checkpoint has been ordered."""
         self.began, self.under_way = self.now(), True
 
     def settled(self, cost: float) -> None:
-        """The set that was ordered counts, or has failed; it has held up the training for `cost` seconds."""
+        """Note that the ordered checkpoint is complete, or has failed; it has held up training for `cost` seconds."""
         self.under_way = False
         self.next = self.began + cost + interval(cost, self.mtbf)

@@ -7,8 +7,8 @@ from typing import Any
 from ringtmp.checkpoint.format import DamagedError, read_layers, read_marker, steps, verify
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
+from ringtmp.nn.layer_state import LayerState
 from ringtmp.nn.model import Model
-from ringtmp.nn.stage import LayerState
 from ringtmp.storage.run_folder import RunFolder
 
 
@@ -77,9 +77,9 @@ def load_layers(
     found: dict[int, dict[str, Array]] = {}
     for record in read_layers(root, marker, by_name):
         state = by_name[record.name]
-        state.layer.store(state.flat, record.parameters)
+        state.layer.pack(state.flat, record.parameters)
         for name, flat in state.slots.items():
-            state.layer.store(flat, record.slots.get(name, {}))
+            state.layer.pack(flat, record.slots.get(name, {}))
         if extra in record.slots:
             found[state.index] = record.slots[extra]
     return found

@@ -1,7 +1,7 @@
-"""Data sets as the trainers see them: a fixed split, a stated normalisation, and rows on request.
+"""Data sets as trainers see them: a fixed split, a stated normalisation, and rows on request.
 
-Only the rank that feeds the ring opens data. Arrays in memory are normalised once; an HDF5 file is read row by row, so
-it may be larger than memory.
+Only rank 0 of a ring opens data. Arrays in memory are normalised once; an HDF5 file is read row by row, so that it may
+be larger than memory.
 """
 
 import hashlib
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_BLOCK = 1 << 26  # bytes of a block in a pass over a lazily read file
-_SPLIT_KEY = np.array([0x52494E47, 0], np.uint64)  # fixed: runs with different seeds hold out the same samples
+_BLOCK = 1 << 26  # bytes of a block in the pass over all data
+_SPLIT_KEY = np.array([0x52494E47, 0], np.uint64)  # fixed, so that runs with different seeds hold out the same samples
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What every rank needs to know of the data, and what run folder and checkpoint say of it.
+    """What every rank needs to know about the data, as run folder and checkpoint state it.
 
     Attributes
     ----------
     name : str
-        As given to `--data`.
+        The setting `data`.
     sample_shape : tuple of int
         Shape of one sample, such as (64,) or (28, 28).
     target : str
         `classes` or `values`.
     outputs : int
-        Number of classes, or width of the target.
+        Number of classes, or of values per sample.
     labels : int
-        Labels per sample: 1, or the places of a text.
+        Labels per sample: 1, or the characters of a sample of text.
     n_train, n_test : int
         Samples of each split.
     normalisation : dict
         `kind` (feature, global or none), `mean` and `std` of x over the training samples, and for values
         `target_mean` and `target_std`.
     digest : str
-        SHA-256 of all numbers.
+        SHA-256 of all samples and targets.
     alphabet : str
         Of a text: its characters, in the order of their tokens.
     """
@@ -64,7 +64,7 @@ class DataInfo:
     alphabet: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dict."""
+        """Convert to a dict of plain values."""
         return asdict(self) | {"sample_shape": list(self.sample_shape)}
 
     @classmethod
@@ -74,16 +74,34 @@ class DataInfo:
 
 
 class DataSet:
-    """An open data set. `info` says what it is."""
+    """An open data set.
+
+    Parameters
+    ----------
+    info : DataInfo
+        What it is.
+    dtype : numpy dtype
+        Floating-point type of the samples as they are read.
+    parts : dict
+        `train` and `test`.
+    """
 
     def __init__(self, info: DataInfo, dtype: np.dtype, parts: "dict[str, _Part]") -> None:
         self.info, self.dtype, self._parts = info, dtype, parts
         self._scale = Scale(info.normalisation, dtype)
 
     def read(self, split: str, indices: NDArray[np.int64], x_out: Array, y_out: Array) -> None:
-        """Write samples of `train` or `test` into `x_out` [m, features] and their targets into `y_out`.
+        """Read samples. Only their rows are read from a file.
 
-        `y_out` is int64 [m, labels] for classes, floating point [m, outputs] for values. Only these rows are touched.
+        Parameters
+        ----------
+        split : {"train", "test"}
+        indices : int64 array [m]
+            Numbers of the samples within the split, from 0.
+        x_out : array [m, features]
+            Filled in: samples of type `dtype`; of a text int64 tokens.
+        y_out : array [m, labels] or [m, outputs]
+            Filled in: int64 labels, or values of type `dtype`.
         """
         part = self._parts[split]
         rows = indices if part.rows is None else part.rows[indices]
@@ -100,7 +118,16 @@ class DataSet:
 
 @dataclass
 class _Part:
-    """One split: the rows of x and y that belong to it (None: all), normalised already or not."""
+    """One split.
+
+    Attributes
+    ----------
+    x, y : array or HDF5 data set
+    rows : int64 array or None
+        The rows of `x` and `y` that belong to the split; None: all.
+    ready : bool
+        Whether they are normalised, arrays in memory, and all belong to the split.
+    """
 
     x: Any
     y: Any
@@ -109,7 +136,15 @@ class _Part:
 
 
 class Scale:
-    """Applies a stated normalisation (`DataInfo.normalisation`)."""
+    """Applies a stated normalisation.
+
+    Parameters
+    ----------
+    stated : dict
+        See `DataInfo.normalisation`.
+    dtype : numpy dtype
+        Type of the results.
+    """
 
     def __init__(self, stated: dict[str, Any], dtype: np.dtype) -> None:
         self.dtype = dtype
@@ -119,15 +154,15 @@ class Scale:
         self.target_std = np.asarray(stated.get("target_std", 1.0))
 
     def inputs(self, x: Array) -> Array:
-        """Samples [n, features]."""
+        """Normalise samples [n, features]."""
         return x.astype(self.dtype) if self.plain else ((x - self.mean) / self.std).astype(self.dtype)
 
     def targets(self, y: Array) -> Array:
-        """Values [n, outputs]."""
+        """Normalise values [n, outputs]."""
         return ((y - self.target_mean) / self.target_std).astype(self.dtype)
 
     def values(self, y: Array) -> Array:
-        """The reverse of `targets`."""
+        """Convert normalised values [n, outputs] back to the units of the data."""
         return (y * self.target_std + self.target_mean).astype(self.dtype)
 
 
@@ -146,25 +181,26 @@ def open_data(
     Parameters
     ----------
     spec : str or tuple of arrays
-        As `--data` takes it; or (x, y) or (x, y, x_test, y_test) with the sample axis first.
+        The setting `data`; or (x, y) or (x, y, x_test, y_test) with the sample axis first.
     dtype : numpy dtype
-        Of the samples as they are read.
+        Floating-point type of the samples as they are read.
     normalise : str
         `auto` (global for images, else feature), `feature`, `global` or `none`.
     context : int
-        Characters of a sample of text (0: as `spec` says).
+        Characters of a sample of text; 0: as `spec` states.
     test_fraction : float
         Share of samples held out where the data has no test set of its own.
     like : DataInfo, optional
-        What a checkpoint says of its data: its normalisation is used.
+        The data of a checkpoint, whose normalisation is used.
     same : bool
-        Whether these must then be the same data, or others of the same kind: shape of samples, targets, alphabet.
+        Whether these must be the data of `like`, or only of the same kind: shape of samples, targets, alphabet.
 
     Raises
     ------
     UserError
-        The data cannot be read, or holds what cannot be trained on; the message names the file.
+        The data cannot be read, or hold what cannot be trained on; the message names the file.
     """
+    # Open the source, and check and measure all its numbers in one pass.
     source = open_source(spec, test_fraction, context)
     train, test = _split(source, test_fraction)
     lazy = not isinstance(source.x, np.ndarray)  # read row by row, as from an HDF5 file
@@ -172,6 +208,8 @@ def open_data(
     measured = _Measure(source, train, classes)
     if source.x_test is not None:
         measured.check(source.x_test, source.y_test, None)
+
+    # Choose the normalisation, and state what the data are.
     if source.alphabet:
         normalise = "none"
     elif normalise == "auto":
@@ -194,7 +232,9 @@ def open_data(
         source.alphabet,
     )
     if like:
-        _same(like, info) if same else _like(like, info)
+        _check_same(like, info) if same else _check_like(like, info)
+
+    # Normalise what is in memory.
     parts = _parts(source, train, test)
     if not lazy:
         kind = np.dtype(np.int64 if source.alphabet else dtype)
@@ -205,9 +245,19 @@ def open_data(
 def share_data(
     comm: "Intracomm", data: DataSet | None, info: DataInfo, spec: str, dtype: np.dtype, test_fraction: float
 ) -> DataSet:
-    """The data set that rank 0 has opened and checked, on every rank. Collective over `comm`.
+    """Give the data set that rank 0 has opened and checked to every rank. Collective over `comm`.
 
     Arrays in memory are sent; a file that is read row by row is opened by every rank.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    data : DataSet or None
+        On rank 0.
+    info : DataInfo
+        On every rank.
+    spec, dtype, test_fraction :
+        With which rank 0 has opened it; see `open_data`.
     """
     parts = data._parts if data else {}
     shapes = comm.bcast({name: [(a.shape, a.dtype.str) for a in (p.x, p.y)] for name, p in parts.items() if p.ready})
@@ -227,14 +277,14 @@ def share_data(
     return data or DataSet(info, np.dtype(dtype), mine)
 
 
-def _same(old: DataInfo, new: DataInfo) -> None:
+def _check_same(old: DataInfo, new: DataInfo) -> None:
     for name in ("sample_shape", "target", "outputs", "n_train", "n_test", "digest"):
         mine, theirs = getattr(new, name), getattr(old, name)
         if mine != theirs:
             raise UserError(f"resume: {new.name} is not the data of the checkpoint: its {name} was {theirs}, is {mine}")
 
 
-def _like(old: DataInfo, new: DataInfo) -> None:
+def _check_like(old: DataInfo, new: DataInfo) -> None:
     for name in ("sample_shape", "target", "alphabet"):
         mine, theirs = getattr(new, name), getattr(old, name)
         if mine != theirs:
@@ -244,12 +294,24 @@ def _like(old: DataInfo, new: DataInfo) -> None:
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order of `n` training samples in an epoch: a permutation keyed by (seed, epoch), never by rank."""
+    """Draw the order of the training samples in an epoch; it never depends on the rank.
+
+    Parameters
+    ----------
+    seed, epoch : int
+        From 0: the key of the permutation.
+    n : int
+        Number of samples.
+
+    Returns
+    -------
+    int64 array [n]
+    """
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
 
 
 def _parts(source: Source, train: NDArray[np.int64] | None, test: NDArray[np.int64] | None) -> dict[str, _Part]:
-    """Both splits of a source, as they lie there."""
+    """Both splits of a source, not normalised."""
     own = (source.x_test, source.y_test) if source.x_test is not None else (source.x, source.y)
     return {"train": _Part(source.x, source.y, train, False), "test": _Part(*own, test, False)}
 
@@ -262,7 +324,7 @@ def _ready(part: _Part, scale: Scale, classes: bool) -> _Part:
 
 
 def _split(source: Source, fraction: float) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Rows of the training and test samples; None: all, where the data brings its own test set."""
+    """Rows of the training and of the test samples; None: all, as the data have a test set of their own."""
     if source.x_test is not None:
         return None, None
     n = len(source.x)
@@ -276,11 +338,11 @@ def _split(source: Source, fraction: float) -> tuple[NDArray[np.int64] | None, N
 
 
 def _rows(array: Any, rows: NDArray[np.int64]) -> Array:
-    """Some rows of an array or an HDF5 data set, in the order asked for."""
+    """Read some rows of an array or an HDF5 data set, in the order of `rows`."""
     if isinstance(array, np.ndarray):
         return array[rows]
     first, last = int(rows.min()), int(rows.max())
-    if last - first < 4 * len(rows):  # near each other: one slice is faster than HDF5's selection of points
+    if last - first < 4 * len(rows):  # close together: one slice is faster than HDF5's selection of points
         return array[first : last + 1][rows - first]
     order = np.argsort(rows)
     sorted_rows, place = np.unique(rows[order], return_inverse=True)
@@ -291,7 +353,7 @@ def _rows(array: Any, rows: NDArray[np.int64]) -> Array:
 
 
 class _Measure:
-    """One pass over the data: it checks every number, and adds up mean and deviation of the training rows."""
+    """Checks every number in one pass over the data, and computes mean and deviation of the training rows."""
 
     def __init__(self, source: Source, train: NDArray[np.int64] | None, classes: bool) -> None:
         self.name, self.is_classes = source.name, classes
@@ -309,7 +371,7 @@ class _Measure:
         self.check(source.x, source.y, mask)
 
     def check(self, x: Any, y: Any, training: NDArray[np.bool_] | None) -> None:
-        """Look at every row; those that are `training` count for mean and deviation."""
+        """Check every row; those that `training` marks count for mean and deviation."""
         for start, rows, targets in self._blocks(x, y):
             for name, block in (("x", rows), ("y", targets)):
                 if np.dtype(block.dtype).kind == "f" and not np.isfinite(block).all():
@@ -355,7 +417,7 @@ class _Measure:
         self.count = total
 
     def stated(self, kind: str) -> dict[str, Any]:
-        """The normalisation that these moments give."""
+        """The normalisation of a kind (feature, global or none) that follows from these moments."""
         facts: dict[str, Any] = {"kind": kind}
         if kind == "feature":
             facts |= {"mean": self.mean.tolist(), "std": _deviation(self.squares / self.count).tolist()}
@@ -371,7 +433,7 @@ class _Measure:
         return facts
 
     def digest(self) -> str:
-        """SHA-256 of all numbers seen."""
+        """SHA-256 of all numbers."""
         return hashlib.sha256(b"".join(each.digest() for each in self._hashes)).hexdigest()
 
     def classes(self) -> int:
@@ -380,5 +442,5 @@ class _Measure:
 
 
 def _deviation(variance: Array) -> Array:
-    """Its root; 1 where a feature never changes, so that it stays 0 and not NaN."""
+    """Root of the variance; 1 for a feature that is constant, which so becomes 0 and not NaN."""
     return np.where(variance > 0, np.sqrt(variance), 1.0)

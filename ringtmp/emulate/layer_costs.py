@@ -108,5 +108,5 @@ def _timed(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, fresh
 
 
 def _key(layer: Layer, first: bool, rows: int, dtype: np.dtype, optimizer: Optimizer) -> str:
-    facts = json.dumps([layer.to_dict(), first, rows, np.dtype(dtype).name, optimizer.name, simd()])
+    facts = json.dumps([layer.to_table(), first, rows, np.dtype(dtype).name, optimizer.name, simd()])
     return hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -16,12 +16,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernels.gemm import panels_to_rows, rows_to_panels
+from ringtmp.errors import UserError
+from ringtmp.nn.layer_spec import LAYERS, Table
+
+if TYPE_CHECKING:
+    from ringtmp.nn.onnx_graph import Graph
 
 _DRAWN = 1 << 18  # start values that are drawn at a time
 
@@ -39,7 +44,7 @@ class StepContext(NamedTuple):
 
 
 @dataclass
-class Place:
+class LayerBuffers:
     """Where a micro-batch lives at one layer: views into a slot, made once.
 
     Attributes
@@ -52,7 +57,7 @@ class Place:
     scratch : array
         Flat, shared by all layers and micro-batches of a thread; nothing in it outlives a call.
     inner : Any
-        What `Layer.attach` made of these.
+        What `Layer.bind` made of these.
     """
 
     x: Array
@@ -76,10 +81,40 @@ class Layer:
 
     shape: tuple[int, ...]
 
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # name in tables and checkpoints; a class that has one can be built by it
+    takes_shape: ClassVar[bool] = False  # as first layer it takes samples in their own shape, not as a vector
     aliased: ClassVar[bool] = False  # y is x, under another shape: no buffers of its own
-    panelled: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
-    family: ClassVar[str] = "base"  # of its kernels (`kernels.compile`)
+    packed: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
+    family: ClassVar[str] = "base"  # of its kernels (`kernels.registry`)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let tables name the class by its `kind`."""
+        super().__init_subclass__(**options)
+        if "kind" in cls.__dict__:
+            LAYERS.add(cls.kind, cls)
+
+    @classmethod
+    def from_table(cls, table: Table, shape: tuple[int, ...]) -> "Layer":
+        """Make the layer that a table describes.
+
+        Parameters
+        ----------
+        table : Table
+            Every key must be read.
+        shape : tuple of int
+            Of one sample as it comes in.
+
+        Raises
+        ------
+        UserError
+            A value is wrong, or does not fit the shape.
+        """
+        return cls(shape)
+
+    @property
+    def vocabulary(self) -> int:
+        """Kinds of tokens that the layer takes (int64, from 0); 0: it takes numbers."""
+        return 0
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -132,7 +167,7 @@ class Layer:
         return 0
 
     def derived_numbers(self) -> int:
-        """Numbers that I needs of the parameters in another order; `derive` makes them once per step."""
+        """Numbers that I needs of the parameters in another order; `refresh_cache` makes them once per step."""
         return 0
 
     def initialise(self, flat: Array, seed: int, index: int) -> None:
@@ -143,55 +178,78 @@ class Layer:
         """Fill `flat` with start values."""
 
     def views(self, flat: Array, derived: Array | None = None) -> Parameters:
-        """Named views into a flat array: of a parameter's shape, or flat if it is `panelled`.
+        """Named views into a flat array: of a parameter's shape, or flat if it is `packed`.
 
         `derived`, if given, is cut up beside them, under the name ``derived``.
         """
         views, start = {}, 0
         for name, shape in self.shapes.items():
             part = flat[start : start + math.prod(shape)]
-            views[name] = part if name in self.panelled else part.reshape(shape)
+            views[name] = part if name in self.packed else part.reshape(shape)
             start += part.size
         if derived is not None:
             views["derived"] = derived
         return views
 
-    def natural(self, flat: Array) -> dict[str, Array]:
+    def unpack(self, flat: Array) -> dict[str, Array]:
         """The parameters (or gradients, or slots) in a flat array by name, in their own shapes; empty ones left out."""
         found = {}
         for name, part in self.views(flat).items():
             shape = self.shapes[name]
             if part.size:
-                found[name] = _unpacked(part, shape) if name in self.panelled else part
+                found[name] = _from_panels(part, shape) if name in self.packed else part
         return found
 
-    def store(self, flat: Array, arrays: dict[str, Array]) -> None:
-        """The reverse of `natural`."""
+    def pack(self, flat: Array, arrays: dict[str, Array]) -> None:
+        """The reverse of `unpack`."""
         for name, part in self.views(flat).items():
             if part.size:
-                part[...] = _packed(arrays[name]) if name in self.panelled else arrays[name]
+                part[...] = _to_panels(arrays[name]) if name in self.packed else arrays[name]
 
-    def attach(self, place: Place) -> None:
+    def bind(self, buffers: LayerBuffers) -> None:
         """Make what the calls need of a place's arrays, once."""
 
-    def derive(self, p: Parameters) -> None:
+    def refresh_cache(self, p: Parameters) -> None:
         """Fill in `p["derived"]`; after start values and after each update."""
 
-    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
+    def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
         """F: y from x."""
         raise NotImplementedError
 
-    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
+    def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
         """I: dx from dy; dy is overwritten with what W needs."""
         raise NotImplementedError
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
+    def backward_weight(self, g: Parameters, all_buffers: Sequence[LayerBuffers], first: bool, scratch: Array) -> None:
         """W: gradients of these micro-batches, in their order, onto `g`; the `first` of a step overwrites.
 
-        `scratch` is as in `Place`, for this call.
+        `scratch` is as in `LayerBuffers`, for this call.
         """
 
-    def to_dict(self) -> dict[str, Any]:
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        """Add the layer's nodes to an ONNX graph.
+
+        Parameters
+        ----------
+        graph : Graph
+        p : dict of array
+            Parameters in their own shapes.
+        x : str
+            Name of the input in the graph.
+
+        Returns
+        -------
+        str
+            Name of the output.
+
+        Raises
+        ------
+        UserError
+            The layer has no ONNX form.
+        """
+        raise UserError(f"export: a {self.kind} layer has no ONNX form; expected .safetensors")
+
+    def to_table(self) -> dict[str, Any]:
         """The layer as a plain table, as stored in checkpoints: its input's shape, and what is no default."""
         table: dict[str, Any] = {"type": self.kind, "shape": list(self.shape)}
         for field in fields(self)[1:]:
@@ -202,12 +260,12 @@ class Layer:
 
 
 def _matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """How many matrices a panelled parameter is, and their rows and columns."""
+    """How many matrices a packed parameter is, and their rows and columns."""
     count = shape[0] if len(shape) == 4 else 1  # of a convolution: one for each row of the kernel
     return count, math.prod(shape[:-1]) // count, shape[-1]
 
 
-def _unpacked(flat: Array, shape: tuple[int, ...]) -> Array:
+def _from_panels(flat: Array, shape: tuple[int, ...]) -> Array:
     count, rows, columns = _matrices(shape)
     result = np.empty((count, rows, columns), flat.dtype)
     for matrix, part in zip(result, flat.reshape(count, -1), strict=True):
@@ -215,7 +273,7 @@ def _unpacked(flat: Array, shape: tuple[int, ...]) -> Array:
     return result.reshape(shape)
 
 
-def _packed(array: Array) -> Array:
+def _to_panels(array: Array) -> Array:
     count, rows, columns = _matrices(array.shape)
     source = np.ascontiguousarray(array).reshape(count, rows * columns)
     result = np.empty_like(source)
@@ -232,7 +290,7 @@ def draw_normal(flat: Array, deviation: float, rng: np.random.Generator) -> None
 
 
 def draw_panels(flat: Array, shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> None:
-    """The same for a panelled parameter: drawn row by row in its own shape, some rows at a time."""
+    """The same for a packed parameter: drawn row by row in its own shape, some rows at a time."""
     count, rows, columns = _matrices(shape)
     for part in flat.reshape(count, -1):
         at_once = max(1, _DRAWN // columns)

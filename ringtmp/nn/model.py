@@ -10,7 +10,6 @@ from ringtmp.errors import UserError
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.layer_spec import layers_from_tables
 from ringtmp.nn.model_spec import tables_of
-from ringtmp.nn.sequences import Embedding
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Model:
     @property
     def takes_tokens(self) -> bool:
         """Whether samples are tokens (int64), not numbers."""
-        return isinstance(self.layers[0], Embedding)
+        return self.layers[0].vocabulary > 0
 
     @property
     def labels(self) -> int:
@@ -61,7 +60,7 @@ class Model:
 
     def to_list(self) -> list[dict[str, Any]]:
         """The layers as plain tables."""
-        return [layer.to_dict() for layer in self.layers]
+        return [layer.to_table() for layer in self.layers]
 
 
 def build_model(
@@ -123,8 +122,10 @@ def build_model(
         raise UserError(f"model: gives {math.prod(out)} outputs but the data's target has {outputs}")
     model = Model(layers, chosen)
     first = layers[0]
-    if text and isinstance(first, Embedding) and first.tokens < outputs:
-        raise UserError(f"model: the embedding has {first.tokens} tokens but the data {outputs}; expected {outputs}")
+    if text and 0 < first.vocabulary < outputs:
+        raise UserError(
+            f"model: the embedding has {first.vocabulary} tokens but the data {outputs}; expected {outputs}"
+        )
     if model.takes_tokens != text:
         raise UserError(
             "model: takes tokens; expected --data text:FILE"

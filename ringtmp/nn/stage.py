@@ -8,47 +8,18 @@ again once its micro-batch is gone.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from kernels.elementwise import squared_norm
-from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, aligned, pieces
+from ringtmp.nn.buffers import BufferPlan, flags_of, rows_of
+from ringtmp.nn.layer import Array, LayerBuffers, Parameters, StepContext, aligned, pieces
+from ringtmp.nn.layer_state import LayerState, Side, deal
 from ringtmp.nn.model import Model
-from ringtmp.nn.optimizers import Optimizer, make_slots
+from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.threads import Pool
 
 LOOK = 100e-6  # seconds; a look at the inbox takes a twentieth of it
-
-
-@dataclass
-class LayerState:
-    """A layer with its arrays: flat parameters, gradients and optimizer slots, and named views of the first two."""
-
-    index: int
-    layer: Layer
-    flat: Array
-    gradient: Array
-    derived: Array
-    slots: dict[str, Array]
-    parameters: Parameters
-    gradients: Parameters
-
-
-class Side(Protocol):
-    """Memory for one version of a stage's parameters and slots (`ringtmp.resilience.node_memory.StageReplica`)."""
-
-    def begin(self) -> None:
-        """It is being written: what it holds counts no more."""
-
-    def arrays(self, place: int) -> tuple[Array, dict[str, Array]]:
-        """Parameters and slots of the layer at `place` among the stage's."""
-
-    def seal(self, place: int) -> None:
-        """A layer is complete."""
-
-    def commit(self, step: int) -> None:
-        """All of it is: so many updates are in it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +27,7 @@ class Part:
     """Samples of a micro-batch that one thread takes through the stage: number of the first, a place at each layer."""
 
     start: int
-    places: tuple[Place, ...]
+    buffers: tuple[LayerBuffers, ...]
 
 
 @dataclass(frozen=True)
@@ -116,77 +87,43 @@ class Stage:
         self.optimizer = optimizer
         self.rows, self.slots = rows, slots
         self.is_first, self.is_last = first == 0, last == len(model.layers)
-        self.states = [(kept or {}).get(index) or self._state(index) for index in range(first, last)]
+        self.states = [
+            (kept or {}).get(index) or LayerState.of(model, index, self.dtype, optimizer)
+            for index in range(first, last)
+        ]
         self._own = [state.parameters for state in self.states]
         layers = [state.layer for state in self.states]
         scratch = max(layer.scratch_numbers(rows) for layer in layers)
         self._scratch = [aligned(scratch, self.dtype) for _ in range(threads)]
         self._pool = Pool(threads)
-        self._dealt = _deal([(n, state) for n, state in enumerate(self.states) if state.flat.size], threads)
+        self._dealt = deal([(n, state) for n, state in enumerate(self.states) if state.flat.size], threads)
         again = flags_of(recompute, len(layers))
         self.recompute = any(again)
         self._again = [n for n, flag in enumerate(again) if flag]
-        self._plan = _Buffers.of(model, first, last, again)
-        self._shared: dict[str, list[Array]] = {}
-        self._rooms = [self._room()]
-        if self.recompute:
-            self._shared = self._rooms[0]
-        self._rooms += [self._room() for _ in range(slots - 1)]
+        self._plan = BufferPlan.of(model, first, last, again)
+        self._rooms = [self._plan.allocate(rows, self.dtype, {})]
+        shared = self._rooms[0] if self.recompute else {}
+        self._rooms += [self._plan.allocate(rows, self.dtype, shared) for _ in range(slots - 1)]
         self._works: dict[tuple[int, int], Work] = {}
         self._stashes: list[list[tuple[Array, Array]]] = []
         self._sides: list[Side] = []  # two: the live version, and the one that the next update writes
-        self.between: Callable[[], None] | None = None  # called before each layer's update
+        self._between: Callable[[], None] | None = None  # called before each layer's update
         self._held = [n for n, state in enumerate(self.states) if state.flat.size]
         # Layers of W between which a rank may look at its inbox; `cut` makes more of them.
         self.pieces = [tuple(self._held)] * bool(self._held)
 
-    def _state(self, index: int) -> LayerState:
-        layer = self.model.layers[index]
-        flat, gradient = aligned(layer.count, self.dtype), aligned(layer.count, self.dtype)
-        slots = make_slots(self.optimizer, flat, aligned)
-        derived = aligned(layer.derived_numbers(), self.dtype)
-        views = layer.views(flat, derived), layer.views(gradient)
-        return LayerState(index, layer, flat, gradient, derived, slots, *views)
-
-    def _room(self) -> dict[str, list[Array]]:
-        """Flat buffers of one slot, each large enough for `rows` rows; what is made again lies in the first one's."""
-        plan, rows, shared = self._plan, self.rows, self._shared
-        y: list[Array] = []
-        dy: list[Array] = []
-        for n, group in enumerate(plan.groups):
-            if n and group == plan.groups[n - 1]:
-                y.append(y[-1])
-                dy.append(dy[-1])
-                continue
-            if shared and plan.shares_output[n]:
-                y.append(shared["y"][n])
-            else:
-                y.append(aligned(rows * plan.widths[n], np.int64 if n == 0 and self._tokens else self.dtype))
-            if shared and plan.shares_gradient[n]:
-                dy.append(shared["dy"][n])
-            elif plan.loss_in_place and group == plan.groups[-1]:
-                dy.append(y[-1])  # the loss writes its gradient over the output: no second copy of the logits
-            else:
-                dy.append(aligned(rows * plan.widths[n] * (group > 0 or not self.is_first), self.dtype))
-        saved = [
-            shared["saved"][n] if shared and plan.again[n] else aligned(rows * numbers, self.dtype)
-            for n, numbers in enumerate(plan.saved)
-        ]
-        ends = self.is_first or self.is_last
-        label_dtype = self.model.loss.label_dtype(self.dtype)
-        labels = [aligned(rows * self.model.labels * ends, label_dtype)]
-        return {"y": y, "dy": dy, "saved": saved, "labels": labels}
-
-    @property
-    def _tokens(self) -> bool:
-        return self.is_first and self.model.takes_tokens
-
-    def house(self, sides: Sequence[Side]) -> None:
+    def house(self, sides: Sequence[Side], between: Callable[[], None] | None = None) -> None:
         """Keep parameters and slots in two sides: each update writes the new version beside the old one.
 
         Whenever the process ends, one of them is whole. The live one has no values yet.
+
+        Parameters
+        ----------
+        sides : two Side
+        between : callable, optional
+            Called before each layer's update.
         """
-        self._sides = list(sides)
+        self._sides, self._between = list(sides), between
         for n in range(len(self.states)):
             self._move(n, self._sides[0])
 
@@ -206,12 +143,12 @@ class Stage:
         """Start values, each layer's by its own index."""
         for state in self.states:
             state.layer.initialise(state.flat, seed, state.index)
-        self.derive()
+        self.refresh_cache()
 
-    def derive(self) -> None:
+    def refresh_cache(self) -> None:
         """Make what follows from the parameters; after they have been set."""
         for state in self.states:
-            state.layer.derive(state.parameters)
+            state.layer.refresh_cache(state.parameters)
 
     def buffers(self, slot: int) -> tuple[Array, Array, Array]:
         """Whole receive buffers of a slot: input, gradient at the output, labels."""
@@ -229,7 +166,7 @@ class Stage:
         room = self._rooms[slot]
 
         def cut(flat: Array, width: int) -> Array:
-            return _rows(flat, 0, rows, width)
+            return rows_of(flat, 0, rows, width)
 
         first, last = self.states[0].layer, self.states[-1].layer
         x, dx = cut(room["y"][0], first.inputs), cut(room["dy"][0], first.inputs)
@@ -237,7 +174,7 @@ class Stage:
         parts, start = [], 0
         for scratch, count in zip(self._scratch, pieces(rows, len(self._scratch)), strict=True):
             if count:
-                parts.append(Part(start, self._places(room, start, start + count, scratch)))
+                parts.append(Part(start, self._bind(room, start, start + count, scratch)))
                 start += count
         labels = cut(room["labels"][0], self.model.labels)
         predictions = rows * self.model.scored
@@ -247,16 +184,16 @@ class Stage:
         )
         return Work(x, y, dy, dx, labels, scores, np.may_share_memory(y, dy), tuple(parts))
 
-    def _places(self, room: dict[str, list[Array]], start: int, stop: int, scratch: Array) -> tuple[Place, ...]:
-        """Places of rows `start`...`stop` - 1 at each layer."""
+    def _bind(self, room: dict[str, list[Array]], start: int, stop: int, scratch: Array) -> tuple[LayerBuffers, ...]:
+        """Make each layer's buffers for rows `start` to `stop` - 1."""
 
         def cut(flat: Array, width: int) -> Array:
-            return _rows(flat, start, stop, width)
+            return rows_of(flat, start, stop, width)
 
-        places = []
+        all_buffers = []
         for n, state in enumerate(self.states):
             layer, kept = state.layer, state.layer.saved_numbers()
-            place = Place(
+            buffers = LayerBuffers(
                 cut(room["y"][n], layer.inputs),
                 cut(room["y"][n + 1], layer.outputs),
                 cut(room["dy"][n + 1], layer.outputs),
@@ -264,9 +201,9 @@ class Stage:
                 room["saved"][n][start * kept : stop * kept],
                 scratch,
             )
-            layer.attach(place)
-            places.append(place)
-        return tuple(places)
+            layer.bind(buffers)
+            all_buffers.append(buffers)
+        return tuple(all_buffers)
 
     def stash(self, room: int) -> None:
         """Copy the weights, and what follows from them, into a room of their own, made when first used."""
@@ -293,7 +230,7 @@ class Stage:
     def forward(
         self,
         work: Work,
-        moment: StepContext = StepContext(),
+        context: StepContext = StepContext(),
         weights: list[Parameters] | None = None,
         only: slice = slice(None),
     ) -> None:
@@ -301,9 +238,9 @@ class Stage:
         used, states = (weights or self._own)[only], self.states[only]
 
         def run(part: Part) -> None:
-            here = moment._replace(sample=moment.sample + part.start)
-            for state, parameters, place in zip(states, used, part.places[only], strict=True):
-                state.layer.forward(parameters, place, here)
+            here = context._replace(sample=context.sample + part.start)
+            for state, parameters, buffers in zip(states, used, part.buffers[only], strict=True):
+                state.layer.forward(parameters, buffers, here)
 
         self._pool.each(run, work.parts)
 
@@ -321,21 +258,21 @@ class Stage:
     def backward_input(
         self,
         work: Work,
-        moment: StepContext = StepContext(),
+        context: StepContext = StepContext(),
         weights: list[Parameters] | None = None,
         only: slice = slice(None),
     ) -> None:
         """I of the layers (or `only` some), last to first, with the weights of their F, after what was not kept."""
         for n in self._again:
-            self.forward(work, moment, weights, slice(n, n + 1))
+            self.forward(work, context, weights, slice(n, n + 1))
         used, states = (weights or self._own)[only], self.states[only]
 
         def run(part: Part) -> None:
-            here = moment._replace(sample=moment.sample + part.start)
-            for state, parameters, place in zip(
-                reversed(states), reversed(used), reversed(part.places[only]), strict=True
+            here = context._replace(sample=context.sample + part.start)
+            for state, parameters, buffers in zip(
+                reversed(states), reversed(used), reversed(part.buffers[only]), strict=True
             ):
-                state.layer.backward_input(parameters, place, here)
+                state.layer.backward_input(parameters, buffers, here)
 
         self._pool.each(run, work.parts)
 
@@ -350,8 +287,8 @@ class Stage:
             for n, state in self._dealt[thread]:
                 if only and n not in only:
                     continue
-                places = [part.places[n] for work in works for part in work.parts]
-                state.layer.backward_weight(state.gradients, places, first, self._scratch[thread])
+                every = [part.buffers[n] for work in works for part in work.parts]
+                state.layer.backward_weight(state.gradients, every, first, self._scratch[thread])
 
         self._pool.each(run, range(len(self._dealt)))
 
@@ -370,15 +307,15 @@ class Stage:
 
         def run(thread: int) -> None:
             for n, state in self._dealt[thread]:
-                if self.between:
-                    self.between()
+                if self._between:
+                    self._between()
                 self.optimizer.clip(state.gradient, norm)
                 into = new.arrays(n) if new else None
                 self.optimizer.update(state.flat, state.gradient, state.slots, lr, step, into)
                 if new:
                     new.seal(n)  # while it is in the cache
                     self._move(n, new)
-                state.layer.derive(state.parameters)
+                state.layer.refresh_cache(state.parameters)
 
         self._pool.each(run, range(len(self._dealt)))
         if new:
@@ -431,106 +368,3 @@ def join(seconds: Sequence[float], least: float) -> list[list[int]]:
             gone = 0.0
         gone += each
     return joined
-
-
-def flags_of(recompute: bool | Sequence[bool], layers: int) -> tuple[bool, ...]:
-    """Whether each layer of a stage is to make again what it makes of a micro-batch."""
-    return (recompute,) * layers if isinstance(recompute, bool) else tuple(recompute)
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """Which buffers a stage's slots have, without making them.
-
-    Attributes
-    ----------
-    groups : list of int
-        Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's.
-    widths : list of int
-        Numbers per sample of the same.
-    saved : list of int
-        Numbers per sample that each layer keeps besides.
-    again : tuple of bool
-        Layers whose work is made again.
-    shares_output, shares_gradient : list of bool
-        Of each input and the last output: whether all slots share the buffer, and that of its gradient.
-    loss_in_place : bool
-        Whether the gradient of the loss lies where the output does.
-    """
-
-    groups: list[int]
-    widths: list[int]
-    saved: list[int]
-    again: tuple[bool, ...]
-    shares_output: list[bool]
-    shares_gradient: list[bool]
-    loss_in_place: bool
-
-    @classmethod
-    def of(cls, model: Model, first: int, last: int, again: tuple[bool, ...]) -> "_Buffers":
-        layers = model.layers[first:last]
-        groups = [0]
-        for layer in layers:
-            groups.append(groups[-1] + (not layer.aliased))
-        within = [0 < group < groups[-1] for group in groups]
-        made_by = [False, *again]
-        needed = any(layer.needs_output for layer, group in zip(layers, groups[1:], strict=True) if group == groups[-1])
-        return cls(
-            groups,
-            [layers[0].inputs] + [layer.outputs for layer in layers],
-            [layer.saved_numbers() for layer in layers],
-            again,
-            [inner and made for inner, made in zip(within, made_by, strict=True)],
-            [inner and any(again) for inner in within],
-            last == len(model.layers) and not needed and not any(again),
-        )
-
-
-def slot_bytes(
-    model: Model,
-    first: int,
-    last: int,
-    rows: int,
-    dtype: np.dtype,
-    recompute: bool | Sequence[bool] = False,
-    whole: bool = False,
-) -> int:
-    """Bytes of each further slot of a stage, without making it; `whole`: of the first one, what all share included."""
-    plan, item = _Buffers.of(model, first, last, flags_of(recompute, last - first)), np.dtype(dtype).itemsize
-    is_first, total = first == 0, 0
-    for n, group in enumerate(plan.groups):
-        if n and group == plan.groups[n - 1]:
-            continue
-        width = plan.widths[n]
-        if whole or not plan.shares_output[n]:
-            total += width * (8 if n == 0 and is_first and model.takes_tokens else item)
-        in_place = plan.loss_in_place and group == plan.groups[-1]
-        if (whole or not plan.shares_gradient[n]) and not in_place:
-            total += width * item * (group > 0 or not is_first)
-    saved = sum(numbers for numbers, flag in zip(plan.saved, plan.again, strict=True) if whole or not flag)
-    ends = is_first or last == len(model.layers)
-    labels = model.labels * ends * np.dtype(model.loss.label_dtype(dtype)).itemsize
-    return rows * (total + saved * item + labels)
-
-
-def state_bytes(model: Model, first: int, last: int, dtype: np.dtype, slots: int) -> tuple[int, int]:
-    """Bytes of a stage's parameters and optimizer slots, and of gradients and what follows from the parameters."""
-    layers, item = model.layers[first:last], np.dtype(dtype).itemsize
-    count = sum(layer.count for layer in layers)
-    return item * count * (1 + slots), item * (count + sum(layer.derived_numbers() for layer in layers))
-
-
-def _rows(flat: Array, start: int, stop: int, width: int) -> Array:
-    """Rows `start`...`stop` - 1 of a flat buffer as [rows, width]; of one that is not there, nothing."""
-    return flat[start * width : stop * width].reshape(stop - start, width) if flat.size else flat.reshape(0, 0)
-
-
-def _deal(states: list[tuple[int, LayerState]], threads: int) -> list[list[tuple[int, LayerState]]]:
-    """Layers with parameters over threads, the costliest first, each to the thread with the least so far."""
-    dealt: list[list[tuple[int, LayerState]]] = [[] for _ in range(threads)]
-    loads = [0] * threads
-    for n, state in sorted(states, key=lambda each: -each[1].layer.flops(1) - each[1].flat.size):
-        least = loads.index(min(loads))
-        dealt[least].append((n, state))
-        loads[least] += state.layer.flops(1) + state.flat.size
-    return dealt

@@ -1,15 +1,14 @@
-"""One job under a launcher, as seen by who started it: its processes, the first one that goes, and a clean end.
+"""One job under a launcher, as its supervisor sees it: its processes, the first one that ends, and a clean end.
 
-A launcher's exit status says little (0 for a lost job was seen), and an end of its own may take seconds. What can be
-relied on: each rank of this host is watched through a descriptor of its process (pidfd), so the first one to go is
-known at once and by number, and no later process is ever taken for it.
+A launcher's exit status says little (0 was seen for a lost job), and the launcher may take seconds to end. Therefore
+each rank on this host is watched through a descriptor of its process (pidfd): the first one to end is known at once
+and by its number, and no later process is ever taken for it.
 """
 
 import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ringtmp.comm.peers import Peers
 from ringtmp.storage.run_folder import RunFolder
 
 _GRACE = 15.0  # seconds that a launcher may take to end after the run has
@@ -29,12 +29,12 @@ class End:
 
     Attributes
     ----------
-    status : int
-        Of the launcher; None where it had to be killed.
+    status : int or None
+        Exit status of the launcher; None where it had to be killed.
     lost : int
-        The first rank that went, or -1.
+        The first rank that was lost, or -1.
     where : str
-        That rank in words, or nothing.
+        That rank's name for a message; empty if none was lost.
     noticed : float
         Seconds since the epoch at which the end was noticed.
     """
@@ -51,25 +51,25 @@ class JobProcess:
     Parameters
     ----------
     command : sequence of str
-        With its launcher.
+        Command line, with the launcher.
     env : mapping
-        Environment variables beside this process's.
-    heals : bool
-        Whether the job itself goes on when it loses a process.
+        Environment variables beside those of this process.
+    survives_losses : bool
+        Whether the job itself continues when it loses a process.
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], heals: bool = False) -> None:
-        self.heals, self._looked = heals, 0.0
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], survives_losses: bool = False) -> None:
+        self.survives_losses, self._looked = survives_losses, 0.0
         self.srun = Path(command[0]).name == "srun" and "SLURM_JOB_ID" in os.environ
         self.before, self.left = _segments(), set[Path]()
         self.started = time.time()
-        # A session of its own: Ctrl-C reaches the supervisor alone, which tells the job.
+        # In a session of its own: Ctrl-C reaches the supervisor alone, which passes it on.
         self.process = subprocess.Popen(command, env=os.environ | env, stdin=subprocess.DEVNULL, start_new_session=True)
         self.ranks: dict[int, int] = {}  # descriptor of each process on this host, by rank
-        self.places: list[tuple[str, int]] = []
+        self.peers = Peers([])
 
-    def tell(self, number: int) -> None:
-        """Send a signal to all ranks, by way of the launcher; but srun itself would have them killed at once."""
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all ranks through the launcher, or with scancel: srun would have the ranks killed."""
         with suppress(OSError):
             if self.srun:
                 subprocess.run(["scancel", f"--signal={number}", os.environ["SLURM_JOB_ID"]], timeout=60)
@@ -77,34 +77,49 @@ class JobProcess:
                 self.process.send_signal(number)
 
     def wait(self, folder: RunFolder | None, until: float) -> End | None:
-        """Wait until the job ends or the time (of the epoch) has come: None.
+        """Wait for the end of the job.
 
-        `folder`: where it says which processes it has.
+        Parameters
+        ----------
+        folder : RunFolder or None
+            Of the run, which states the job's processes; None: it does not exist yet.
+        until : float
+            Seconds since the epoch at which to stop waiting.
+
+        Returns
+        -------
+        End or None
+            None: the job still runs.
         """
         while self.process.poll() is None:
+            # Give up a launcher that waits for its agent on a lost host.
             left = until - time.time()
-            if self._overdue(folder):  # it waits for the agent of a host that is gone
+            if self._is_overdue(folder):
                 return End(None)
             if left <= 0:
                 return None
+
+            # Find the job's processes, and wait until one of them ends.
             if not self.ranks:
-                self._find(folder)
+                self._find_ranks(folder)
             if not self.ranks:
                 time.sleep(_LOOK)
                 continue
-            gone, _, _ = select.select(list(self.ranks.values()), [], [], min(left, 0.5))
-            if not gone:
+            ended, _, _ = select.select(list(self.ranks.values()), [], [], min(left, 0.5))
+            if not ended:
                 continue
+
+            # A job that survives losses is watched further, by its other ranks.
             noticed = time.time()
-            lost = next(rank for rank, handle in self.ranks.items() if handle in gone)
-            if self.heals and len(self.ranks) > 1:
+            lost = next(rank for rank, handle in self.ranks.items() if handle in ended)
+            if self.survives_losses and len(self.ranks) > 1:
                 os.close(self.ranks.pop(lost))
                 continue
-            return self._ending(lost, noticed, folder)
+            return self._end_of(lost, noticed, folder)
         return End(self.process.returncode)
 
-    def _overdue(self, folder: RunFolder | None) -> bool:
-        """Whether the run has said long ago that it has ended, and the launcher has not."""
+    def _is_overdue(self, folder: RunFolder | None) -> bool:
+        """Whether the run has stated its end long ago, and the launcher still runs."""
         if folder is None or time.time() - self._looked < 1.0:
             return False
         self._looked = time.time()
@@ -112,33 +127,31 @@ class JobProcess:
         ended = status.get("state") in ("finished", "stopped") and status.get("time", 0) >= self.started
         return ended and time.time() - status["time"] > _GRACE
 
-    def _ending(self, lost: int, noticed: float, folder: RunFolder | None) -> End:
-        """A rank has gone: as it should at the end of a run, or not."""
-        host, pid = self.places[lost]
-        where = f"rank {lost} on {host} (process {pid})"
+    def _end_of(self, lost: int, noticed: float, folder: RunFolder | None) -> End:
+        """The end that began with the rank `lost`: a loss, unless the run has stated its own end."""
         ended = folder is not None and folder.status().get("state") in ("finished", "stopped")
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(30 if ended else 1)
-        return End(self.process.returncode, -1 if ended else lost, "" if ended else where, noticed)
+        status = self.process.returncode
+        return End(status, noticed=noticed) if ended else End(status, lost, self.peers.name(lost), noticed)
 
-    def _find(self, folder: RunFolder | None) -> None:
-        """Open a descriptor for each process of the job on this host, once they are known."""
+    def _find_ranks(self, folder: RunFolder | None) -> None:
+        """Open a descriptor for each process of the job on this host, once the run folder states them."""
         if folder is None:
             return
         found = sorted(folder.path.glob("traces/*/processes.json"))
         try:
             if not found or found[-1].stat().st_mtime < self.started:
                 return
-            self.places = [(host, pid) for host, pid in json.loads(found[-1].read_text())]
+            self.peers = Peers(json.loads(found[-1].read_text()))
         except (OSError, ValueError):
             return
-        for rank, (host, pid) in enumerate(self.places):
-            if host == socket.gethostname():
-                with suppress(OSError):
-                    self.ranks[rank] = os.pidfd_open(pid)
+        for rank in self.peers.local():
+            with suppress(OSError):
+                self.ranks[rank] = os.pidfd_open(self.peers.places[rank][1])
 
     def clear(self) -> None:
-        """Kill what is left of it on this host."""
+        """Kill what is left of the job on this host."""
         for handle in self.ranks.values():
             with suppress(OSError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -151,12 +164,12 @@ class JobProcess:
         self.left = _segments() - self.before
 
     def sweep(self) -> None:
-        """Remove what its MPI has left in shared memory, as a killed one does; after `clear`, when there is time."""
+        """Remove what the MPI of a killed job has left in shared memory; called after `clear`, when there is time."""
         _remove(self.left)
 
 
 def _segments() -> set[Path]:
-    """MPICH's and Open MPI's segments in shared memory that are this user's."""
+    """This user's segments of MPICH and Open MPI in shared memory."""
     found = set()
     for pattern in ("mpich_shm_*", "sm_segment.*", "vader_segment.*"):
         for path in Path("/dev/shm").glob(pattern):
@@ -167,7 +180,7 @@ def _segments() -> set[Path]:
 
 
 def _remove(segments: set[Path]) -> None:
-    """Remove those that no process has mapped."""
+    """Remove the segments that no process has mapped."""
     mapped = set()
     for maps in Path("/proc").glob("[0-9]*/maps") if segments else ():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Starts a job, sees how it ends, and starts it again on what is left: what `ringtmp supervise` does."""
+"""Start a job, watch it, and restart it on the hosts that are left: what `python -m ringtmp supervise` does."""
 
 import argparse
 import json
@@ -20,10 +20,10 @@ from ringtmp.resilience.job_process import End, JobProcess
 from ringtmp.resilience.standby import STANDBY, give_order, give_sign_of_life
 from ringtmp.storage.run_folder import RunFolder
 
-AGAIN = 75  # exit status (EX_TEMPFAIL): the run is to go on later, as after SIGUSR1 to the supervisor
-_PROBE = 60.0  # seconds that a probe may take
-_FRUITLESS = 8  # starts in a row without a step, after which the job is given up
-_MOST_WAIT = 60.0  # seconds between two starts, whatever went before
+TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) after SIGUSR1 to the supervisor: the run is to be continued later
+_PROBE = 60.0  # seconds that a probe of hosts (--probe) may take
+_FRUITLESS = 8  # starts in a row that make no step, after which the job is given up
+_MOST_WAIT = 60.0  # longest pause between two starts, in seconds
 
 
 def _say(text: str) -> None:
@@ -32,16 +32,16 @@ def _say(text: str) -> None:
 
 
 class Supervisor:
-    """Starts a job again and again until it has ended of itself.
+    """Restarts a job until it ends by itself.
 
     Parameters
     ----------
     options : Namespace
-        Of the command line of `ringtmp supervise`.
+        Command line of `python -m ringtmp supervise`.
     program, flags : sequence of str
-        What is started, up to the module; and the module's flags.
+        The command to start, up to the module; and the module's flags.
     folder : RunFolder
-        Of the run, which may not have begun.
+        Folder of the run, which may not exist yet.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class Supervisor:
     ) -> None:
         self.options, self.program, self.flags, self.folder = options, program, flags, folder
         self.hosts = hosts_in(options.hosts) if options.hosts else []
-        self.signal = 0  # that this process got
+        self.signal = 0  # that this process has received
         self.joining = False  # the job has been asked to stop so that a host can join
         self.gone: set[str] = set()  # hosts that have left
         self.restarts = self.fruitless = self.left = 0
-        self.heals = "--with-ft" in options.mpirun or ulfm.asked()
-        self.names: list[str] = []  # hosts of the ranks of the launch that runs
+        self.survives_losses = "--with-ft" in options.mpirun or ulfm.asked()
+        self.names: list[str] = []  # host of each rank of the running job
         self.waiting = self.folder.path / ".standby"
-        self.spare: JobProcess | None = None  # a job that stands by
+        self.spare: JobProcess | None = None  # a job in stand-by
         self.ended: JobProcess | None = None  # the last one
-        self.recruited, self.order = 0, self.waiting
+        self.spares, self.order = 0, self.waiting
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
@@ -66,18 +66,23 @@ class Supervisor:
         self.signal = number
 
     def run(self) -> int:
-        """Until the end; the exit status."""
+        """Start and restart the job until its end; return the exit status."""
         cause: dict[str, Any] = {}
         try:
             while True:
-                names = self._usable()
+                # Start the job, on whichever hosts have room.
+                names = self._usable_hosts()
                 if self.signal:
                     return self._stopped()
                 before, job = self._step(), self._start(names, cause)
                 self._sweep()
+
+                # Wait for its end, and kill what is left of it.
                 end = self._watch(job)
                 job.clear()
                 self.ended, ended = job, time.time()
+
+                # Decide whether to restart it.
                 status = self.folder.status() if self._begun() else {}
                 status = status if status.get("time", 0) >= job.started else {}
                 verdict = self._verdict(end, status)
@@ -92,7 +97,7 @@ class Supervisor:
             shutil.rmtree(self.waiting, ignore_errors=True)
 
     def _start(self, names: list[str], cause: dict[str, Any]) -> JobProcess:
-        """Start the job: by those who stand by, if they are as many and where they should be."""
+        """Start the job on hosts `names`, by an order to the processes in stand-by if they are on these hosts."""
         env = self._environment(names, cause)
         if self.spare and self.spare.process.poll() is None and self.names == names:
             job, self.spare = self.spare, None
@@ -100,43 +105,50 @@ class Supervisor:
             give_order(self.order, env)
         else:
             self._dismiss()
-            job = JobProcess(self._command(names), env, self.heals)
+            job = JobProcess(self._command(names), env, self.survives_losses)
         self.names = names
         return job
 
     def _watch(self, job: JobProcess) -> End:
-        """Until the job ends: pass signals on, see whether lost hosts are back, have others stand by."""
-        told, look, begun = 0, time.time() + self.options.probe_every, self._step()
+        """Wait for the end of the job; meanwhile pass signals on, look for hosts that are back, start a stand-by."""
+        passed_on, look, begun = 0, time.time() + self.options.probe_every, self._step()
         while True:
             end = job.wait(self.folder if self._begun() else None, time.time() + 0.25)
             if end:
                 return end
-            if self.signal != told:
-                told = self.signal
-                job.tell(signal.SIGTERM if told == signal.SIGUSR1 else told)
-            if not (told or self.joining) and time.time() > look and len(self.names) < self.options.ranks:
+
+            # Pass a signal on.
+            if self.signal != passed_on:
+                passed_on = self.signal
+                job.send_signal(signal.SIGTERM if passed_on == signal.SIGUSR1 else passed_on)
+
+            # Stop a job that has too few ranks once there is room for more; it is restarted with these.
+            if not (passed_on or self.joining) and time.time() > look and len(self.names) < self.options.ranks:
                 look = time.time() + self.options.probe_every
-                if len(self._probe()) > len(self.names):
+                if len(self._find_hosts()) > len(self.names):
                     self.joining = True
-                    job.tell(signal.SIGTERM)
+                    job.send_signal(signal.SIGTERM)
+
+            # Start processes in stand-by, once the job trains.
             if self._begun():
                 give_sign_of_life(self.waiting)
                 if self.options.standby == "on" and not self.spare and self._step() > begun:
-                    self._recruit()
+                    self._start_spare()
 
-    def _recruit(self) -> None:
-        """Start processes that load everything and wait."""
-        self.recruited += 1
-        self.order = self.waiting / f"launch-{self.recruited}"
-        self.spare = JobProcess(self._command(self.names), {STANDBY: str(self.order.resolve())}, self.heals)
+    def _start_spare(self) -> None:
+        """Start processes that load everything and wait for an order."""
+        self.spares += 1
+        self.order = self.waiting / f"launch-{self.spares}"
+        self.spare = JobProcess(self._command(self.names), {STANDBY: str(self.order.resolve())}, self.survives_losses)
 
     def _dismiss(self) -> None:
+        """End the processes in stand-by."""
         if self.spare:
             self.spare.clear()
             self.spare = None
 
     def _sweep(self) -> None:
-        """Tidy up after the last job, once the next one is on its way."""
+        """Remove what the last job has left in shared memory, while the next one starts."""
         if self.ended:
             self.ended.sweep()
             self.ended = None
@@ -144,40 +156,42 @@ class Supervisor:
     # ---- what to start, and where -------------------------------------------------------------------------------
 
     def _begun(self) -> bool:
+        """Whether the run folder exists."""
         return (self.folder.path / "config.toml").exists()
 
     def _step(self) -> int:
-        """The newest step that the run is known to have made."""
+        """The newest step in the run's history; 0: none."""
         try:
             last = self.folder.history.read_text().rstrip("\n").rsplit("\n", 1)[-1]
             return int(last.split(",")[1])
         except (OSError, ValueError, IndexError):
             return 0
 
-    def _probe(self) -> list[str]:
-        """A host for each rank that there is room for now; empty names where there is one machine only."""
+    def _find_hosts(self) -> list[str]:
+        """The host of each rank for which there is room now; empty names where all ranks run on this machine."""
         if self.options.probe:
             found = hosts_in(",".join(_output(self.options.probe).split()))
         elif self.hosts and not self.options.emulate:
-            reached = {host for host in dict.fromkeys(self.hosts) if _reach(host)}
+            reached = {host for host in dict.fromkeys(self.hosts) if _is_reachable(host)}
             found = [host for host in self.hosts if host in reached]
         else:
             found = self.hosts or [""] * (self.options.ranks - self.left)
         return [host for host in found if host not in self.gone or not host][: self.options.ranks]
 
-    def _usable(self) -> list[str]:
-        """As `_probe`, once there are enough."""
-        told = False
+    def _usable_hosts(self) -> list[str]:
+        """Wait until enough ranks have room (--min-ranks), or for a signal; the host of each rank."""
+        said = False
         while True:
-            names = self._probe()
+            names = self._find_hosts()
             if len(names) >= max(1, self.options.min_ranks) or self.signal:
                 return names
-            if not told:
+            if not said:
                 _say(f"{len(names)} ranks have room, {self.options.min_ranks} are needed (--min-ranks): waiting")
-                told = True
+                said = True
             time.sleep(min(self.options.probe_every, 1.0))
 
     def _command(self, names: list[str]) -> list[str]:
+        """Command line of a job with a rank on each of the hosts `names`, which resumes the run if it has begun."""
         launcher = [*shlex.split(self.options.mpirun), "-n", str(len(names))]
         if any(names) and not self.options.emulate:
             launcher += ["-hosts" if "Open MPI" not in _version(self.options.mpirun) else "-host", ",".join(names)]
@@ -186,15 +200,28 @@ class Supervisor:
         return [*launcher, *self.program, *_without(self.flags, "name", "resume"), "--resume", str(self.folder.path)]
 
     def _environment(self, names: list[str], cause: dict[str, Any]) -> dict[str, str]:
+        """Environment variables that tell the job who supervises it, and why it is restarted."""
         env = {SUPERVISED: json.dumps(cause | {"started": time.time()} if cause else {})}
         if self.options.emulate and any(names):
             env["RINGTMP_NODES"] = ",".join(names)
         return env
 
-    # ---- what to make of an end ---------------------------------------------------------------------------------
+    # ---- after an end ------------------------------------------------------------------------------------------
 
     def _verdict(self, end: End, status: dict[str, Any]) -> int | None:
-        """The exit status, or None if the job is to be started again. `status`: what the job itself says of its end."""
+        """Decide whether to restart the job.
+
+        Parameters
+        ----------
+        end : End
+        status : dict
+            What the job itself has stated about its end; empty: nothing.
+
+        Returns
+        -------
+        int or None
+            Exit status of the supervisor; None: restart the job.
+        """
         state = status.get("state")
         if state == "finished":
             return 0 if status.get("saved", True) else 1
@@ -203,32 +230,34 @@ class Supervisor:
         if self.signal:
             return self._stopped()
         if end.status == 2 and not state:
-            return 2  # bad input has been told by the job
+            return 2  # bad input: the job has said so
         self.restarts += 1
         if self.restarts > self.options.max_restarts:
-            _say(f"given up after {self.options.max_restarts} restarts (--max-restarts); {self._go_on()}")
+            _say(f"given up after {self.options.max_restarts} restarts (--max-restarts); {self._advice()}")
             return 1
         if self.fruitless >= _FRUITLESS:
-            _say(f"given up: {self.fruitless} starts in a row made no step; {self._go_on()}")
+            _say(f"given up: {self.fruitless} starts in a row made no step; {self._advice()}")
             return 1
         return None
 
     def _leaves(self, status: dict[str, Any]) -> bool:
-        """Whether the job has stopped only to go on elsewhere."""
+        """Whether the job has stopped only to be restarted on other hosts."""
         return not self.signal and (self.joining or bool(status.get("leavers")))
 
     def _stopped(self, number: int = 0) -> int:
+        """Exit status after a stop by a signal: this process's, or else `number`, the job's."""
         number = self.signal or number
         if number == signal.SIGUSR1:
-            _say(f"stopped; {self._go_on()}")
-            return AGAIN
+            _say(f"stopped; {self._advice()}")
+            return TRY_AGAIN
         return 128 + number
 
-    def _go_on(self) -> str:
+    def _advice(self) -> str:
+        """How to continue the run, for a message."""
         return f"go on with the same command, or --resume {self.folder.path}" if self._begun() else "nothing was begun"
 
     def _cause(self, end: End, status: dict[str, Any], ended: float) -> dict[str, Any]:
-        """What the next launch is to tell of this one's end."""
+        """Describe the end of a job, for the report of the next launch; see `RecoveryReport`."""
         leavers = status.get("leavers", [])
         if status.get("state") == "stopped":
             what = ", ".join(f"rank {rank} on {host} has left" for rank, host, _ in leavers) or "a host has joined"
@@ -244,23 +273,24 @@ class Supervisor:
         else:
             what = f"the job has ended, status {end.status}"
         _say(f"{what}; the job was cleared away in {ended - end.noticed:.2f} s; starting again")
-        told = {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
-        return told | ({"stopped": status["step"]} if status.get("state") == "stopped" else {})
+        cause = {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
+        return cause | ({"stopped": status["step"]} if status.get("state") == "stopped" else {})
 
     def _back_off(self, fruitful: bool) -> None:
+        """Pause before a restart if several starts in a row have made no step."""
         self.fruitless = 0 if fruitful else self.fruitless + 1
-        if self.fruitless > 1:  # a loss may well strike while the last one is being made good
+        if self.fruitless > 1:  # a second loss during the recovery from the first is no reason to wait
             wait = min(_MOST_WAIT, self.options.back_off * 2 ** (self.fruitless - 2))
             until = time.time() + wait
             while time.time() < until and not self.signal:
                 time.sleep(min(0.1, wait))
 
 
-# ---- hosts and words ---------------------------------------------------------------------------------------------
+# ---- hosts and flags ---------------------------------------------------------------------------------------------
 
 
 def _without(flags: Sequence[str], *names: str) -> list[str]:
-    """Flags without some of them."""
+    """Remove the flags `names`, with their values."""
     left: list[str] = []
     skip = False
     for word in flags:
@@ -274,7 +304,7 @@ def _without(flags: Sequence[str], *names: str) -> list[str]:
 
 
 def _output(command: str) -> str:
-    """What a probe prints; nothing if it takes too long."""
+    """What the probe `command` prints; nothing if it takes too long."""
     try:
         return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=_PROBE).stdout
     except subprocess.TimeoutExpired:
@@ -283,7 +313,7 @@ def _output(command: str) -> str:
 
 
 def hosts_in(text: str) -> list[str]:
-    """A host for each rank, from `a,b:4`."""
+    """The host of each rank, from a text such as `a,b:4`. Raises `UserError`."""
     names: list[str] = []
     for word in filter(None, text.split(",")):
         host, _, count = word.partition(":")
@@ -293,7 +323,8 @@ def hosts_in(text: str) -> list[str]:
     return names
 
 
-def _reach(host: str) -> bool:
+def _is_reachable(host: str) -> bool:
+    """Whether this host can log in to `host` without a password."""
     try:
         command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", host, "true"]
         return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
@@ -302,5 +333,6 @@ def _reach(host: str) -> bool:
 
 
 def _version(mpirun: str) -> str:
+    """What a launcher says about its version."""
     done = subprocess.run([*shlex.split(mpirun)[:1], "--version"], capture_output=True, text=True)
     return done.stdout + done.stderr

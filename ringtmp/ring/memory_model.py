@@ -1,4 +1,4 @@
-"""What a rank of the ring will take of its node's memory, before any of it is taken, and what would make it fit."""
+"""The memory formula: the bytes that a rank of the ring needs, before any is allocated, and what would make it fit."""
 
 import socket
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ringtmp.config.units import show_bytes
 from ringtmp.errors import UserError
+from ringtmp.nn.buffers import slot_bytes, state_bytes
 from ringtmp.nn.optimizers import smaller
-from ringtmp.nn.stage import slot_bytes, state_bytes
 from ringtmp.run.job import Job
 from ringtmp.run.memory_limits import Limit, tightest, used
 from ringtmp.schedule.policies import POSTED
@@ -16,13 +16,32 @@ from ringtmp.schedule.policies import POSTED
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-KERNELS = 64 << 20  # bytes that compiled kernels and the libraries that they need take once they are loaded
-BUFFERS = 12 << 20  # of the trace's block, messages on their way, the thread that writes checkpoints
+KERNELS = 64 << 20  # bytes of compiled kernels, and of the libraries that they load
+BUFFERS = 12 << 20  # bytes of the trace's block, of messages in transit, and of the thread that writes checkpoints
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a rank by what they are for, `program` being what is there before the network is."""
+    """Bytes that a rank needs, by what they are for.
+
+    Attributes
+    ----------
+    program : int
+        The process without the network.
+    parameters, optimizer, gradients : int
+        Of all layers: parameters; optimizer slots, with what layers derive from their parameters; gradients, with
+        earlier versions of the weights that a schedule keeps.
+    copies : int
+        In the node's memory (`--state-copies`).
+    snapshot : int
+        Copy from which checkpoints are written.
+    activations : int
+        Of all micro-batches in flight.
+    scratch : int
+        Work space of the kernels.
+    passing : int
+        Needed for a short time only, at the end.
+    """
 
     program: int
     parameters: int
@@ -36,28 +55,30 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """At the peak."""
+        """Bytes at the peak."""
         return sum(vars(self).values())
 
 
 def _writes(job: Job) -> bool:
-    """Whether there will be checkpoints beside the training."""
+    """Whether checkpoints are written during training."""
     return job.writes and (bool(job.config.mtbf) or 0 < job.config.checkpoint_every < job.total)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """How much the stages of a job take, and how much this rank may.
+    """Computes what the stages of a job need on this rank, and what fits.
 
     Attributes
     ----------
     job : Job
     ranks, chunks : int
+        Ranks of the ring, and stages of each rank.
     program : int
-        Bytes of the process without them.
+        Bytes of the process without stages.
     limit : Limit
+        Bytes that this rank may take.
     writes : bool
-        Whether there are checkpoints beside the training.
+        Whether checkpoints are written during training.
     """
 
     job: Job
@@ -69,69 +90,92 @@ class Needs:
 
     @classmethod
     def of(cls, comm: "Intracomm", job: Job, chunks: int) -> "Needs":
-        """On this rank, now. Collective over `comm`."""
+        """Measure the process and its limits, now. Collective over `comm`."""
         hosts = comm.allgather(socket.gethostname())
         limit = tightest(job.config.memory_limit, hosts.count(hosts[comm.rank]) * job.config.rings)
         return cls(job, comm.size, chunks, used() + KERNELS + BUFFERS, limit, _writes(job))
 
     @property
     def room(self) -> int:
-        """Bytes that are left for the stages."""
+        """Bytes that the stages may take."""
         return self.limit.size - self.program
 
-    # ---- what is taken ------------------------------------------------------------------------------------------
+    # ---- what is needed -----------------------------------------------------------------------------------------
 
-    def stage(self, first: int, last: int, slots: int, again: Sequence[bool] | bool) -> Footprint:
-        """A stage with room for so many micro-batches; `program` left out."""
+    def stage(self, first: int, last: int, slots: int, recompute: Sequence[bool] | bool) -> Footprint:
+        """Compute what a stage needs, without `program`.
+
+        Parameters
+        ----------
+        first, last : int
+            Its layers: `first` ... `last` - 1.
+        slots : int
+            Micro-batches that it has room for.
+        recompute : sequence of bool, or bool
+            For each layer, or for all: whether activations are computed again instead of kept.
+        """
         job, config = self.job, self.job.config
         model, rows, names = job.model, job.timetable().rows, job.optimizer().slots
         layers, item = model.layers[first:last], job.dtype.itemsize
         count = sum(layer.count for layer in layers)
         state, gradients = state_bytes(model, first, last, job.dtype, len(names))
-        before = {"2bw": 1, "pipedream": self.ranks}.get(config.schedule or "", 0)  # versions of the weights kept
+        kept = {"2bw": 1, "pipedream": self.ranks}.get(config.schedule or "", 0)  # earlier versions of the weights
         derived = item * sum(layer.derived_numbers() for layer in layers)
-        each = slot_bytes(model, first, last, rows, job.dtype, again)
-        whole = slot_bytes(model, first, last, rows, job.dtype, again, whole=True)
+        each = slot_bytes(model, first, last, rows, job.dtype, recompute)
+        whole = slot_bytes(model, first, last, rows, job.dtype, recompute, whole=True)
         return Footprint(
             0,
             item * count,
             state - item * count,
-            gradients + before * (item * count + derived),
-            # Two versions instead of one, and where nodes differ two of as large a stage for each rank to the left.
+            gradients + kept * (item * count + derived),
+            # Two versions instead of one, and if nodes differ two of as large a stage for each rank to the left.
             state * (1 + 2 * min(config.state_copies, self.ranks - 1)) if config.state_copies else 0,
             state if self.writes else 0,
             whole + (slots - 1) * each,
             config.threads * item * max(layer.scratch_numbers(rows) for layer in layers),
-            # A layer's parameters in their own shapes, and where they are written one of its slots.
+            # A layer's parameters in their own shapes, and if it is written one of its slots.
             item * max(layer.count for layer in layers) * (1 + bool(names and job.writes)),
         )
 
     def rank(
-        self, stages: Sequence[tuple[int, int]], slots: Sequence[int], again: Sequence[Sequence[bool]]
+        self, stages: Sequence[tuple[int, int]], slots: Sequence[int], recompute: Sequence[Sequence[bool]]
     ) -> Footprint:
-        """All stages of a rank."""
-        each = [self.stage(*ends, room, flags) for ends, room, flags in zip(stages, slots, again, strict=True)]
+        """Compute what a rank needs; see `stage` for the parameters, of which there is one for each stage."""
+        each = [self.stage(*ends, room, flags) for ends, room, flags in zip(stages, slots, recompute, strict=True)]
         sums = {key: sum(getattr(one, key) for one in each) for key in vars(each[0])}
         return Footprint(**sums | {"program": self.program, "passing": max(one.passing for one in each)})
 
     def _least(self, first: int, last: int, slots: int) -> int:
-        """Bytes of a stage that makes again whatever it may."""
+        """Bytes of a stage that computes again as much as `--recompute` allows."""
         return self.stage(first, last, slots, self.job.config.recompute is not False).total
 
     # ---- what fits ----------------------------------------------------------------------------------------------
 
     def reach(self, slots: int, room: int | None = None) -> list[int]:
-        """For each layer, where a stage that begins there must end at the latest to fit into its share of the room.
+        """Find how far a stage can reach.
 
-        A stage may shrink when a layer is added to it (an output that is sent on has a buffer in each slot, one that is
-        made again has not), so the end is where one first does not fit.
+        A stage may need less memory with one more layer (an output that is sent has a buffer in each slot, one that is
+        computed again has none), so a stage ends before the first layer with which it does not fit.
+
+        Parameters
+        ----------
+        slots : int
+            Micro-batches that the stage has room for.
+        room : int or None
+            Bytes for all stages of a rank; None: those of this rank.
+
+        Returns
+        -------
+        list of int
+            For each layer, and for the end of the model: the largest index after the last layer of a stage that begins
+            there and fits into its share of the room.
         """
         layers = self.job.model.layers
         count, room = len(layers), (self.room if room is None else room) // self.chunks
         ends_of_slots = (
             2 * slots * self.job.timetable().rows * self.job.dtype.itemsize * max(each.inputs for each in layers)
         )
-        if self._least(0, count, slots) + ends_of_slots <= room:  # then any part of it does
+        if self._least(0, count, slots) + ends_of_slots <= room:  # then any part of the model fits
             return [count] * (count + 1)
         ends = []
         for first in range(count):
@@ -142,16 +186,22 @@ class Needs:
         return [*ends, count]
 
     def in_flight(self, stages: Sequence[tuple[int, int]], most: int, ranks: int) -> int:
-        """Micro-batches, at most `most`, that this rank's stages can hold; work is made again for the first `ranks`."""
-        for again, least in ((False, min(most, ranks)), (self.job.config.recompute is not False, 1)):
-            flags = [(again,) * (last - first) for first, last in stages]
+        """Find how many micro-batches, at most `most`, this rank's stages can hold.
+
+        Activations are computed again rather than holding fewer than `ranks`.
+        """
+        for recompute, least in ((False, min(most, ranks)), (self.job.config.recompute is not False, 1)):
+            flags = [(recompute,) * (last - first) for first, last in stages]
             for held in range(most, least - 1, -1):
                 if self.rank(stages, [held + POSTED] * len(stages), flags).total <= self.limit.size:
                     return held
         return 1
 
-    def again(self, first: int, last: int, slots: int, room: int) -> tuple[bool, ...]:
-        """Layers of a stage that are to make their work again so that it fits into `room`: the cheapest bytes first."""
+    def choose_recompute(self, first: int, last: int, slots: int, room: int) -> tuple[bool, ...]:
+        """Choose the layers of a stage that compute their activations again, so that it fits into `room` bytes.
+
+        Those that save most bytes for each operation come first. See `stage` for the parameters.
+        """
         choice = self.job.config.recompute
         flags = [choice is True] * (last - first)
         if choice != "auto":
@@ -168,28 +218,28 @@ class Needs:
             before = slot_bytes(model, first, last, rows, dtype, flags)
             flags[n] = True
             flags[n] = slot_bytes(model, first, last, rows, dtype, flags) < before
-        # One by one they may save nothing where all together do.
+        # One by one layers may save nothing where all together do.
         fits = self.stage(first, last, slots, flags).total <= room
         return tuple(flags) if fits else (True,) * len(flags)
 
-    # ---- what is said -------------------------------------------------------------------------------------------
+    # ---- messages ----------------------------------------------------------------------------------------------
 
     def check(
-        self, stages: Sequence[tuple[int, int]], slots: Sequence[int], again: Sequence[Sequence[bool]], rank: int
+        self, stages: Sequence[tuple[int, int]], slots: Sequence[int], recompute: Sequence[Sequence[bool]], rank: int
     ) -> None:
         """Raise `UserError` if this rank's stages do not fit, with the numbers and with what would help."""
-        if len(again[0]) != stages[0][1] - stages[0][0]:
-            again = [(self.job.config.recompute is not False,) * (last - first) for first, last in stages]
-        takes = self.rank(stages, slots, again)
-        if takes.total > self.limit.size:
-            words = [f"{show_bytes(size)} {name}" for name, size in vars(takes).items() if size >= 1 << 20]
+        if len(recompute[0]) != stages[0][1] - stages[0][0]:
+            recompute = [(self.job.config.recompute is not False,) * (last - first) for first, last in stages]
+        needs = self.rank(stages, slots, recompute)
+        if needs.total > self.limit.size:
+            words = [f"{show_bytes(size)} {name}" for name, size in vars(needs).items() if size >= 1 << 20]
             raise UserError(
-                f"memory_limit: rank {rank} would take {show_bytes(takes.total)} ({', '.join(words)}) of "
+                f"memory_limit: rank {rank} would take {show_bytes(needs.total)} ({', '.join(words)}) of "
                 f"{show_bytes(self.limit.size)} ({self.limit.whose}); {self.advice(slots[0])}"
             )
 
     def advice(self, slots: int) -> str:
-        """What would make the network fit."""
+        """Name settings with which the network would fit with room for `slots` micro-batches."""
         config, helps = self.job.config, []
         stages = self._stages(slots)
         if stages and stages <= len(self.job.model.layers):
@@ -210,11 +260,12 @@ class Needs:
         return f"what would fit: {', or '.join(helps)}" if helps else self._hopeless(slots)
 
     def _with(self, change: dict[str, Any]) -> "Needs":
+        """The same with other settings."""
         job = replace(self.job, config=self.job.config.model_copy(update=change))
         return replace(self, job=job, writes=_writes(job))
 
     def _stages(self, slots: int) -> int:
-        """The least number of stages like this rank's that hold the network; 0: no number does."""
+        """Fewest stages with this rank's limit that hold the network; 0: no number does."""
         reach, count, first = self.reach(slots), 0, 0
         while first < len(reach) - 1:
             if reach[first] <= first:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from ringtmp.checkpoint.loading import load_layers
 from ringtmp.nn.layer import Array
-from ringtmp.nn.stage import LayerState, Stage
+from ringtmp.nn.layer_state import LayerState
+from ringtmp.nn.stage import Stage
 from ringtmp.resilience.recovery import fetch
 from ringtmp.ring.layout import Layout
 from ringtmp.ring.load_balance import owners
@@ -52,7 +53,7 @@ def set_start_values(comm: "Intracomm", job: Job, layout: Layout, stages: Sequen
     else:
         stashed = _load(job, layout, stages, states)
     for stage in stages:
-        stage.derive()
+        stage.refresh_cache()
     return stashed
 
 
@@ -72,8 +73,8 @@ def _stash(stage: Stage, before: dict[int, dict[str, Array]]) -> None:
     """Put the weights of the step before, by layer index, into the first stash of a stage."""
     now = [state.flat.copy() for state in stage.states]
     for state in stage.states:
-        state.layer.store(state.flat, before[state.index])
-    stage.derive()
+        state.layer.pack(state.flat, before[state.index])
+    stage.refresh_cache()
     stage.stash(0)
     for state, flat in zip(stage.states, now, strict=True):
         state.flat[...] = flat

@@ -1,4 +1,4 @@
-"""history.csv: a row for each step and test, written as it happens, and cut back to where a run goes on from."""
+"""history.csv: a row for each step and evaluation, written at once, and cut back to where a run is resumed."""
 
 import csv
 from collections.abc import Callable
@@ -11,29 +11,32 @@ COLUMNS = ("kind", "step", "epoch", "loss", "score", "lr", "idle", "samples_per_
 
 
 def _rows(path: Path) -> list[list[str]]:
+    """The whole rows of a file; none if it cannot be read."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))[1:]
     except OSError:
         return []
-    return [row for row in rows if len(row) == len(COLUMNS) and row[1].isdigit()]  # a killed job's last one is cut off
+    return [
+        row for row in rows if len(row) == len(COLUMNS) and row[1].isdigit()
+    ]  # the last row of a killed job may be cut off
 
 
 def tested(path: Path, step: int) -> bool:
-    """Whether the test after so many steps is there."""
+    """Whether the evaluation after `step` updates is in the file."""
     return any(row[0] == "test" and int(row[1]) == step for row in _rows(path))
 
 
 class History:
-    """The file of one launch. If it cannot be written, one line says so and it is left as it is.
+    """Writes the rows of one launch. If the file cannot be written, one line says so and it stays as it is.
 
     Parameters
     ----------
     path : Path
     start : int
-        Step at which this launch begins: rows beyond it are of steps that are made again.
+        Step at which this launch begins: rows beyond it belong to steps that are made again, and are removed.
     say : callable
-        Where that line goes.
+        Prints that line.
     """
 
     def __init__(self, path: Path, start: int, say: Callable[[str], None]) -> None:
@@ -41,13 +44,13 @@ class History:
         try:
             kept = [",".join(row) for row in _rows(path) if int(row[1]) <= start]
             write_durably(path, "\n".join([",".join(COLUMNS), *kept]) + "\n")
-            # Line by line: what a killed job had done can be read.
+            # Line by line: the rows of a killed job can be read.
             self.file = path.open("a", buffering=1)
         except OSError as error:
             say(f"warning: could not open {path}: {error}; losses are printed only")
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row, `COLUMNS` in their order."""
+        """Append a row: values by `COLUMNS`, in their order."""
         self._keep(",".join(value if isinstance(value, str) else f"{value:.9g}" for value in row.values()) + "\n")
 
     def _keep(self, text: str) -> None:
@@ -62,7 +65,7 @@ class History:
         self.file = None
 
     def close(self) -> None:
-        """End it."""
+        """Close the file."""
         try:
             if self.file:
                 self.file.close()

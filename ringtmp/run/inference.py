@@ -1,4 +1,4 @@
-"""A trained network, from a checkpoint: what it says of new samples, and how good it is.
+"""A trained network, loaded from a checkpoint: predictions for new samples, and scores.
 
     from ringtmp.run.inference import TrainedNetwork
     net = TrainedNetwork("runs/first")
@@ -112,7 +112,7 @@ class TrainedNetwork:
         """Layers `first` ... `last` - 1, ready for F of as many samples."""
         stage = Stage(self.model, first, last, self.dtype, Optimizer("sgd"), rows, 1)
         for state, record in zip(stage.states, self._records(first, last), strict=True):
-            state.layer.store(state.flat, record.parameters)
+            state.layer.pack(state.flat, record.parameters)
         return stage
 
     def at_once(self) -> int:

@@ -8,9 +8,9 @@ from ringtmp.config.schema import RunConfig, read_toml
 from ringtmp.data.dataset import DataInfo, DataSet, open_data
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
+from ringtmp.nn.layers.sliced import cut
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.model_spec import gpt_options
-from ringtmp.nn.sliced import cut
 
 
 def build_run_model(config: RunConfig, info: DataInfo) -> Model:

@@ -1,4 +1,4 @@
-"""How much memory this rank may take: what was asked for, the process's own limits, its cgroup, SLURM, the node."""
+"""How much memory this rank may take: by --memory-limit, the process's limits, its cgroup, SLURM and the node."""
 
 import os
 import resource
@@ -8,33 +8,54 @@ from typing import NamedTuple
 from ringtmp.config.units import parse_bytes
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_UNUSED = {"RLIMIT_DATA": 56 << 20, "RLIMIT_AS": 256 << 20}  # what threads' stacks and heaps reserve and do not use
+_UNUSED = {
+    "RLIMIT_DATA": 56 << 20,
+    "RLIMIT_AS": 256 << 20,
+}  # bytes that threads' stacks and heaps reserve and do not use
 
 
 class Limit(NamedTuple):
-    """Bytes that this rank may take in all, and who says so."""
+    """A limit of memory.
+
+    Attributes
+    ----------
+    size : int
+        Bytes that this rank may take in all.
+    whose : str
+        What sets the limit, for a message.
+    """
 
     size: int
     whose: str
 
 
 def tightest(given: str | None, ranks_here: int) -> Limit:
-    """The least of all limits that hold for this rank; those of a node are shared evenly by the ranks on it.
+    """Find the smallest limit that holds for this rank.
 
-    `off`: none of them is heeded.
+    Parameters
+    ----------
+    given : str or None
+        The setting `memory_limit`: a size, or "off" for no limit.
+    ranks_here : int
+        Ranks on this host, which share the host's limits evenly.
+
+    Raises
+    ------
+    UserError
+        `given` is no size.
     """
     return Limit(1 << 62, "none") if given == "off" else min(limits(given, ranks_here))
 
 
 def limits(given: str | None, ranks_here: int) -> list[Limit]:
-    """All limits that hold for this rank. Raises `UserError` for a size that is none."""
+    """All limits that hold for this rank; see `tightest` for the parameters."""
     found = []
     if given:
         found.append(Limit(parse_bytes(given, "memory_limit"), "--memory-limit"))
     for name, what in (("RLIMIT_DATA", "ulimit -d"), ("RLIMIT_AS", "ulimit -v")):
         soft, _ = resource.getrlimit(getattr(resource, name))
         if soft != resource.RLIM_INFINITY:
-            # It counts what is reserved, used or not; what counts here is what is used.
+            # The process's limit counts memory that is reserved, used or not; `size` counts memory that is used.
             found.append(Limit(soft - (reserved(name) - used()) - _UNUSED[name], f"{name} ({what})"))
     if (size := _cgroup()) is not None:
         found.append(Limit(size // ranks_here, f"the cgroup's memory.max over {ranks_here} ranks"))
@@ -46,12 +67,12 @@ def limits(given: str | None, ranks_here: int) -> list[Limit]:
 
 
 def used() -> int:
-    """Bytes that this process has in memory now."""
+    """Resident bytes of this process."""
     return _status("VmRSS")
 
 
 def reserved(name: str) -> int:
-    """Bytes that count against a limit of the process now."""
+    """Bytes of this process that count against its limit `name` (RLIMIT_DATA or RLIMIT_AS)."""
     return _status("VmData" if name == "RLIMIT_DATA" else "VmSize")
 
 
@@ -66,7 +87,7 @@ def _status(key: str) -> int:
 
 
 def available() -> int | None:
-    """Bytes that the node can still give."""
+    """Free bytes of the node; None: unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -75,7 +96,7 @@ def available() -> int | None:
 
 
 def _cgroup(root: Path = _CGROUPS, mine: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The tightest memory limit from this process's control group (version 2 or 1) up to the root."""
+    """The smallest memory limit from this process's control group (version 2 or 1) up to the root; None: none."""
     try:
         lines = mine.read_text().splitlines()
     except OSError:
@@ -90,7 +111,7 @@ def _cgroup(root: Path = _CGROUPS, mine: Path = Path("/proc/self/cgroup")) -> in
         while True:
             try:
                 text = (folder / file).read_text().strip()
-                if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for none
+                if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for no limit
                     found.append(int(text))
             except OSError:
                 pass
@@ -101,10 +122,10 @@ def _cgroup(root: Path = _CGROUPS, mine: Path = Path("/proc/self/cgroup")) -> in
 
 
 def _slurm() -> int | None:
-    """Bytes that SLURM gives the job on this node, where it says so."""
+    """Bytes that SLURM grants the job on this node; None: unknown or no limit."""
     try:
         if "SLURM_MEM_PER_NODE" in os.environ:
-            return int(os.environ["SLURM_MEM_PER_NODE"]) << 20 or None  # 0: all
+            return int(os.environ["SLURM_MEM_PER_NODE"]) << 20 or None  # 0: all of the node
         if "SLURM_MEM_PER_CPU" in os.environ:
             cpus = os.environ.get("SLURM_CPUS_ON_NODE") or str(len(os.sched_getaffinity(0)))
             return int(os.environ["SLURM_MEM_PER_CPU"]) * int(cpus) << 20 or None

@@ -29,7 +29,7 @@ class Layers(Mapping[str, dict[str, Array]]):
 
     def __getitem__(self, name: str) -> dict[str, Array]:
         index, flat = self._flat[name]
-        return self._model.layers[index].natural(flat)
+        return self._model.layers[index].unpack(flat)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._flat)

@@ -1,7 +1,7 @@
 """The timetable of a run: training steps and evaluations in one stream of micro-batches, the same on every rank.
 
-Nobody hands out work: each rank computes from the configuration which phase comes when, how many rows each
-micro-batch has, and where in the stream it stands.
+No rank distributes work: each computes from the configuration which phase comes when, how many rows each micro-batch
+has, and its place in the stream.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ class Phase:
     Attributes
     ----------
     index : int
-        Place in the timetable.
+        Place in the timetable, from 0.
     training : bool
         Whether it is a training step.
     step : int
-        Updates made before it: 0 for the first training step.
+        Updates made before it, from 0.
     sizes : tuple of int
         Rows of each micro-batch.
     start : int
-        Place of its first micro-batch in the stream.
+        Place of its first micro-batch in the stream, from 0.
     first : int
-        Number of its first sample in the batch (or test set): where rings share one, not all begin with 0.
+        Number of its first sample in the batch (or test set): not 0 if another ring has the samples before it.
     """
 
     index: int
@@ -38,27 +38,27 @@ class Phase:
     first: int = 0
 
     def first_sample(self, number: int) -> int:
-        """Number of the first sample of a micro-batch within its batch (or test set)."""
+        """Number of the first sample of micro-batch `number` within its batch (or test set)."""
         return self.first + sum(self.sizes[:number])
 
 
 class Timetable:
-    """Phases of `total` steps with an evaluation after every `every` of them and after the last.
+    """Training steps, with an evaluation after every `every` of them and after the last.
 
     Parameters
     ----------
     total : int
-        Training steps.
+        Training steps of the run.
     batch_size, micro_batches : int
-        Samples per step and the pieces they come in.
+        Samples of a step, and the micro-batches that they are divided into.
     test_samples : int
-        Samples of an evaluation, in pieces as large as the largest micro-batch.
+        Samples of an evaluation, in micro-batches as large as the largest of a step.
     every : int
         Steps between evaluations; 0: only after the last step.
-    again : int
-        Step after which a run goes on with the evaluation that came there, because it was lost; -1: it was not.
+    repeated_test : int
+        Step after which a resumed run begins with the evaluation, because that was lost; -1: none was lost.
     ring, rings : int
-        Which of how many shares of each batch, and of the test samples, these micro-batches make up.
+        Number of this ring and of all rings, which share each batch and the test samples.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Timetable:
         micro_batches: int,
         test_samples: int,
         every: int,
-        again: int = -1,
+        repeated_test: int = -1,
         ring: int = 0,
         rings: int = 1,
     ) -> None:
-        self.again = again
+        self.repeated_test = repeated_test
         self.total, self.batch_size = total, batch_size
         self.every = every or total
         shares, tests = pieces(batch_size, rings), pieces(test_samples, rings)
@@ -90,13 +90,15 @@ class Timetable:
         return tuple(sorted({*self.train_sizes, *self.test_sizes}, reverse=True))
 
     def index_of(self, step: int) -> int:
-        """Index of the phase that comes after `step` updates: training, unless an evaluation is to be made again."""
+        """Index of the phase after `step` updates: a training step, unless a lost evaluation has to be made again."""
         tests = step // self.every + (step == self.total and step % self.every > 0)
-        return step + tests - (step == self.again)
+        return step + tests - (step == self.repeated_test)
 
     def _phase(self, index: int) -> Phase:
         rounds, place = divmod(index, self.every + 1)
-        step = min(rounds * self.every + place, self.total)  # training phases before this one; the others are tests
+        step = min(
+            rounds * self.every + place, self.total
+        )  # training steps before this phase; the other phases are evaluations
         start = step * len(self.train_sizes) + (index - step) * len(self.test_sizes)
         training = place < self.every and step < self.total
         sizes, first = (self.train_sizes, self.firsts[0]) if training else (self.test_sizes, self.firsts[1])
@@ -104,7 +106,16 @@ class Timetable:
 
 
 class Cursor:
-    """A place in the stream of micro-batches."""
+    """A place in the stream of micro-batches.
+
+    Parameters
+    ----------
+    table : Timetable
+    index : int
+        Phase at whose first micro-batch to begin.
+    training_only : bool
+        Whether to skip evaluations.
+    """
 
     __slots__ = ("index", "number", "phase", "table", "training_only")
 
@@ -120,16 +131,16 @@ class Cursor:
 
     @property
     def place(self) -> int:
-        """Place in the stream."""
+        """Place in the stream, from 0."""
         return self.phase.start + self.number
 
     @property
     def rows(self) -> int:
-        """Rows of this micro-batch."""
+        """Rows of the micro-batch."""
         return self.phase.sizes[self.number]
 
     def advance(self) -> bool:
-        """Go on to the next micro-batch; True if that ended a phase."""
+        """Move to the next micro-batch; True if that ended a phase."""
         self.number += 1
         if self.number < len(self.phase.sizes):
             return False

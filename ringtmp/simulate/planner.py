@@ -12,10 +12,11 @@ import numpy as np
 from ringtmp.config.units import show_bytes
 from ringtmp.emulate.node_speed import CostTable
 from ringtmp.errors import UserError
+from ringtmp.nn.buffers import slot_bytes
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.nn.stage import LOOK, join, slot_bytes
+from ringtmp.nn.stage import LOOK, join
 from ringtmp.schedule.partition import partition
 from ringtmp.schedule.plan import SCHEDULES, Plan, build, peak_in_flight
 from ringtmp.schedule.policies import POSTED, default_most

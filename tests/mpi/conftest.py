@@ -21,6 +21,7 @@ def chessboard(*axes):
 
 
 WHOLE = (
+    "test_recorded",
     "test_same_numbers",
     "test_schedules",
     "test_layer_split",

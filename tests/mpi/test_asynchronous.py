@@ -44,7 +44,7 @@ def by_hand(versions):
     model = build_model(SETTINGS["model"], "auto", 6, "classes", 3)
     stage = Stage(model, 0, 8, np.float64, Optimizer("sgd"), 1, 1)
     stage.initialise(3)
-    first = [state.layer.natural(state.flat) for state in stage.states]
+    first = [state.layer.unpack(state.flat) for state in stage.states]
     history = [[(p["weight"].copy(), p["bias"].copy()) for p in first]]
     kinds = ["tanh"] * 7 + ["linear"]
     for step in range(STEPS):

@@ -300,7 +300,7 @@ def gradients(states, flats, rows, counted):
     x, y, *_ = arrays()
     h, kept, found = x[rows], [], []
     for state, flat, kind in zip(states, flats, KINDS, strict=True):
-        w, b = state.layer.natural(flat).values()
+        w, b = state.layer.unpack(flat).values()
         before = h
         h, z = naive.dense_forward(h, w, b, kind)
         kept.append((before, w, z, kind))
@@ -308,7 +308,7 @@ def gradients(states, flats, rows, counted):
     for state, (before, w, z, kind) in zip(reversed(states), reversed(kept), strict=True):
         dy, dw, db, _ = naive.dense_backward(before, w, z, dy, kind)
         found.append(np.zeros(state.flat.size))
-        state.layer.store(found[-1], {"weight": dw, "bias": db})
+        state.layer.pack(found[-1], {"weight": dw, "bias": db})
     return found[::-1]
 
 
@@ -360,7 +360,7 @@ def by_hand(traced):
     for number, (_, _, *segments) in ranges.items():
         for layer, start, stop, at in segments:
             states[layer].flat[start:stop] = versions[number][-1][at : at + stop - start]
-    return {f"{n:03d}-dense": state.layer.natural(state.flat) for n, state in enumerate(states)}
+    return {f"{n:03d}-dense": state.layer.unpack(state.flat) for n, state in enumerate(states)}
 
 
 if N == 3:  # which is enough: two workers that are late for each other
@@ -405,7 +405,7 @@ if N == 3:  # which is enough: two workers that are late for each other
                     ends.append((len(rows) / BATCH, mine))
                 flats = [sum(share * mine[n] for share, mine in ends) for n in range(len(flats))]
             want = {
-                f"{n:03d}-dense": state.layer.natural(f) for n, (state, f) in enumerate(zip(states, flats, strict=True))
+                f"{n:03d}-dense": state.layer.unpack(f) for n, (state, f) in enumerate(zip(states, flats, strict=True))
             }
             assert_close(weights, want, 1e-10)
 

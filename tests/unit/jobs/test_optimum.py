@@ -104,7 +104,7 @@ def test_every_plan_there_is(p, m, ascending, count):
 
 
 def test_nothing_is_faster_and_something_is_as_fast():
-    """ZB-H1 where p may be held; the rule from 2 p - 1 on; and ZB-H2 from so many micro-batches on."""
+    """ZB-H1 where p may be held; the rule from 2 p - 1 on; and ZB-H2 from a number of micro-batches on."""
     for row in rows((2, 3), (1, 2, 3, 5, 6)):
         p, m, cap, best = row["ranks"], row["micro_batches"], row["cap"], row["optimum"]
         for name in (*NAMES, RULE):

@@ -5,9 +5,9 @@ import pytest
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import StepContext
+from ringtmp.nn.layers.sliced import cut
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.nn.sliced import cut
 from ringtmp.nn.stage import Stage
 
 ROWS = 5
@@ -114,7 +114,7 @@ def stages_of(model, ends=(), dtype=np.float64, rows=ROWS, **how):
         stage.initialise(1)
         for state in stage.states:  # biases and gains away from 0 and 1
             state.flat += (0.1 * np.random.default_rng(state.index).standard_normal(state.flat.size)).astype(dtype)
-        stage.derive()
+        stage.refresh_cache()
     return stages
 
 
@@ -123,16 +123,16 @@ def step(stages, x, y, pieces, group=1):
     model, total, start, waiting, fresh = stages[0].model, 0.0, 0, [], True
     for slot, rows in enumerate(pieces):
         works = [stage.work(slot % 3, rows) for stage in stages]
-        moment = StepContext(True, 9, 4, start)
+        context = StepContext(True, 9, 4, start)
         works[0].x[...] = x[start : start + rows]
         works[-1].labels[...] = y[start : start + rows]
         for n, stage in enumerate(stages):
-            stage.forward(works[n], moment)
+            stage.forward(works[n], context)
             if n + 1 < len(stages):
                 works[n + 1].x[...] = works[n].y
         total += stages[-1].loss(works[-1], 1 / len(x) / model.scored)[0]
         for n in reversed(range(len(stages))):
-            stages[n].backward_input(works[n], moment)
+            stages[n].backward_input(works[n], context)
             if n:
                 works[n - 1].dy[...] = works[n].dx
         waiting.append(works)
@@ -160,10 +160,10 @@ def test_finite_differences(name):
                 old, losses = state.flat[i], []
                 for shift in (1e-6, -1e-6):
                     state.flat[i] = old + shift
-                    stages[0].derive()
+                    stages[0].refresh_cache()
                     losses.append(step(stages, x, y, [ROWS])[0])
                 state.flat[i] = old
-                stages[0].derive()
+                stages[0].refresh_cache()
                 want[place] = (losses[0] - losses[1]) / 2e-6
             place += 1
     np.testing.assert_allclose(got[checked], want[checked], atol=2e-8)
@@ -227,8 +227,8 @@ def test_start_values_are_those_of_the_generator():
     layer.initialise(flat, 5, 2)
     rng = np.random.Generator(np.random.Philox(key=np.array([5, 2], np.uint64)))
     want = (rng.standard_normal((6, 50)) * (np.sqrt(2) / np.sqrt(6))).astype(np.float32)
-    np.testing.assert_array_equal(layer.natural(flat)["weight"], want)
-    assert not layer.natural(flat)["bias"].any()
+    np.testing.assert_array_equal(layer.unpack(flat)["weight"], want)
+    assert not layer.unpack(flat)["bias"].any()
 
 
 @pytest.mark.parametrize("classes", [3, 10, 65])
@@ -248,7 +248,7 @@ def test_where_the_losses_gradient_lies_changes_no_bit(classes, last, activation
     stage = stages_of(model, rows=9)[0]
     for shift in (1e-6, -1e-6):
         stage.states[0].flat[3] += shift
-        stage.derive()
+        stage.refresh_cache()
         slopes.append(step([stage], x, y, [9])[0])
         stage.states[0].flat[3] -= shift
     assert abs((slopes[0] - slopes[1]) / 2e-6 - wide[3]) < 1e-8
@@ -275,7 +275,7 @@ def test_steps_allocate_no_arrays(name):
     x, y = samples(model, 64)
     step(stages, x, y, [32, 32])
     work = stages[0].work(0, 32)
-    assert work.y.nbytes + sum(place.x.nbytes for place in work.parts[0].places) > 20_000
+    assert work.y.nbytes + sum(each.x.nbytes for each in work.parts[0].buffers) > 20_000
     for turn in range(4):
         if turn == 1:  # what is loaded on first use is there now
             tracemalloc.start()
@@ -293,7 +293,7 @@ def test_an_exception_in_a_thread_is_raised():
     model = model_of("vector")
     stage = stages_of(model, threads=2)[0]
     work = stage.work(0, 2)
-    work.parts[1].places[-1].inner = None
+    work.parts[1].buffers[-1].inner = None
     with pytest.raises(TypeError):
         stage.forward(work)
 
@@ -314,14 +314,14 @@ def test_parameters_by_name(name):
     model = model_of(name)
     for state in stages_of(model)[0].states:
         flat = np.arange(state.flat.size, dtype=np.float64)
-        arrays = state.layer.natural(flat)
+        arrays = state.layer.unpack(flat)
         assert {key: array.shape for key, array in arrays.items()} == {
             key: shape for key, shape in state.layer.shapes.items() if np.prod(shape)
         }
         every = np.concatenate([array.ravel() for array in arrays.values()]) if arrays else np.empty(0)
         np.testing.assert_array_equal(np.sort(every), flat)
         back = np.full_like(flat, np.nan)
-        state.layer.store(back, {key: array.copy() for key, array in arrays.items()})
+        state.layer.pack(back, {key: array.copy() for key, array in arrays.items()})
         np.testing.assert_array_equal(back, flat)
 
 
@@ -330,7 +330,7 @@ def test_dropout_leaves_evaluations_alone():
     stage = stages_of(model)[0]
     x, _ = samples(model)
     outputs = []
-    for moment in (
+    for context in (
         StepContext(),
         StepContext(),
         StepContext(True, 9, 4, 0),
@@ -339,7 +339,7 @@ def test_dropout_leaves_evaluations_alone():
     ):
         work = stage.work(0, ROWS)
         work.x[...] = x
-        stage.forward(work, moment)
+        stage.forward(work, context)
         outputs.append(work.y.copy())
     plain, again, dropped, same, other = outputs
     np.testing.assert_array_equal(plain, again)

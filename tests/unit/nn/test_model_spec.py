@@ -21,7 +21,7 @@ def test_forms():
     deep = build_model("gpt:layers=8,width=32,heads=4,context=4", "auto", (4,), "classes", 3, 4, True)
     flat = np.zeros(deep.layers[1].count)
     deep.layers[1].initialise(flat, 0, 1)
-    last = deep.layers[1].natural(flat)["1.2.weight"]
+    last = deep.layers[1].unpack(flat)["1.2.weight"]
     assert abs(last.std() * np.sqrt(128) - 0.25) < 0.01  # 1 / sqrt(2 layers)
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import StepContext
+from ringtmp.nn.layers.sliced import cut
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.nn.sliced import cut
 from ringtmp.nn.stage import Stage
 
 ROWS = 6
@@ -38,19 +38,19 @@ def stage_of(model, dtype=np.float64):
 
 
 def gradients(stage, x, y):
-    work, moment = stage.work(0, ROWS), StepContext(True, 3, 2, 0)
-    stage.derive()
+    work, context = stage.work(0, ROWS), StepContext(True, 3, 2, 0)
+    stage.refresh_cache()
     work.x[...], work.labels[...] = x, y
-    stage.forward(work, moment)
+    stage.forward(work, context)
     out = work.scores[0].copy()
     stage.loss(work, 1 / ROWS)
-    stage.backward_input(work, moment)
+    stage.backward_input(work, context)
     stage.backward_weight([work], True)
     return out
 
 
 def natural(state, flat):
-    return {name: array.copy() for name, array in state.layer.natural(flat).items()}
+    return {name: array.copy() for name, array in state.layer.unpack(flat).items()}
 
 
 def split_dense(arrays, prefix, columns, rows=None, bias=True):
@@ -115,12 +115,12 @@ def test_the_same_function_and_the_same_gradients(name, count):
                 here.append(pieces.layers[at])
                 size -= pieces.layers[at].count
                 at += 1
-            tables = [layer.to_dict() for layer in here]
+            tables = [layer.to_table() for layer in here]
             found += parts_of(state.layer, natural(state, getattr(state, kind)), tables)
         return found
 
     for state, arrays in zip(many.states, expected("flat"), strict=True):
-        state.layer.store(state.flat, arrays)
+        state.layer.pack(state.flat, arrays)
     want, got = gradients(one, x, y), gradients(many, x, y)
     np.testing.assert_allclose(got, want, atol=1e-12)
     for state, arrays in zip(many.states, expected("gradient"), strict=True):

@@ -78,10 +78,10 @@ def test_finite_differences(activation, loss, bias):
             old, values = state.flat[place], []
             for shift in (1e-6, -1e-6):
                 state.flat[place] = old + shift
-                stages[0].derive()
+                stages[0].refresh_cache()
                 values.append(forward(stages, x, labels, scale=0.0))
             state.flat[place] = old
-            stages[0].derive()
+            stages[0].refresh_cache()
             want.append((values[0] - values[1]) / 2e-6)
     np.testing.assert_allclose(got, want, atol=1e-7 * max(1, np.abs(want).max()))
     assert np.abs(got).max() > 1e-3
@@ -97,7 +97,7 @@ def test_against_the_naive_chain(activation):
     y = x
     for state in states:
         parameters, kind = state.parameters, state.layer.activation
-        weight = state.layer.natural(state.flat)["weight"]
+        weight = state.layer.unpack(state.flat)["weight"]
         kept.append((y, weight, None))
         y, z = naive.dense_forward(y, weight, parameters["bias"], kind)
         kept[-1] = (kept[-1][0], weight, z)
@@ -105,7 +105,7 @@ def test_against_the_naive_chain(activation):
     assert np.isclose(loss, want_loss, rtol=1e-12)
     for state, (x_in, weight, z) in reversed(list(zip(states, kept, strict=True))):
         dy, grad_weight, grad_bias, _ = naive.dense_backward(x_in, weight, z, dy, state.layer.activation)
-        found = state.layer.natural(state.gradient)
+        found = state.layer.unpack(state.gradient)
         np.testing.assert_allclose(found["weight"], grad_weight, atol=1e-12)
         np.testing.assert_allclose(found["bias"], grad_bias, atol=1e-12)
 
@@ -143,7 +143,7 @@ def test_start_values_belong_to_the_layer():
     for index, layer in enumerate(model.layers):
         flat = aligned(layer.count, np.float64)
         layer.initialise(flat, 5, index)
-        weight = layer.natural(flat)["weight"]
+        weight = layer.unpack(flat)["weight"]
         flats.append(weight)
         gain = 1 if index == 3 else 2
         assert abs(weight.var() * layer.inputs / gain - 1) < 0.15
@@ -151,7 +151,7 @@ def test_start_values_belong_to_the_layer():
     assert (flats[1] != flats[2]).all()
     cut = Stage(model, 2, 4, np.float64, Optimizer("sgd"), 1, 1)
     cut.initialise(5)
-    np.testing.assert_array_equal(cut.states[0].layer.natural(cut.states[0].flat)["weight"], flats[2])
+    np.testing.assert_array_equal(cut.states[0].layer.unpack(cut.states[0].flat)["weight"], flats[2])
 
 
 def test_buffers_start_on_cache_lines():
@@ -172,7 +172,7 @@ def test_buffers_start_on_cache_lines():
         ("mlp:6-3", "takes 6 inputs but the data has 5"),
         ("mlp:5-2", "gives 2 outputs but the data has labels 0 to 2"),
         ([], "has no layers"),
-        ([{"type": "conv", "units": 3}], "type must be one of dense, conv2d"),
+        ([{"type": "conv", "units": 3}], "type must be one of activation, attention"),
         ([{"type": "dense", "units": True}], "units must be a whole number"),
         ([{"type": "dense", "units": 3, "unit": 4}], "unknown key 'unit'"),
         ([{"type": "dense", "units": 3, "shape": [9]}], "shape must be sizes that multiply to the 5 that come in"),

@@ -1,4 +1,4 @@
-"""How a launcher is spoken to."""
+"""How signals reach the ranks of a job through its launcher."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ def test_ranks_under_srun_are_told_by_scancel(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     job = JobProcess(["srun", "-n", "2", "python"], {})
     try:
-        job.tell(signal.SIGTERM)
+        job.send_signal(signal.SIGTERM)
         assert (tmp_path / "told").read_text() == "--signal=15 17\n"
         assert job.process.poll() is None
     finally:
@@ -24,6 +24,6 @@ def test_ranks_under_srun_are_told_by_scancel(tmp_path, monkeypatch):
 
 def test_other_launchers_are_sent_the_signal():
     job = JobProcess(["sleep", "60"], {})
-    job.tell(signal.SIGTERM)
+    job.send_signal(signal.SIGTERM)
     assert job.process.wait(10) == -signal.SIGTERM
     job.clear()

@@ -76,11 +76,11 @@ def test_what_is_made_again_is_no_more_than_it_takes():
     least, most = (needs.stage(0, count, 9, again).total for again in (True, False))
     before = 0
     for room in np.linspace(most, least, 9).astype(int):
-        flags = needs.again(0, count, 9, int(room))
+        flags = needs.choose_recompute(0, count, 9, int(room))
         assert needs.stage(0, count, 9, flags).total <= room
         assert sum(flags) >= before
         before = sum(flags)
-    assert not any(needs.again(0, count, 9, most))
+    assert not any(needs.choose_recompute(0, count, 9, most))
     assert 0 < before < count  # the last layer's output is sent on in any case
 
 

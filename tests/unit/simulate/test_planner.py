@@ -9,10 +9,11 @@ from ringtmp.config.schema import make_config
 from ringtmp.emulate.layer_costs import Cost
 from ringtmp.emulate.node_speed import costs_paced
 from ringtmp.errors import UserError
+from ringtmp.nn.buffers import slot_bytes
 from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.nn.stage import LOOK, Stage, slot_bytes
+from ringtmp.nn.stage import LOOK, Stage
 from ringtmp.schedule.partition import partition
 from ringtmp.schedule.plan import SCHEDULES, build, peak_in_flight
 from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule

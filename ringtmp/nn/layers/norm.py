@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from kernels.norm import (
+    EPSILON,
     group_norm_backward_input,
     group_norm_backward_weight,
     group_norm_forward,
@@ -14,7 +15,11 @@ from kernels.norm import (
     layer_norm_backward_weight,
     layer_norm_forward,
 )
-from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext
+from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext
+from ringtmp.nn.layer_spec import Table
+
+if TYPE_CHECKING:
+    from ringtmp.nn.onnx_graph import Graph
 
 
 @dataclass(frozen=True)
@@ -31,29 +36,29 @@ class _Norm(Layer):
         views = self.views(flat)
         views["gain"][:], views["bias"][:] = 1, 0
 
-    def attach(self, place: Place) -> None:
-        shape, moments = self._parts(len(place.x))
-        dx = place.dx.reshape(shape) if place.dx.size else None
-        place.inner = (
-            place.x.reshape(shape),
-            place.y.reshape(shape),
-            place.dy.reshape(shape),
+    def bind(self, buffers: LayerBuffers) -> None:
+        shape, moments = self._parts(len(buffers.x))
+        dx = buffers.dx.reshape(shape) if buffers.dx.size else None
+        buffers.inner = (
+            buffers.x.reshape(shape),
+            buffers.y.reshape(shape),
+            buffers.dy.reshape(shape),
             dx,
-            place.saved.reshape(moments),
+            buffers.saved.reshape(moments),
         )
 
-    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        x, y, _, _, moments = place.inner
+    def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        x, y, _, _, moments = buffers.inner
         self.kernels[0](x, p["gain"], p["bias"], y, moments)
 
-    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        x, _, dy, dx, moments = place.inner
+    def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        x, _, dy, dx, moments = buffers.inner
         if dx is not None:
             self.kernels[1](x, p["gain"], moments, dy, dx)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
-        for place in places:
-            x, _, dy, _, moments = place.inner
+    def backward_weight(self, g: Parameters, all_buffers: Sequence[LayerBuffers], first: bool, scratch: Array) -> None:
+        for buffers in all_buffers:
+            x, _, dy, _, moments = buffers.inner
             self.kernels[2](x, moments, dy, g["gain"], g["bias"], not first)
             first = False
 
@@ -81,6 +86,10 @@ class LayerNorm(_Norm):
         count = rows * self.inputs // self.shape[-1]
         return (count, self.shape[-1]), (count, 2)
 
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        gain, bias = graph.constant(p["gain"]), graph.constant(p["bias"])
+        return graph.add("LayerNormalization", x, gain, bias, axis=-1, epsilon=EPSILON)
+
 
 @dataclass(frozen=True)
 class GroupNorm(_Norm):
@@ -89,6 +98,7 @@ class GroupNorm(_Norm):
     groups: int
 
     kind: ClassVar[str] = "groupnorm"
+    takes_shape: ClassVar[bool] = True
     family: ClassVar[str] = "images"
     kernels: ClassVar[tuple[Any, Any, Any]] = (
         group_norm_forward,
@@ -107,3 +117,20 @@ class GroupNorm(_Norm):
     def _parts(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         h, w, c = self.shape
         return (rows, h * w, self.groups, c // self.groups), (rows, self.groups, 2)
+
+    @classmethod
+    def from_table(cls, table: Table, shape: tuple[int, ...]) -> Layer:
+        shape = table.image(shape)
+        groups = table.whole("groups")
+        if shape[2] % groups:
+            raise table.fail(f"groups must divide the {shape[2]} channels that come in, got {groups}")
+        return cls(shape, groups)
+
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        h, w, c = self.shape
+        parts = graph.reshape(x, (h * w, self.groups, c // self.groups))
+        centred = graph.add("Sub", parts, graph.add("ReduceMean", parts, axes=[1, 3]))
+        variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=[1, 3])
+        deviation = graph.add("Sqrt", graph.add("Add", variance, graph.number(EPSILON)))
+        scaled = graph.add("Mul", graph.add("Div", centred, deviation), graph.constant(p["gain"]))
+        return graph.reshape(graph.add("Add", scaled, graph.constant(p["bias"])), self.shape)

@@ -14,14 +14,18 @@ layer, so only whole layers give the same bits on any number of ranks; one numbe
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import numpy as np
 
-from ringtmp.nn.containers import Block, Residual
-from ringtmp.nn.dense import Dense
-from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, pieces
-from ringtmp.nn.sequences import Attention
+from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext, pieces
+from ringtmp.nn.layer_spec import Table
+from ringtmp.nn.layers.containers import Block, Residual
+from ringtmp.nn.layers.dense import Dense
+from ringtmp.nn.layers.sequences import Attention
+
+if TYPE_CHECKING:
+    from ringtmp.nn.onnx_graph import Graph
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,14 @@ class _Piece(Block):
     def saved_numbers(self) -> int:
         return super().saved_numbers() + 2 * (self.inner_inputs + self.inner_outputs)
 
-    def attach(self, place: Place) -> None:
-        rows = len(place.x)
+    def bind(self, buffers: LayerBuffers) -> None:
+        rows = len(buffers.x)
         room, start = [], 0
         for numbers in (self.inner_inputs, self.inner_inputs, self.inner_outputs, self.inner_outputs):
-            room.append(place.saved[start : start + rows * numbers].reshape(rows, numbers))
+            room.append(buffers.saved[start : start + rows * numbers].reshape(rows, numbers))
             start += rows * numbers
         x, dx, y, dy = room
-        self._attach(place, x, y, dy, dx if place.dx.size else place.dx, start)
+        self._bind(buffers, x, y, dy, dx if buffers.dx.size else buffers.dx, start)
 
     def _by_place(self, x: Array, y: Array, dy: Array, dx: Array) -> tuple[Array, Array, Array, Array]:
         """The same with a row for each place; what has no numbers as it is."""
@@ -79,17 +83,29 @@ class _Piece(Block):
 
         return rows(x), rows(y), rows(dy), rows(dx)
 
-    def _ends(self, place: Place) -> tuple[Array, Array, Array, Array]:
+    def _ends(self, buffers: LayerBuffers) -> tuple[Array, Array, Array, Array]:
         """x, y, dy and dx."""
-        return self._by_place(place.x, place.y, place.dy, place.dx)
+        return self._by_place(buffers.x, buffers.y, buffers.dy, buffers.dx)
 
-    def _inner(self, place: Place) -> tuple[Array, Array, Array, Array]:
+    def _inner(self, buffers: LayerBuffers) -> tuple[Array, Array, Array, Array]:
         """The same of what the layers take and make."""
-        first, last = place.inner[0], place.inner[-1]
+        first, last = buffers.inner[0], buffers.inner[-1]
         return self._by_place(first.x, last.y, last.dy, first.dx)
 
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"features": self.features}
+    def to_table(self) -> dict[str, Any]:
+        return super().to_table() | {"features": self.features}
+
+    @classmethod
+    def _read(cls, table: Table, shape: tuple[int, ...], width: int) -> tuple[tuple[Layer, ...], int]:
+        """The layers of a table and the features that they take; `width`: multiple of those that come in, 0: any."""
+        features = table.whole("features")
+        if features > shape[-1]:
+            raise table.fail(f"features must be at most the {shape[-1]} that come in, got {features}")
+        layers = table.layers((*shape[:-1], features))
+        made = layers[-1].out_shape
+        if width and (made != (*shape[:-1], features) or shape[-1] != features * width):
+            raise table.fail(f"{shape} comes in, and of {features} features the layers make {made}; they are added")
+        return layers, features
 
 
 @dataclass(frozen=True)
@@ -113,29 +129,40 @@ class Columns(_Piece):
         made = self.layers[-1].out_shape[-1]
         return (*self.shape[:-1], self.shape[-1] + made - self.features * self.last)
 
-    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        x, y, _, _ = self._ends(place)
-        inner, made, _, _ = self._inner(place)
+    def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        x, y, _, _ = self._ends(buffers)
+        inner, made, _, _ = self._inner(buffers)
         inner[...] = x[:, : self.features]
-        super().forward(p, place, moment)
+        super().forward(p, buffers, context)
         kept = x[:, self.features * self.last :]
         y[:, : kept.shape[1]] = kept
         y[:, kept.shape[1] :] = made
 
-    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        _, _, dy, dx = self._ends(place)
-        inner, _, grad, inner_dx = self._inner(place)
+    def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        _, _, dy, dx = self._ends(buffers)
+        inner, _, grad, inner_dx = self._inner(buffers)
         kept = dy.shape[1] - grad.shape[1]
         grad[...] = dy[:, kept:]
         if dx.size:
             dx[:, : self.features] = 0 if self.last else dy[:, : self.features]
             dx[:, self.features :] = dy[:, self.features * (not self.last) : kept]
-        super().backward_input(p, place, moment)
+        super().backward_input(p, buffers, context)
         if dx.size:
             dx[:, : self.features] += inner_dx
 
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"last": self.last}
+    def to_table(self) -> dict[str, Any]:
+        return super().to_table() | {"last": self.last}
+
+    @classmethod
+    def from_table(cls, table: Table, shape: tuple[int, ...]) -> Layer:
+        layers, features = cls._read(table, shape, 0)
+        return cls(shape, layers, features, table.flag("last", False))
+
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        made = super().onnx(graph, p, graph.part(x, 0, self.features))
+        kept = graph.part(x, self.features * self.last, self.shape[-1])
+        first = self.last and self.shape[-1] == self.features  # nothing goes along
+        return made if first else graph.add("Concat", kept, made, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -148,22 +175,30 @@ class Carry(_Piece):
     def out_shape(self) -> tuple[int, ...]:
         return (*self.shape[:-1], 2 * self.features)
 
-    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        x, y, _, _ = self._ends(place)
-        inner, made, _, _ = self._inner(place)
+    def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        x, y, _, _ = self._ends(buffers)
+        inner, made, _, _ = self._inner(buffers)
         inner[...] = x
-        super().forward(p, place, moment)
+        super().forward(p, buffers, context)
         y[:, : self.features], y[:, self.features :] = made, x
 
-    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        _, _, dy, dx = self._ends(place)
-        _, _, grad, inner_dx = self._inner(place)
+    def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        _, _, dy, dx = self._ends(buffers)
+        _, _, grad, inner_dx = self._inner(buffers)
         grad[...] = dy[:, : self.features]
         if dx.size:
             dx[...] = dy[:, self.features :]
-        super().backward_input(p, place, moment)
+        super().backward_input(p, buffers, context)
         if dx.size:
             dx += inner_dx
+
+    @classmethod
+    def from_table(cls, table: Table, shape: tuple[int, ...]) -> Layer:
+        layers, features = cls._read(table, shape, 1)
+        return cls(shape, layers, features)
+
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        return graph.add("Concat", super().onnx(graph, p, x), x, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -173,33 +208,44 @@ class Share(_Piece):
     last: bool
 
     kind: ClassVar[str] = "share"
+    takes_shape: ClassVar[bool] = False  # never the first
 
     @property
     def out_shape(self) -> tuple[int, ...]:
         return self.inner_shape if self.last else self.shape
 
-    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        x, y, _, _ = self._ends(place)
-        inner, made, _, _ = self._inner(place)
+    def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        x, y, _, _ = self._ends(buffers)
+        inner, made, _, _ = self._inner(buffers)
         inner[...] = x[:, : self.features]
-        super().forward(p, place, moment)
+        super().forward(p, buffers, context)
         if not self.last:
             y[:, : self.features] = x[:, : self.features]
         np.add(x[:, self.features :], made, out=y[:, self.features * (not self.last) :])
 
-    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        _, _, dy, dx = self._ends(place)
-        _, _, grad, inner_dx = self._inner(place)
+    def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        _, _, dy, dx = self._ends(buffers)
+        _, _, grad, inner_dx = self._inner(buffers)
         grad[...] = dy[:, self.features * (not self.last) :]
         if dx.size:
             dx[:, self.features :] = grad
             dx[:, : self.features] = 0 if self.last else dy[:, : self.features]
-        super().backward_input(p, place, moment)
+        super().backward_input(p, buffers, context)
         if dx.size:
             dx[:, : self.features] += inner_dx
 
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"last": self.last}
+    def to_table(self) -> dict[str, Any]:
+        return super().to_table() | {"last": self.last}
+
+    @classmethod
+    def from_table(cls, table: Table, shape: tuple[int, ...]) -> Layer:
+        layers, features = cls._read(table, shape, 2)
+        return cls(shape, layers, features, table.flag("last", False))
+
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        taken = graph.part(x, 0, self.features)
+        total = graph.add("Add", graph.part(x, self.features, self.shape[-1]), super().onnx(graph, p, taken))
+        return total if self.last else graph.add("Concat", taken, total, axis=-1)
 
 
 def cut(layers: Sequence[Layer], most: int) -> list[dict[str, Any]]:
@@ -208,7 +254,7 @@ def cut(layers: Sequence[Layer], most: int) -> list[dict[str, Any]]:
     tables: list[dict[str, Any]] = []
     for layer in layers:
         count = math.ceil(most * layer.count / largest) if largest else 1
-        tables += _cut(layer, count) if count > 1 else [layer.to_dict()]
+        tables += _cut(layer, count) if count > 1 else [layer.to_table()]
     return tables
 
 
@@ -218,7 +264,7 @@ def _cut(layer: Layer, count: int) -> list[dict[str, Any]]:
     parts = layer.layers if type(layer) is Block else (layer,)
     halves = [part for part in parts if _half(part)]
     if len(halves) < len(parts):
-        return [layer.to_dict()]
+        return [layer.to_table()]
     return [table for half in halves for table in _shares(half, count)]
 
 
@@ -226,7 +272,7 @@ def _columns(layer: Dense, count: int) -> list[dict[str, Any]]:
     sizes = pieces(layer.units, min(count, layer.units))
     before, tables = 0, []
     for number, units in enumerate(sizes):
-        table = {**layer.to_dict(), "units": units}
+        table = {**layer.to_table(), "units": units}
         shape = [*layer.shape[:-1], layer.shape[-1] + before]
         tables.append(
             {
@@ -256,16 +302,16 @@ def _shares(layer: Residual, count: int) -> list[dict[str, Any]]:
     norm, up, *rest = layer.layers
     down = next(inner for inner in rest if isinstance(inner, Dense))
     attention = next((inner for inner in rest if isinstance(inner, Attention)), None)
-    dropout = [inner.to_dict() for inner in rest if inner.kind == "dropout"]
+    dropout = [inner.to_table() for inner in rest if inner.kind == "dropout"]
     assert isinstance(up, Dense)
     width, inside = layer.shape[-1], down.shape[-1]
     whole = attention.heads if attention else up.units
     sizes = pieces(whole, min(count, whole))
     shape = list(layer.shape)
-    tables: list[dict[str, Any]] = [{"type": "carry", "shape": shape, "features": width, "layers": [norm.to_dict()]}]
+    tables: list[dict[str, Any]] = [{"type": "carry", "shape": shape, "features": width, "layers": [norm.to_table()]}]
     for number, size in enumerate(sizes):
         part = inside * size // whole
-        inner: list[dict[str, Any]] = [{**up.to_dict(), "units": part * up.units // inside}]
+        inner: list[dict[str, Any]] = [{**up.to_table(), "units": part * up.units // inside}]
         if attention:
             inner.append({"type": "attention", "heads": size})
         # Deviations of start values go by what comes in: here by what comes into all pieces together.

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from kernels.activations import ACTIVATIONS, SLOPED
 from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
 from kernels.gemm import DEPTH, transpose_panels
-from ringtmp.nn.layer import Array, Layer, Parameters, Place, StepContext, draw_panels
+from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext, draw_panels
+from ringtmp.nn.layer_spec import Table
+
+if TYPE_CHECKING:
+    from ringtmp.nn.onnx_graph import Graph
 
 # Gain of the activation, for start values that keep the activations' variance (He et al. 2015, Glorot & Bengio 2010).
 GAIN = {"linear": 1.0, "relu": math.sqrt(2), "gelu": math.sqrt(2), "silu": math.sqrt(2), "tanh": 5 / 3, "sigmoid": 1.0}
@@ -38,7 +42,7 @@ class Dense(Layer):
     scale: float = 1.0
 
     kind: ClassVar[str] = "dense"
-    panelled: ClassVar[tuple[str, ...]] = ("weight",)
+    packed: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -75,40 +79,53 @@ class Dense(Layer):
         draw_panels(views["weight"], self.shapes["weight"], deviation, rng)
         views["bias"][...] = 0
 
-    def attach(self, place: Place) -> None:
+    def bind(self, buffers: LayerBuffers) -> None:
         code = ACTIVATIONS[self.activation]
-        rows = len(place.x) * self.places
-        slope = place.saved.reshape((rows, self.units)) if place.saved.size else place.saved.reshape(0, 0)
-        dx = place.dx.reshape(rows, -1) if place.dx.size else np.empty((0, self.shape[-1]), place.x.dtype)
-        place.inner = (
-            place.x.reshape(rows, -1),
-            place.y.reshape(rows, -1),
-            place.dy.reshape(rows, -1),
+        rows = len(buffers.x) * self.places
+        slope = buffers.saved.reshape((rows, self.units)) if buffers.saved.size else buffers.saved.reshape(0, 0)
+        dx = buffers.dx.reshape(rows, -1) if buffers.dx.size else np.empty((0, self.shape[-1]), buffers.x.dtype)
+        buffers.inner = (
+            buffers.x.reshape(rows, -1),
+            buffers.y.reshape(rows, -1),
+            buffers.dy.reshape(rows, -1),
             dx,
             slope,
             code,
         )
 
-    def derive(self, p: Parameters) -> None:
+    def refresh_cache(self, p: Parameters) -> None:
         transpose_panels(p["weight"], self.shape[-1], self.units, p["derived"])
 
-    def forward(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        x, y, _, _, slope, code = place.inner
+    def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        x, y, _, _, slope, code = buffers.inner
         dense_forward(x, p["weight"], p["bias"], y, slope, code)
 
-    def backward_input(self, p: Parameters, place: Place, moment: StepContext) -> None:
-        _, y, dy, dx, slope, code = place.inner
+    def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
+        _, y, dy, dx, slope, code = buffers.inner
         dense_backward_input(y, slope, dy, p.get("derived", y[0]), dx, code)
 
-    def backward_weight(self, g: Parameters, places: Sequence[Place], first: bool, scratch: Array) -> None:
+    def backward_weight(self, g: Parameters, all_buffers: Sequence[LayerBuffers], first: bool, scratch: Array) -> None:
         k, n = self.shape[-1], self.units
-        for pieces in _chunks([(place.inner[0], place.inner[2]) for place in places]):
+        for pieces in _chunks([(buffers.inner[0], buffers.inner[2]) for buffers in all_buffers]):
             total, at = sum(len(x) for x, _ in pieces), 0
             for x, delta in pieces:
                 dense_stack(x, delta, scratch, at, total)
                 at += len(x)
             dense_backward_weight(scratch, total, k, n, g["weight"], g["bias"], not first)
             first = False
+
+    @classmethod
+    def from_table(cls, table: Table, shape: tuple[int, ...]) -> Layer:
+        if len(shape) == 3:
+            raise table.fail(f"an image {shape} comes in; put a flatten layer before dense")
+        units, activation, bias = table.whole("units"), table.activation(), table.flag("bias", True)
+        return cls(shape, units, activation, bias, table.number("scale", 1.0, 0.0, math.inf))
+
+    def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
+        y = graph.add("MatMul", x, graph.constant(p["weight"]))
+        if self.bias:
+            y = graph.add("Add", y, graph.constant(p["bias"]))
+        return graph.activate(y, self.activation)
 
 
 def _chunks(pairs: list[tuple[Array, Array]]) -> Iterator[list[tuple[Array, Array]]]:

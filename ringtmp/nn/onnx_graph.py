@@ -1,0 +1,66 @@
+"""An ONNX graph under construction: layers add their own nodes to it (`Layer.onnx`)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+_PLAIN = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+
+
+class Graph:
+    """Nodes and constants so far; calls that add a node return the name of what it makes.
+
+    Parameters
+    ----------
+    dtype : numpy dtype
+        Of all numbers but tokens.
+    """
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, array: Any) -> str:
+        """Name of an array."""
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def number(self, value: float) -> str:
+        """Name of a scalar of the graph's dtype."""
+        return self.constant(np.asarray(value, self.dtype))
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of an operator `kind` of ONNX."""
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        """Give each sample the shape `shape`."""
+        return self.add("Reshape", x, self.constant(np.array([-1, *shape], np.int64)))
+
+    def part(self, x: str, first: int, last: int) -> str:
+        """Features `first` ... `last` - 1 of each place."""
+        ends = (self.constant(np.array([end], np.int64)) for end in (first, last, -1))
+        return self.add("Slice", x, *ends)
+
+    def among_channels(self, x: str, make: Callable[[str], str]) -> str:
+        """Add what wants [channels, height, width], between two transpositions."""
+        return self.add("Transpose", make(self.add("Transpose", x, perm=[0, 3, 1, 2])), perm=[0, 2, 3, 1])
+
+    def activate(self, x: str, function: str) -> str:
+        """Add an activation by its name (`kernels.activations`)."""
+        if function in _PLAIN:
+            return self.add(_PLAIN[function], x)
+        if function == "silu":
+            return self.add("Mul", x, self.add("Sigmoid", x))
+        if function == "gelu":
+            erf = self.add("Erf", self.add("Mul", x, self.number(math.sqrt(0.5))))
+            half = self.add("Mul", x, self.number(0.5))
+            return self.add("Mul", half, self.add("Add", erf, self.number(1.0)))
+        return x
