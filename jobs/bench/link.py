@@ -99,7 +99,7 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; backs off like the engine."""
+        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; back off as the engine."""
         self.poll()
         if self.retired < retired or self.taken < taken:
             self.backoff.reset()
