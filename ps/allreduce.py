@@ -7,8 +7,8 @@ follows in the backward pass; all ranks have the same bits of the sum.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ps.exchange import Parameters
-from ps.server import push_tag
+from ps.exchange import KeyRangeViews
+from ps.tags import push_tag
 from ringtmp.comm.ring_allreduce import RingSums, Summand
 from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
@@ -44,7 +44,7 @@ class AllReduce:
     Parameters
     ----------
     comm : Intracomm
-    parameters : Parameters
+    parameters : KeyRangeViews
     optimizer : Optimizer
     rate : callable
         Learning rate of a step.
@@ -58,7 +58,7 @@ class AllReduce:
     def __init__(
         self,
         comm: "Intracomm",
-        parameters: Parameters,
+        parameters: KeyRangeViews,
         optimizer: Optimizer,
         rate: Callable[[int], float],
         recorder: Recorder,

@@ -1,4 +1,4 @@
-"""What travels in place of gradients and weights: themselves, half precision, or only the largest numbers."""
+"""How gradients and weights are compressed on their way: not at all, to half precision, or to the largest numbers."""
 
 import numpy as np
 
@@ -7,101 +7,131 @@ from kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned
 
 
-class Filter:
-    """No filter: the numbers themselves. `pushes` and `pulls`: whether gradients and weights are recoded on the way."""
+class Compressor:
+    """No compression: gradients and weights travel as they are. Base class of the others.
 
-    pushes = pulls = False
+    Attributes
+    ----------
+    compresses_gradients, compresses_weights : bool
+        Whether what travels differs from the numbers themselves. If not, they are sent from where they lie, and none
+        of the methods is called.
+
+    Parameters
+    ----------
+    dtype : numpy dtype
+        Of gradients and weights: float32 or float64.
+    """
+
+    compresses_gradients = compresses_weights = False
 
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype = np.dtype(dtype)
 
-    def wire(self, size: int) -> Array:
-        """A buffer in which a gradient of `size` numbers travels."""
+    def gradient_buffer(self, size: int) -> Array:
+        """A new buffer for the message that carries a gradient of `size` numbers."""
         return aligned(size, self.dtype)
 
-    def answer(self, size: int) -> Array:
-        """A buffer in which weights travel."""
+    def weights_buffer(self, size: int) -> Array:
+        """A new buffer for the message that carries `size` weights."""
         return aligned(size, self.dtype)
 
-    def pack(self, number: int, gradient: Array, wire: Array) -> None:
-        """Recode a gradient of key range `number`."""
-        wire[...] = gradient
+    def compress_gradient(self, number: int, gradient: Array, message: Array) -> None:
+        """Write the gradient of key range `number` into `message`; `gradient` stays as it is (on the worker)."""
+        message[...] = gradient
 
-    def unpack(self, wire: Array, row: Array) -> None:
-        """The reverse, on the server."""
-        row[...] = wire
+    def decompress_gradient(self, message: Array, gradient: Array) -> None:
+        """Overwrite `gradient` with what `message` carries (on the server)."""
+        gradient[...] = message
 
-    def pack_weights(self, weights: Array, wire: Array) -> None:
-        """Recode weights."""
-        wire[...] = weights
+    def compress_weights(self, weights: Array, message: Array) -> None:
+        """Write weights into `message` (on the server)."""
+        message[...] = weights
 
-    def unpack_weights(self, wire: Array, weights: Array) -> None:
-        """The reverse, on the worker."""
-        weights[...] = wire
-
-
-class Half(Filter):
-    """Both in float16, each message scaled by its largest number."""
-
-    pushes = pulls = True
-
-    def wire(self, size: int) -> Array:
-        return aligned(size + 2, np.uint16)
-
-    def answer(self, size: int) -> Array:
-        return self.wire(size)
-
-    def pack(self, number: int, gradient: Array, wire: Array) -> None:
-        to_half(gradient, wire)
-
-    def unpack(self, wire: Array, row: Array) -> None:
-        from_half(wire, row)
-
-    def pack_weights(self, weights: Array, wire: Array) -> None:
-        to_half(weights, wire)
-
-    def unpack_weights(self, wire: Array, weights: Array) -> None:
-        from_half(wire, weights)
+    def decompress_weights(self, message: Array, weights: Array) -> None:
+        """Overwrite `weights` with what `message` carries (on the worker)."""
+        weights[...] = message
 
 
-class TopK(Filter):
-    """Of a gradient the largest numbers; the rest is kept and added to the next one (Stich et al. 2018).
+class HalfPrecision(Compressor):
+    """Gradients and weights in float16, each message scaled by its largest absolute number."""
 
-    A message holds values, then places as int32.
+    compresses_gradients = compresses_weights = True
+
+    def gradient_buffer(self, size: int) -> Array:
+        return aligned(size + 2, np.uint16)  # the scale, a float32, comes first
+
+    def weights_buffer(self, size: int) -> Array:
+        return self.gradient_buffer(size)
+
+    def compress_gradient(self, number: int, gradient: Array, message: Array) -> None:
+        to_half(gradient, message)
+
+    def decompress_gradient(self, message: Array, gradient: Array) -> None:
+        from_half(message, gradient)
+
+    def compress_weights(self, weights: Array, message: Array) -> None:
+        to_half(weights, message)
+
+    def decompress_weights(self, message: Array, weights: Array) -> None:
+        from_half(message, weights)
+
+
+class TopK(Compressor):
+    """The largest numbers of a gradient; the others are kept and added to the next one (Stich et al. 2018).
+
+    A message holds values, then their indices as int32. Weights are not compressed.
+
+    Parameters
+    ----------
+    dtype : numpy dtype
+    share : float
+        Share of a gradient's numbers that is sent, in (0, 1].
     """
 
-    pushes = True
+    compresses_gradients = True
 
     def __init__(self, dtype: np.dtype, share: float) -> None:
         super().__init__(dtype)
         self.share = share
-        self.rest: dict[int, Array] = {}  # by key range: what has not been sent
+        self.residual: dict[int, Array] = {}  # by key range: what has not been sent
 
     def count(self, size: int) -> int:
-        """How many numbers of `size` are sent."""
+        """How many numbers of a gradient of `size` are sent: at least 1."""
         return max(1, round(self.share * size))
 
-    def wire(self, size: int) -> Array:
+    def gradient_buffer(self, size: int) -> Array:
         return aligned(self.count(size) * (self.dtype.itemsize + 4), np.uint8)
 
-    def pack(self, number: int, gradient: Array, wire: Array) -> None:
-        if number not in self.rest:
-            self.rest[number] = aligned(gradient.size, self.dtype)
-        rest = self.rest[number]
-        add_to(rest, gradient)
-        values, places = self._parts(wire)
-        top_k(rest, len(places), places, values)
+    def compress_gradient(self, number: int, gradient: Array, message: Array) -> None:
+        if number not in self.residual:
+            self.residual[number] = aligned(gradient.size, self.dtype)
+        residual = self.residual[number]
+        add_to(residual, gradient)
+        values, indices = self._parts(message)
+        top_k(residual, len(indices), indices, values)
 
-    def unpack(self, wire: Array, row: Array) -> None:
-        values, places = self._parts(wire)
-        scatter(places, values, row)
+    def decompress_gradient(self, message: Array, gradient: Array) -> None:
+        values, indices = self._parts(message)
+        scatter(indices, values, gradient)
 
-    def _parts(self, wire: Array) -> tuple[Array, Array]:
-        count = len(wire) // (self.dtype.itemsize + 4)
+    def _parts(self, message: Array) -> tuple[Array, Array]:
+        """Views of the values and of the indices in `message`."""
+        count = len(message) // (self.dtype.itemsize + 4)
         split = count * self.dtype.itemsize
-        return wire[:split].view(self.dtype), wire[split:].view(np.int32)
+        return message[:split].view(self.dtype), message[split:].view(np.int32)
 
 
-def make_filter(name: str, dtype: np.dtype, share: float) -> Filter:
-    """The filter of that name (`none`, `float16`, `topk`)."""
-    return {"none": Filter, "float16": Half}[name](dtype) if name != "topk" else TopK(dtype, share)
+def make_compressor(name: str, dtype: np.dtype, share: float) -> Compressor:
+    """The compressor that `--compression` names.
+
+    Parameters
+    ----------
+    name : {"none", "float16", "topk"}
+    dtype : numpy dtype
+        Of gradients and weights.
+    share : float
+        For "topk": the share of a gradient's numbers that is sent, in (0, 1].
+    """
+    if name == "topk":
+        return TopK(dtype, share)
+    return {"none": Compressor, "float16": HalfPrecision}[name](dtype)

@@ -1,15 +1,25 @@
-"""What rank 0 does beside serving or working: it hears how steps went, drops who fails, orders stops, ends the run."""
+"""What rank 0 does beside serving or working: collects reports of steps, decides on membership, orders stops."""
 
 import math
-import os
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
-from ps import messages as post
-from ps.batch_split import Shares
-from ps.messages import Message, Post
-from ringtmp.comm.mpi import runs
+from ps.membership import MembershipLeader
+from ps.messages import (
+    Begin,
+    CheckpointOrder,
+    Done,
+    Leave,
+    Loss,
+    Over,
+    PartWritten,
+    RejoinRequest,
+    StepDone,
+    Stop,
+    StopRequest,
+    TestDone,
+)
+from ringtmp.comm.messages import Mailbox
+from ringtmp.comm.peers import Peers
 from ringtmp.errors import RunFailure
 from ringtmp.run.listener import RunListener
 
@@ -19,28 +29,33 @@ class Coordinator:
 
     Parameters
     ----------
-    letters : Post
-    shares : Shares
+    mailbox : Mailbox
+    workers : sequence of int
+        Ranks that work.
     ranks : sequence of int
-        All, with those that only serve.
+        All ranks, those that only serve included.
     writers : sequence of int
-        Ranks that write a part of each set.
-    home : RunListener
-    places : sequence of tuple
-        Host and process number of each rank.
+        Ranks that write a part of each checkpoint.
+    listener : RunListener
+    peers : Peers
     batch_size, test_samples : int
-    start, period, total : int
-        Steps made before; steps between two exchanges; steps of the run.
+        Samples of a step, and of an evaluation.
+    start : int
+        Steps made before this launch.
+    period : int
+        Steps between two exchanges, at least 1.
+    total : int
+        Steps of the run.
     """
 
     def __init__(
         self,
-        letters: Post,
-        shares: Shares,
+        mailbox: Mailbox,
+        workers: Sequence[int],
         ranks: Sequence[int],
         writers: Sequence[int],
-        home: RunListener,
-        places: Sequence[tuple[str, int]],
+        listener: RunListener,
+        peers: Peers,
         *,
         batch_size: int,
         test_samples: int,
@@ -48,175 +63,177 @@ class Coordinator:
         period: int,
         total: int,
     ) -> None:
-        self.post, self.shares, self.ranks, self.home, self.places = letters, shares, ranks, home, places
+        self.mailbox, self.ranks, self.writers, self.listener, self.peers = mailbox, ranks, writers, listener, peers
         self.batch_size, self.test_samples, self.period = batch_size, test_samples, period
-        self.writers = writers
-        self.alive = set(shares.workers)
-        self.lost: set[int] = set()  # their processes take no part in the end
-        self.generation = 0  # workers that have come back
-        self.end = total  # steps that are made
+        self.members = MembershipLeader(workers, mailbox, ranks)
         self.stop_signal = 0
-        self.begun = start  # newest step that anybody has begun
-        self.next = start  # first step that is not reported
-        self.done: dict[int, dict[int, tuple[float, ...]]] = {}
+        self._end = total  # steps that are made
+        self._begun = start  # newest step that a worker has begun
+        self._next = start  # first step that is not reported
         # The newest step that each worker has reported; infinity once it has its last weights.
-        self.newest: dict[int, float] = dict.fromkeys(shares.workers, start - 1)
-        self.tests: dict[int, dict[int, tuple[float, ...]]] = {}
-        self.parts: dict[int, dict[int, tuple[bool, float]]] = {}
-        self.shares_of_time: dict[int, tuple[float, float]] = {}
-        letters.on(post.BEGIN, self._begun)
-        letters.on(post.DONE, self._done)
-        letters.on(post.TEST, self._tested)
-        letters.on(post.SAVED, self._saved)
-        letters.on(post.END, self._ended)
-        letters.on(post.ASK, self._asked)
-        letters.on(post.BACK, self._back)
-        letters.on(post.LEAVE, lambda worker, message: self.drop(worker, "has failed", post.FAILED))
+        self._newest: dict[int, float] = dict.fromkeys(workers, start - 1)
+        self._steps: dict[int, dict[int, StepDone]] = {}  # reports by step and worker
+        self._tests: dict[int, dict[int, TestDone]] = {}
+        self._parts: dict[int, dict[int, PartWritten]] = {}
+        self._times: dict[int, tuple[int, int]] = {}  # of each worker: nanoseconds waited and elapsed
+        mailbox.on(Begin, self._on_begin)
+        mailbox.on(StepDone, self._on_step)
+        mailbox.on(TestDone, self._on_test)
+        mailbox.on(PartWritten, self._on_part)
+        mailbox.on(Done, self._on_done)
+        mailbox.on(StopRequest, self._on_stop_request)
+        mailbox.on(RejoinRequest, self._on_rejoin_request)
+        mailbox.on(Leave, lambda worker, message: self.drop(worker, "has failed", Loss.FAILED))
 
     # ---- reports ------------------------------------------------------------------------------------------------
 
-    def _begun(self, worker: int, message: Message) -> None:
-        if worker in self.alive:
-            self.begun = max(self.begun, int(message[1]))
+    def _on_begin(self, worker: int, message: Begin) -> None:
+        if worker in self.members.active:
+            self._begun = max(self._begun, message.step)
 
-    def _done(self, worker: int, message: Message) -> None:
-        _, number, loss, correct, samples, waited, gone, *_ = message
-        step = int(number)
-        if worker not in self.alive:
-            return  # it was sent before the worker was dropped, and is made by others
-        self.begun, self.newest[worker] = max(self.begun, step), step
-        self.done.setdefault(step, {})[worker] = loss, correct, samples
-        self.shares_of_time[worker] = waited, gone
-        if not math.isfinite(loss):
-            raise RunFailure(f"the loss became {loss} in step {step} on rank {worker}; try a smaller --lr")
+    def _on_step(self, worker: int, message: StepDone) -> None:
+        step = message.step
+        if worker not in self.members.active:
+            return  # sent before the worker was dropped; the others train on its samples
+        self._begun, self._newest[worker] = max(self._begun, step), step
+        self._steps.setdefault(step, {})[worker] = message
+        self._times[worker] = message.waited, message.elapsed
+        if not math.isfinite(message.loss):
+            raise RunFailure(f"the loss became {message.loss} in step {step} on rank {worker}; try a smaller --lr")
         self._report()
-        self._report_tests()
 
-    def _ended(self, worker: int, message: Message) -> None:
-        """A worker makes no further step; with backup workers it may have passed over the last ones."""
-        self.newest[worker] = math.inf
+    def _on_done(self, worker: int, message: Done) -> None:
+        """A worker trains no further step; with backup workers it may have skipped the last ones."""
+        self._newest[worker] = math.inf
         self._report()
-        self._report_tests()
+
+    def _on_test(self, worker: int, message: TestDone) -> None:
+        if worker in self.members.active:
+            self._tests.setdefault(message.step, {})[worker] = message
+            self._report_tests()
+
+    def _on_part(self, rank: int, message: PartWritten) -> None:
+        parts = self._parts.setdefault(message.step, {})
+        parts[rank] = message
+        if len(parts) == len(self.writers):
+            del self._parts[message.step]
+            whole, cost = all(part.written for part in parts.values()), max(part.seconds for part in parts.values())
+            self.listener.parts_done(message.step, whole, cost)
 
     def _report(self) -> None:
-        """Report the steps that everybody has made or passed over."""
-        while self.done and self.alive and min(self.newest[worker] for worker in self.alive) >= self.next:
-            parts = self.done.pop(self.next, {})
-            step, self.next = self.next, self.next + 1
+        """Report the steps and tests that every active worker has made or skipped."""
+        active = self.members.active
+        while self._steps and active and min(self._newest[worker] for worker in active) >= self._next:
+            parts = self._steps.pop(self._next, {}).values()
+            step, self._next = self._next, self._next + 1
             if not parts:
                 continue
-            loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
-            waited, gone = (sum(each[n] for each in self.shares_of_time.values()) for n in (0, 1))
-            whole = self.batch_size / samples
-            self.home.step_done(step, loss * whole, correct * whole, waited / max(gone, 1.0))
-            self._order_set()
-
-    def _tested(self, worker: int, message: Message) -> None:
-        step = int(message[1])
-        if worker not in self.alive:
-            return
-        self.tests.setdefault(step, {})[worker] = message[2:5]
+            loss, correct = sum(part.loss for part in parts), sum(part.correct for part in parts)
+            waited, elapsed = (sum(times[n] for times in self._times.values()) for n in (0, 1))
+            # With backup workers some samples are missing.
+            whole = self.batch_size / sum(part.samples for part in parts)
+            self.listener.step_done(step, loss * whole, correct * whole, waited / max(elapsed, 1))
+            self._order_checkpoint()
         self._report_tests()
 
     def _report_tests(self) -> None:
-        for step in sorted(self.tests):
-            parts = self.tests[step]
-            if any(worker not in parts and self.newest[worker] < step for worker in self.alive):
-                return  # those who have made a later step have passed this test over
-            del self.tests[step]
-            loss, correct, samples = (sum(part[n] for part in parts.values()) for n in range(3))
-            whole = self.test_samples / max(samples, 1)
-            self.home.test_done(step, loss * whole, correct * whole)
-
-    def _saved(self, rank: int, message: Message) -> None:
-        step, whole, cost = int(message[1]), bool(message[2]), message[3]
-        parts = self.parts.setdefault(step, {})
-        parts[rank] = whole, cost
-        if len(parts) == len(self.writers):
-            del self.parts[step]
-            self.home.parts_done(
-                step, all(whole for whole, _ in parts.values()), max(cost for _, cost in parts.values())
-            )
+        for step in sorted(self._tests):
+            parts = self._tests[step]
+            if any(worker not in parts and self._newest[worker] < step for worker in self.members.active):
+                return  # a worker that has reported a later step has skipped this test
+            del self._tests[step]
+            loss, correct = sum(part.loss for part in parts.values()), sum(part.correct for part in parts.values())
+            whole = self.test_samples / max(sum(part.samples for part in parts.values()), 1)
+            self.listener.test_done(step, loss * whole, correct * whole)
 
     # ---- orders -------------------------------------------------------------------------------------------------
 
-    def _safe(self) -> int:
-        """A step that nobody has begun or can begin before an order that leaves now is there.
+    def _safe_step(self) -> int:
+        """First step that no worker can start before a message sent now arrives.
 
-        To begin the next step but one a worker needs this rank's answer to the next, and it had to be begun for that.
+        To start the next step but one a worker needs rank 0's answer to the next one, which it must have begun.
         """
-        return self.begun + 1 + self.period
+        return self._begun + 1 + self.period
 
-    def _order_set(self) -> None:
-        """Have a set written, if one is wanted, after the first step with an exchange that nobody can have made."""
-        step = -(-(self._safe() + 1) // self.period) * self.period
-        if not self.stop_signal and self.home.wants_checkpoint(step):
-            self.post.tell(self.ranks, post.SET, step)
+    def _order_checkpoint(self) -> None:
+        """Order a checkpoint, if one is due, after the first step with an exchange that no worker can have made."""
+        step = -(-(self._safe_step() + 1) // self.period) * self.period
+        if not self.stop_signal and self.listener.wants_checkpoint(step):
+            self.mailbox.send_all(self.ranks, CheckpointOrder(step), step)
 
-    def _asked(self, rank: int, message: Message) -> None:
+    def _on_stop_request(self, rank: int, message: StopRequest) -> None:
         if not self.stop_signal:
-            self.stop_signal, step = int(message[1]), self._safe()
-            self.end = min(self.end, step)
-            self.post.tell(self.ranks, post.STOP, step, self.stop_signal)
+            self.stop_signal, step = message.signal, self._safe_step()
+            self._end = min(self._end, step)
+            self.mailbox.send_all(self.ranks, Stop(step), step)
 
-    def drop(self, worker: int, why: str, how: int) -> None:
-        """Go on without a worker; `how` it was lost, as in `DROP`."""
-        if worker not in self.alive:
+    def drop(self, worker: int, why: str, loss: Loss) -> None:
+        """Go on without a worker.
+
+        Parameters
+        ----------
+        worker : int
+        why : str
+            For the user, after "rank N on HOST (process PID)".
+        loss : Loss
+
+        Raises
+        ------
+        RunFailure
+            It was the last worker.
+        """
+        step = self._safe_step()
+        if not self.members.drop(worker, step, loss):
             return
-        self.alive.discard(worker)
-        if how != post.FAILED:
-            self.lost.add(worker)
-        host, pid = self.places[worker]
-        step = self._safe()
-        self.home.say(
-            f"warning: rank {worker} on {host} (process {pid}) {why} and is dropped; "
-            f"{len(self.alive)} worker{'s' * (len(self.alive) != 1)} go on with its share from step {step} on"
+        left = len(self.members.active)
+        self.listener.say(
+            f"warning: {self.peers.name(worker)} {why} and is dropped; "
+            f"{left} worker{'s' * (left != 1)} go on and divide its samples from step {step} on"
         )
-        if not self.alive:
+        if not left:
             raise RunFailure("no worker is left; the last checkpoint is kept")
-        self.post.tell(self.ranks, post.DROP, worker, step, how)  # those who are silent too: they may yet come back
         self._report()
-        self._report_tests()
 
-    def _back(self, worker: int, message: Message) -> None:
-        """A worker that was silent is there again: give it a share from a step on that nobody can have begun."""
-        step = -(-self._safe() // self.period) * self.period
-        if worker not in self.lost or step >= self.end:
-            return  # at the end it is too late
-        self.lost.discard(worker)
-        self.alive.add(worker)
-        self.newest[worker] = step - 1
-        self.generation += 1
-        host, pid = self.places[worker]
-        self.home.say(
-            f"rank {worker} on {host} (process {pid}) is back and is taken in again; {len(self.alive)} "
-            f"worker{'s' * (len(self.alive) != 1)} share the batches from step {step} on"
+    def _on_rejoin_request(self, worker: int, message: RejoinRequest) -> None:
+        """Take back a worker that was silent, from a step with an exchange that no worker can have begun."""
+        step = -(-self._safe_step() // self.period) * self.period
+        # At the end of the run it is too late.
+        if step >= self._end or not self.members.rejoin(worker, step, message.pushes):
+            return
+        self._newest[worker] = step - 1
+        active = len(self.members.active)
+        self.listener.say(
+            f"{self.peers.name(worker)} is back and takes part again; "
+            f"{active} worker{'s' * (active != 1)} divide the batches from step {step} on"
         )
-        self.post.tell(self.ranks, post.JOIN, worker, step, message[1], self.generation)
 
-    def look(self, silent: Sequence[int], limit: float) -> None:
-        """Drop workers whose process is gone, and those that have been silent for too long (`limit` seconds)."""
-        here = self.places[0][0]
-        for worker in tuple(self.alive):
-            host, pid = self.places[worker]
-            if worker and host == here and not runs(pid):
-                self.drop(worker, "was killed", post.KILLED)
+    def check_workers(self, silent: Sequence[int], limit: float) -> None:
+        """Drop workers whose process on this host has ended, and those that are silent.
+
+        Parameters
+        ----------
+        silent : sequence of int
+            Workers from which nothing has come for `limit` seconds.
+        limit : float
+        """
+        for worker in self.members.active:
+            if self.peers.has_ended(worker):
+                self.drop(worker, "was killed", Loss.KILLED)
         for worker in silent:
-            self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", post.SILENT)
+            self.drop(worker, f"was silent for {limit:g} s (--worker-timeout)", Loss.SILENT)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
 
     def finished(self) -> bool:
-        """Every worker has its last weights, and all reports are in."""
-        ended = all(self.newest[worker] == math.inf for worker in self.alive)
-        return ended and not self.done and not self.tests and not self.parts
+        """Whether every worker has its last weights, and all reports have arrived."""
+        ended = all(self._newest[worker] == math.inf for worker in self.members.active)
+        return ended and not self._steps and not self._tests and not self._parts
 
-    def over(self) -> None:
-        """Every worker has ended: tell all."""
-        self.post.tell(self.ranks, post.OVER)
+    def announce_end(self) -> None:
+        """Tell all ranks that every worker has ended."""
+        self.mailbox.send_all(self.ranks, Over())
 
-    def fence(self) -> None:
-        """Kill what is left of lost workers on this host: they may only sleep, and the launcher waits for them."""
-        for worker in self.lost:
-            host, pid = self.places[worker]
-            if host == self.places[0][0]:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+    def kill_lost(self) -> None:
+        """Kill the processes of unresponsive workers on this host: a stopped one would keep the launcher waiting."""
+        for worker in self.members.decided.unresponsive:
+            self.peers.kill(worker)

@@ -1,7 +1,7 @@
 """A worker's end of the exchange with servers: gradients leave as soon as they exist, weights come back in order.
 
-One range of keys is one message each way. Pushes of early layers overtake those of late ones that are still queued,
-since the next forward needs their answers first (P3: Jayarajan et al. 2019).
+One key range is one message each way. Pushes of early layers overtake those of late ones that are still queued, since
+the next forward pass needs their answers first (P3: Jayarajan et al. 2019).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ps import messages as post
-from ps.compression import Filter
-from ps.messages import Post
+from ps.compression import Compressor
+from ps.membership import Membership
+from ps.messages import Begin
 from ps.send_queue import SendQueue
-from ps.server import Server, pull_tag, push_tag
+from ps.serving.server import Server
+from ps.tags import pull_tag, push_tag
+from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.layer_state import LayerState
 from ringtmp.nn.shards import KeyRange
@@ -27,221 +29,232 @@ class Exchange(Protocol):
     """How a worker comes from gradients to new weights."""
 
     def begin(self, step: int, samples: int) -> None:
-        """The gradients that follow are of this step, and of so many samples."""
+        """The gradients that follow are of `step` and of `samples` samples."""
 
     def ready(self, layer: int) -> None:
-        """The gradient of a layer exists."""
+        """The gradient of `layer` is complete."""
 
     def missing(self, layer: int) -> int:
-        """A range of keys whose new weights a layer waits for, or -1: it has them."""
+        """Number of a key range whose new weights `layer` waits for; -1: it has them all."""
 
     def poll(self) -> bool:
-        """Let messages move; whether anything has happened."""
+        """Start and complete messages; True if anything has happened."""
 
     def reuse(self, layer: int) -> None:
-        """The gradient of a layer will be overwritten."""
+        """Return once the gradient of `layer` may be overwritten."""
 
     def close(self) -> None:
-        """Give back all requests; when nothing is missing."""
+        """Free all requests; call when nothing is missing."""
 
 
-class Parameters:
-    """Ranges of keys in a worker's layers: gathered into one buffer to be sent, spread when they have come.
+class KeyRangeViews:
+    """Where the key ranges lie in a worker's layers.
 
     Parameters
     ----------
     ranges : sequence of KeyRange
-        All of them.
+        All ranges.
     states : sequence of LayerState
         All layers.
     """
 
     def __init__(self, ranges: Sequence[KeyRange], states: Sequence[LayerState]) -> None:
         self.ranges, self.states = ranges, states
-        self.of_layer: list[list[int]] = [[] for _ in states]
+        self.of_layer: list[list[int]] = [[] for _ in states]  # numbers of the ranges that have a part of each layer
         for keys in ranges:
             for segment in keys.segments:
                 self.of_layer[segment.layer].append(keys.number)
-        self.layers = [len({segment.layer for segment in keys.segments}) for keys in ranges]
+        self.layers = [len({segment.layer for segment in keys.segments}) for keys in ranges]  # count, for each range
 
     def view(self, number: int, what: str) -> Array | None:
-        """A range of `flat` or `gradient` as it lies there, if it lies in one layer."""
+        """Range `number` of each layer's `what` ("flat" or "gradient") without a copy; None if it spans layers."""
         first, *others = self.ranges[number].segments
         return None if others else getattr(self.states[first.layer], what)[first.start : first.stop]
 
     def gather(self, number: int, what: str, into: Array) -> None:
-        """Copy a range of `flat` or `gradient`."""
+        """Copy range `number` of each layer's `what` ("flat" or "gradient") to `into` [size of the range]."""
         for layer, start, stop, at in self.ranges[number].segments:
             into[at : at + stop - start] = getattr(self.states[layer], what)[start:stop]
 
     def spread(self, number: int, weights: Array) -> None:
-        """Put new weights of a range where they belong."""
+        """Copy `weights` [size of the range] to the layers of range `number`."""
         for layer, start, stop, at in self.ranges[number].segments:
             self.states[layer].flat[start:stop] = weights[at : at + stop - start]
 
 
-class ServerLink:
+class ServerExchange:
     """The exchange with one or several servers, one of which may be on this rank.
 
     Parameters
     ----------
     comm : Intracomm
-    parameters : Parameters
-    filtered : Filter
-    letters : Post
+    views : KeyRangeViews
+    compressor : Compressor
+    mailbox : Mailbox
     recorder : Recorder
-    local : Server or None
-        This rank's own.
-    share : callable or None
-        With local steps: what a worker's difference counts for, from its samples. What is pushed is then not a gradient
-        but how far its own steps have led from the weights that came last.
-    generation : callable
-        How many workers have come back by a step.
+    own_server : Server or None
+        This rank's.
+    membership : Membership or None
+        Tells the generation of a step; None: no worker ever rejoins.
+    weight : callable or None
+        With local steps: the factor of a worker's difference, from its number of samples. What is pushed is then not
+        the gradient but the weights received last minus the worker's own, times that factor.
     """
 
     def __init__(
         self,
         comm: "Intracomm",
-        parameters: Parameters,
-        filtered: Filter,
-        letters: Post,
+        views: KeyRangeViews,
+        compressor: Compressor,
+        mailbox: Mailbox,
         recorder: Recorder,
-        local: Server | None,
-        share: Callable[[int], float] | None = None,
-        generation: Callable[[int], int] = lambda step: 0,
+        own_server: Server | None,
+        membership: Membership | None = None,
+        weight: Callable[[int], float] | None = None,
     ) -> None:
         from mpi4py import MPI
 
-        self.rank, self.parameters, self.filter = comm.rank, parameters, filtered
-        self.post, self.recorder = letters, recorder
-        self.local, self.share, self.generation = local, share, generation
-        self.pushes_made = 0  # of each range
-        self.testsome = MPI.Prequest.Testsome
-        ranges = parameters.ranges
-        self.servers = sorted({keys.server for keys in ranges})
-        self.step, self.factor = -1, 1.0
-        self.here = [True] * len(ranges)
-        self.pushed = [-1] * len(ranges)  # step of each range's newest gradient
-        self.left = parameters.layers.copy()  # layers of each range whose gradients do not exist yet
-        self.departures = SendQueue(self.servers, self._start)
-        self.pushes: list[Any] = []
-        self.pulls: list[Any] = []
-        self.dense: list[Array] = []  # what is pushed, before it is recoded
-        self.wires: list[Array] = []
-        self.comes: list[Array] = []  # where weights come in
-        self.targets: list[Array] = []  # where they are put together; where they belong, if that is one place
-        self.base: list[Array] = []
-        dtype = filtered.dtype
+        self.rank, self.views, self.compressor = comm.rank, views, compressor
+        self.mailbox, self.recorder = mailbox, recorder
+        self.own_server, self.membership, self.weight = own_server, membership, weight
+        self.pushes_made = 0  # how often every range has been pushed
+        ranges = views.ranges
+        self._servers = sorted({keys.server for keys in ranges})
+        self._testsome = MPI.Prequest.Testsome
+        self._step, self._factor = -1, 1.0
+        self._here = [True] * len(ranges)  # whether the newest weights of each range have arrived
+        self._pushed = [-1] * len(ranges)  # step of each range's newest push
+        self._incomplete = views.layers.copy()  # layers of each range whose gradients are not complete yet
+        self._send_queue = SendQueue(self._servers, self._start)
+
+        # Buffers and requests of each range; those of this rank's own server have no requests.
+        self._pushes: list[Any] = []
+        self._pulls: list[Any] = []
+        self._gradients: list[Array] = []  # what is pushed, before compression
+        self._push_messages: list[Array] = []
+        self._pull_messages: list[Array] = []
+        self._weights: list[Array] = []  # weights after decompression: in the layer, if the range lies in one
+        self._base: list[Array] = []  # with local steps: the weights received last
+        dtype = compressor.dtype
         for keys in ranges:
-            gradient = None if share else parameters.view(keys.number, "gradient")
-            self.dense.append(aligned(keys.size, dtype) if gradient is None else gradient)
-            if share:
-                self.base.append(aligned(keys.size, dtype))
-                parameters.gather(keys.number, "flat", self.base[-1])
-            wire = filtered.wire(keys.size) if filtered.pushes and keys.server != self.rank else self.dense[-1]
-            self.wires.append(wire)
-            target = parameters.view(keys.number, "flat")
-            self.targets.append(aligned(keys.size, dtype) if target is None else target)
-            self.comes.append(filtered.answer(keys.size) if filtered.pulls else self.targets[-1])
-            if keys.server == self.rank:
-                self.pushes.append(MPI.REQUEST_NULL)
-                self.pulls.append(MPI.REQUEST_NULL)
-                continue
-            self.pushes.append(comm.Send_init(wire, keys.server, push_tag(keys.number)))
-            self.pulls.append(comm.Recv_init(self.comes[-1], keys.server, pull_tag(keys.number)))
-        if local is not None:
-            local.local = self._arrived
+            number, size, remote = keys.number, keys.size, keys.server != self.rank
+            gradient = None if weight else views.view(number, "gradient")
+            self._gradients.append(aligned(size, dtype) if gradient is None else gradient)
+            if weight:
+                self._base.append(aligned(size, dtype))
+                views.gather(number, "flat", self._base[-1])
+            packed = compressor.compresses_gradients and remote
+            self._push_messages.append(compressor.gradient_buffer(size) if packed else self._gradients[-1])
+            weights = views.view(number, "flat")
+            self._weights.append(aligned(size, dtype) if weights is None else weights)
+            packed = compressor.compresses_weights
+            self._pull_messages.append(compressor.weights_buffer(size) if packed else self._weights[-1])
+            null = MPI.REQUEST_NULL
+            push, pull = self._push_messages[-1], self._pull_messages[-1]
+            self._pushes.append(comm.Send_init(push, keys.server, push_tag(number)) if remote else null)
+            self._pulls.append(comm.Recv_init(pull, keys.server, pull_tag(number)) if remote else null)
+        if own_server is not None:
+            own_server.connect_own_worker(self._arrived)
+
+    # ---- pushes -------------------------------------------------------------------------------------------------
 
     def begin(self, step: int, samples: int) -> None:
-        self.step = step
-        if self.share:
-            self.factor = self.share(samples)
-        self.left = self.parameters.layers.copy()
-        self.post.tell(self.servers, post.BEGIN, step, samples, self.generation(step))
-        if self.local is not None:
-            self.post.poll()  # the own server knows before the first gradient
+        self._step = step
+        if self.weight:
+            self._factor = self.weight(samples)
+        self._incomplete = self.views.layers.copy()
+        generation = self.membership.generation_in(step) if self.membership else 0
+        self.mailbox.send_all(self._servers, Begin(step, samples, generation), step)
+        if self.own_server is not None:
+            self.mailbox.poll()  # the own server must know before the first gradient
 
     def ready(self, layer: int) -> None:
-        for number in self.parameters.of_layer[layer]:
-            self.left[number] -= 1
-            if not self.left[number]:
+        for number in self.views.of_layer[layer]:
+            self._incomplete[number] -= 1
+            if not self._incomplete[number]:
                 self._push(number)
-        self.departures.poll()
-        if not any(self.left):
+        self._send_queue.poll()
+        if not any(self._incomplete):
             self.pushes_made += 1
 
     def _push(self, number: int) -> None:
-        """A whole range exists: to its server's queue, or to that server itself."""
-        dense, server = self.dense[number], self.parameters.ranges[number].server
-        if self.share:
-            self.parameters.gather(number, "flat", dense)
-            np.subtract(self.base[number], dense, out=dense)
-            np.multiply(dense, dense.dtype.type(self.factor), out=dense)
-        elif len(self.parameters.ranges[number].segments) > 1:
-            self.parameters.gather(number, "gradient", dense)
-        self.here[number], self.pushed[number] = False, self.step
-        if server == self.rank:
-            assert self.local
-            self.local.push(number, dense)
+        """Queue a range whose gradient is complete for its server, or hand it to this rank's own."""
+        # Bring it together.
+        gradient, keys = self._gradients[number], self.views.ranges[number]
+        if self.weight:
+            self.views.gather(number, "flat", gradient)
+            np.subtract(self._base[number], gradient, out=gradient)
+            np.multiply(gradient, gradient.dtype.type(self._factor), out=gradient)
+        elif len(keys.segments) > 1:
+            self.views.gather(number, "gradient", gradient)
+        self._here[number], self._pushed[number] = False, self._step
+
+        # Hand it on.
+        if keys.server == self.rank:
+            assert self.own_server
+            self.own_server.push(number, gradient)
             return
-        if self.filter.pushes:
-            self.filter.pack(number, dense, self.wires[number])
-        self.pulls[number].Start()
-        self.departures.add(server, number, self.step)
+        if self.compressor.compresses_gradients:
+            self.compressor.compress_gradient(number, gradient, self._push_messages[number])
+        self._pulls[number].Start()
+        self._send_queue.add(keys.server, number, self._step)
 
-    def ask(self, step: int, generation: int) -> None:
-        """Have all weights sent anew, as if `step` had been made: pushes of no samples, whose contents do not count.
+    def request_weights(self, step: int) -> None:
+        """After a rejoin: have all weights sent again, as if `step` had been made.
 
-        Nothing may be under way.
+        Pushes of no samples do that; their contents do not count. Nothing may be missing.
         """
-        self.step = step
-        self.post.tell(self.servers, post.BEGIN, step, 0, generation)
-        for keys in self.parameters.ranges:
-            self.here[keys.number], self.pushed[keys.number] = False, step
-            self.pulls[keys.number].Start()
-            self.departures.add(keys.server, keys.number, step)
+        assert self.membership
+        self._step = step
+        self.mailbox.send_all(self._servers, Begin(step, 0, self.membership.generation), step)
+        for keys in self.views.ranges:
+            self._here[keys.number], self._pushed[keys.number] = False, step
+            self._pulls[keys.number].Start()
+            self._send_queue.add(keys.server, keys.number, step)
         self.pushes_made += 1
 
     def _start(self, server: int, number: int, step: int) -> tuple[Any, int]:
-        begin, request = clock(), self.pushes[number]
+        begin, request = clock(), self._pushes[number]
         request.Start()
-        self.recorder.record("send", begin, clock(), step, -1, server, self.wires[number].nbytes, number)
+        self.recorder.record("send", begin, clock(), step, -1, server, self._push_messages[number].nbytes, number)
         return request, 0
 
-    def _arrived(self, number: int, weights: Array) -> None:
-        """New weights are here; put them where they belong if that is not where they came in."""
-        if weights is not self.targets[number] or len(self.parameters.ranges[number].segments) > 1:
-            self.parameters.spread(number, weights)
-        if self.share:
-            self.parameters.gather(number, "flat", self.base[number])
-        self.here[number] = True
+    def reuse(self, layer: int) -> None:
+        for number in self.views.of_layer[layer]:
+            self._send_queue.complete(number)
+
+    # ---- pulls --------------------------------------------------------------------------------------------------
 
     def poll(self) -> bool:
         begin = clock()
-        done = self.testsome(self.pulls)
+        done = self._testsome(self._pulls)
         for number in done or ():
-            came = self.comes[number]
-            if self.filter.pulls:
-                self.filter.unpack_weights(came, self.targets[number])
-            self._arrived(number, self.targets[number])
+            message = self._pull_messages[number]
+            if self.compressor.compresses_weights:
+                self.compressor.decompress_weights(message, self._weights[number])
+            self._arrived(number, self._weights[number])
             now = clock()
-            server = self.parameters.ranges[number].server
-            self.recorder.record("receive", begin, now, self.pushed[number], -1, server, came.nbytes, number)
+            server = self.views.ranges[number].server
+            self.recorder.record("receive", begin, now, self._pushed[number], -1, server, message.nbytes, number)
             begin = now
-        return self.departures.poll() or bool(done)
+        return self._send_queue.poll() or bool(done)
+
+    def _arrived(self, number: int, weights: Array) -> None:
+        """New weights of a range are here; copy them to its layers if they did not arrive there."""
+        if weights is not self._weights[number] or len(self.views.ranges[number].segments) > 1:
+            self.views.spread(number, weights)
+        if self.weight:
+            self.views.gather(number, "flat", self._base[number])
+        self._here[number] = True
 
     def missing(self, layer: int) -> int:
-        for number in self.parameters.of_layer[layer]:
-            if not self.here[number]:
+        for number in self.views.of_layer[layer]:
+            if not self._here[number]:
                 return number
         return -1
 
-    def reuse(self, layer: int) -> None:
-        for number in self.parameters.of_layer[layer]:
-            self.departures.complete(number)
-
     def close(self) -> None:
-        for request in [*self.pushes, *self.pulls]:
+        for request in [*self._pushes, *self._pulls]:
             if request:  # not of this rank's own server
                 request.Wait()
                 request.Free()

@@ -2,14 +2,14 @@
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ringtmp.trace.recorder import clock
 
 _SLOW = 20_000_000  # nanoseconds; a link on which a message takes longer gets few at once
 
 
-def _most(slow: bool) -> int:
+def _limit(slow: bool) -> int:
     """Messages under way at once to one rank.
 
     Over 100 Mbit/s two hide 8 points more of the exchange than four (where computing lasts as long as one way of it);
@@ -18,83 +18,94 @@ def _most(slow: bool) -> int:
     return 2 if slow else 4
 
 
+class _Flight(NamedTuple):
+    """A message that is under way."""
+
+    request: Any
+    peer: int
+    number: int  # of its key range
+    mark: int
+    since: int  # nanoseconds
+
+
 class SendQueue:
     """A queue for each of some ranks, of messages named by key range and step.
 
     Parameters
     ----------
     peers : iterable of int
+        Ranks to send to.
     start : callable
         Starts the message of (rank, key range, step); returns its request and a mark.
-    gone : callable
-        Called with the key range and the mark once the message has left.
+    left : callable
+        Called with the key range and the mark of a message that has left.
     """
 
     def __init__(
         self,
         peers: Iterable[int],
         start: Callable[[int, int, int], tuple[Any, int]],
-        gone: Callable[[int, int], None] = lambda number, mark: None,
+        left: Callable[[int, int], None] = lambda number, mark: None,
     ) -> None:
         from mpi4py import MPI
 
         self._testsome = MPI.Prequest.Testsome
-        self._queues: dict[int, list[tuple[int, int]]] = {peer: [] for peer in peers}
-        self._start, self._gone = start, gone
-        self._flying: list[tuple[Any, int, int, int, int]] = []  # request, rank, key range, mark, since when
-        self._count = dict.fromkeys(self._queues, 0)  # under way
+        self._queues: dict[int, list[tuple[int, int]]] = {peer: [] for peer in peers}  # key range and step
+        self._start, self._on_left = start, left
+        self._flights: list[_Flight] = []
+        self._count = dict.fromkeys(self._queues, 0)  # messages under way
         self._slow = dict.fromkeys(self._queues, False)  # whether the last one took long
-        self._silent: set[int] = set()
+        self._unresponsive: set[int] = set()
 
     def add(self, peer: int, number: int, step: int) -> None:
-        """Let a message leave with one of the next `poll`s."""
+        """Queue a message; it leaves with one of the next `poll`s."""
         heapq.heappush(self._queues[peer], (number, step))
 
     def poll(self) -> bool:
-        """Note what has left, and start what may; whether anything has happened."""
+        """Note messages that have left, and start others; True if anything has happened."""
         moved = False
-        if self._flying:
-            done = self._testsome([request for request, *_ in self._flying])
-            for at in sorted(done or (), reverse=True):
-                self._left(at)
+        if self._flights:
+            done = self._testsome([flight.request for flight in self._flights])
+            for index in sorted(done or (), reverse=True):
+                self._land(index)
                 moved = True
         for peer, queue in self._queues.items():
-            while queue and self._count[peer] < _most(self._slow[peer]):
+            while queue and self._count[peer] < _limit(self._slow[peer]):
                 begin = clock()
                 number, step = heapq.heappop(queue)
                 request, mark = self._start(peer, number, step)
-                self._flying.append((request, peer, number, mark, begin))
+                self._flights.append(_Flight(request, peer, number, mark, begin))
                 self._count[peer] += 1
                 moved = True
         return moved
 
-    def _left(self, at: int) -> None:
-        _, peer, number, mark, since = self._flying.pop(at)
-        self._count[peer] -= 1
-        self._slow[peer] = clock() - since > _SLOW
-        self._gone(number, mark)
+    def _land(self, index: int) -> None:
+        flight = self._flights.pop(index)
+        self._count[flight.peer] -= 1
+        self._slow[flight.peer] = clock() - flight.since > _SLOW
+        self._on_left(flight.number, flight.mark)
 
     def complete(self, number: int) -> None:
-        """See to it that the messages of a key range have left: they have been answered, so this does not wait."""
-        for at in reversed(range(len(self._flying))):
-            if self._flying[at][2] == number:
-                self._flying[at][0].Wait()
-                self._left(at)
+        """Note that the messages of a key range have left: they have been answered, so that this does not wait."""
+        for index in reversed(range(len(self._flights))):
+            if self._flights[index].number == number:
+                self._flights[index].request.Wait()
+                self._land(index)
 
-    def forget(self, peer: int, gone: bool = False) -> None:
-        """A rank does not answer: nothing more leaves for it, and nobody waits for what is under way to it.
+    def drop(self, peer: int, killed: bool = False) -> None:
+        """Send nothing more to a rank that does not answer, and do not wait for what is under way to it.
 
-        Its buffer stays busy; for ever if the rank is `gone`.
+        The buffers of such messages stay busy: for ever if the rank was `killed`, else until it answers.
         """
         self._queues[peer].clear()
-        self._silent.add(peer)
-        if gone:
-            self._flying = [flight for flight in self._flying if flight[1] != peer]
+        self._unresponsive.add(peer)
+        if killed:
+            self._flights = [flight for flight in self._flights if flight.peer != peer]
 
-    def remember(self, peer: int) -> None:
-        """It answers again."""
-        self._silent.discard(peer)
+    def rejoin(self, peer: int) -> None:
+        """Wait again for what is under way to a rank: it answers."""
+        self._unresponsive.discard(peer)
 
     def idle(self) -> bool:
-        """Whether all has left, but for those who do not answer."""
-        return not any(self._queues.values()) and all(flight[1] in self._silent for flight in self._flying)
+        """Whether every message has left, but for those to ranks that do not answer."""
+        return not any(self._queues.values()) and all(flight.peer in self._unresponsive for flight in self._flights)

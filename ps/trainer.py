@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.batch_split import Shares
-from ps.checkpointing import homes
-from ps.mirror import holder_of
-from ps.node_memory import Sides, Taken, holders, layout_of, take
+from ps.batch_split import BatchSplit
+from ps.membership import Membership
 from ps.rank import RankLoop
 from ps.roles import Roles, check
+from ps.serving.checkpointing import layer_homes
+from ps.serving.mirror import holder_of
+from ps.serving.node_memory import ReplicaPair, RestoredRanges, replica_layout, restore_ranges, servers_of
+from ps.setup import NodeSpeed, RankSetup
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.loading import load_layers
 from ringtmp.checkpoint.writer import LayerArrays
@@ -100,12 +102,16 @@ class ServerTrainer:
         most = parse_bytes(config.message_size, "message_size") // item
         self.ranges = key_ranges(counts, most, max(1, len(self.roles.servers)), config.colocate)
         dealt = [layer % self.size for layer in range(len(counts))]
-        self.homes = homes(self.ranges, len(counts)) if self.roles.servers else dealt
+        self.homes = layer_homes(self.ranges, len(counts)) if self.roles.servers else dealt
         self.writers = sorted({*self.homes})
         self.courses = parse_courses(config.node_speed, self.size) if config.node_speed else []
         job.data = share_data(self.session.comm, job.data, job.info, config.data, job.dtype, config.test_fraction)
-        self.shares = Shares(self.roles.workers, self._speeds())
+        self.membership = Membership(self.roles.workers)
+        self.batch_split = BatchSplit(self.membership, self._speeds())
         self.stage: Stage | None = None
+        self.speed = NodeSpeed()
+        self.replica_holders: dict[int, int] = {}
+        self.replica_pairs: dict[int, ReplicaPair] = {}
         if self.works:
             updates = config.local_steps > 1 or not self.roles.servers
             self.stage = Stage(
@@ -114,17 +120,17 @@ class ServerTrainer:
                 len(counts),
                 job.dtype,
                 job.optimizer() if updates else Optimizer("sgd"),
-                pieces(self._share(), config.worker_micro_batches)[0],
+                pieces(self._samples(), config.worker_micro_batches)[0],
                 1,
                 config.threads,
             )
 
-    def _share(self) -> int:
-        """Samples that this worker has of each batch while all are there."""
-        return self.shares.of(self.rank, 0, self.config.batch_size)[1]
+    def _samples(self) -> int:
+        """Samples that this worker has of each batch while all workers take part."""
+        return self.batch_split.part(self.rank, 0, self.config.batch_size)[1]
 
     def _speeds(self) -> list[float]:
-        """Samples a second of each worker, where shares are to be in proportion to that."""
+        """Samples per second of each worker, if batches are divided in proportion to that. Collective."""
         if self.config.batch_split == "even":
             return []
         rows = max(1, self.config.batch_size // len(self.roles.workers))
@@ -137,10 +143,10 @@ class ServerTrainer:
 
     def load(self) -> None:
         """Set start values or stored ones, and run every kernel once."""
-        self.taken: Taken = {}
+        self.restored: RestoredRanges = {}
         if self.job.recalled:
             ranges = self.ranges if self.roles.servers else []
-            self.taken = take(
+            self.restored = restore_ranges(
                 self.session.comm, self.job.recalled, ranges, self.server_slots, self.job.dtype, self.stage
             )
         if self.stage:
@@ -152,26 +158,25 @@ class ServerTrainer:
                 assert self.job.resume
                 load_layers(self.job.resume.checkpoints, self.job.marker, self.model, self.stage.states)
                 self.stage.refresh_cache()
-            self.stage.warm_up(pieces(self._share(), self.config.worker_micro_batches))
-        self.paces: list[Pace] = []
-        self.paced: Paced | None = None
-        self.nanoseconds = 0.0  # of an update of one parameter
+            self.stage.warm_up(pieces(self._samples(), self.config.worker_micro_batches))
         if self.courses:
-            self._emulate(self.courses[self.rank])
+            self.speed = self._emulate(self.courses[self.rank])
 
     def reserve(self) -> None:
-        """Make room in the node's memory for this server's versions, and for those that it mirrors. Collective."""
+        """Allocate node memory for this server's copies, and for those of others that this rank holds. Collective."""
         servers, workers, memory = self.roles.servers, self.roles.workers, self.session.memory
         assert memory
-        self.mirrors = {
-            server: holder_of(server, servers, workers, self.session.nodes) for server in holders(self.ranges)
+        self.replica_holders = {
+            server: holder_of(server, servers, workers, self.session.nodes) for server in servers_of(self.ranges)
         }
-        mine = [server for server, holder in self.mirrors.items() if self.rank in (server, holder)]
+        mine = [server for server, holder in self.replica_holders.items() if self.rank in (server, holder)]
         shapes = [
-            layout_of(self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation)
+            replica_layout(
+                self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation
+            )
             for server in mine
         ]
-        self.sides: dict[int, Sides] = dict(zip(mine, room_for(self.session.comm, memory, shapes), strict=True))
+        self.replica_pairs = dict(zip(mine, room_for(self.session.comm, memory, shapes), strict=True))
 
     @property
     def server_slots(self) -> tuple[str, ...]:
@@ -184,37 +189,51 @@ class ServerTrainer:
         names = [self.model.layer_name(index) for index in layers]
         return list(checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names))
 
-    def _emulate(self, course: Course) -> None:
-        """The node that this rank is; each layer of each worker has draws of its own, as the simulator has it."""
+    def _emulate(self, course: Course) -> NodeSpeed:
+        """The node that this rank emulates; each layer of each worker has random numbers of its own, as in simulation."""
         config, layers, stages = self.config, len(self.model.layers), len(self.roles.workers) * len(self.model.layers)
+        paces: list[Pace] = []
         if self.works:
             worker = self.roles.workers.index(self.rank)
-            self.paces = [
+            paces = [
                 Pace(self.model, n, n + 1, worker * layers + n, course, config.jitter, config.seed)
                 for n in range(layers)
             ]
-        if not (self.works and self.serves):  # beside a worker's layers updates cost it nothing
-            self.paced = Paced(stages + self.rank, config.jitter, config.seed, course)
-            self.nanoseconds = UPDATE_FLOPS / course.first
-
-    def forget_older(self) -> None:
-        """Remove copies of earlier generations from the node's memory: nothing can need them any more."""
-        if self.session.memory:
-            self.session.memory.forget(self.session.generation)
+        if self.works and self.serves:  # beside a worker's layers updates cost it nothing
+            return NodeSpeed(paces)
+        updates = Paced(stages + self.rank, config.jitter, config.seed, course)
+        return NodeSpeed(paces, updates, UPDATE_FLOPS / course.first)
 
     def connect(self) -> None:
         """Make what serves, works and coordinates on this rank."""
-        session = self.session
+        session, listener = self.session, None
         if session.reporter:
             assert self.job.data
             sampler = Sampler(self.job.data, self.config.seed, self.config.batch_size)
             spread = sampler.spread if self.job.model.loss.gives_r2 else None
-            self.listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
-        self.member = RankLoop(self)
+            listener = RunListener(session.reporter, session.checkpoints, self.job.rate, spread)
+        setup = RankSetup(
+            session=session,
+            table=self.table,
+            roles=self.roles,
+            membership=self.membership,
+            batch_split=self.batch_split,
+            ranges=self.ranges,
+            stage=self.stage,
+            writers=self.writers,
+            listener=listener,
+            speed=self.speed,
+            restored=self.restored,
+            read_layers=self.stored,
+            own_layers=self.mine,
+            replica_holders=self.replica_holders,
+            replica_pairs=self.replica_pairs,
+        )
+        self.rank_loop = RankLoop(setup)
 
     def train(self) -> None:
         """Train. On return no message is on its way."""
-        self.member.run()
+        self.session.comm, self.session.net = self.rank_loop.run()
 
     def requests(self) -> "list[Prequest]":
         """None: this trainer does not survive losses within a job."""
@@ -224,8 +243,8 @@ class ServerTrainer:
 
     def layers(self) -> list[LayerArrays]:
         """The layers that this rank writes and digests, as they are now. Collective over the servers."""
-        if self.member.keeper:
-            return self.member.keeper.final()
+        if self.rank_loop.collector:
+            return self.rank_loop.collector.final()
         if self.roles.servers or not self.stage:
             return []
         return self.mine()
@@ -270,20 +289,20 @@ class ServerTrainer:
         """This rank's row of the table at the end."""
         role = self.roles.word(self.rank)
         served = sum(keys.size for keys in self.ranges if keys.server == self.rank) if self.roles.servers else 0
-        shown = role + (", left" if self.works and not self.member.shares.there(self.rank) else "")
+        shown = role + (", left" if self.works and self.membership.loss(self.rank) is not None else "")
         return {
             "role": role,
             "shown": shown,
             "parameters": self.model.parameters if self.works else served,
-            "late": lateness(self.paces),
+            "late": lateness(self.speed.paces),
         }
 
     @property
     def step(self) -> int:
         """Updates made since the run's first step."""
-        return self.member.end
+        return self.rank_loop.end
 
     @property
     def stop_signal(self) -> int:
         """The signal that stopped the run, or 0 (rank 0)."""
-        return self.member.coordinator.stop_signal if self.member.coordinator else 0
+        return self.rank_loop.stop_signal

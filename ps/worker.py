@@ -1,14 +1,16 @@
-"""A worker: the whole network on a share of each batch, layer by layer, so that the exchange hides behind it."""
+"""A worker: the whole network on its part of each batch, layer by layer, so that the exchange hides behind it."""
 
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from ps import messages as post
-from ps.batch_split import Shares
-from ps.exchange import Exchange
-from ps.messages import Message, Post
+from ps.batch_split import BatchSplit
+from ps.exchange import Exchange, ServerExchange
+from ps.membership import Standing, WorkerDroppedError
+from ps.messages import Alive, Skip, StepDone, Stop, TestDone
+from ringtmp.comm import mpi
+from ringtmp.comm.messages import Mailbox
 from ringtmp.comm.waiting import Backoff
 from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace
@@ -22,12 +24,18 @@ from ringtmp.trace.recorder import Recorder, clock
 if TYPE_CHECKING:
     from ringtmp.config.schema import RunConfig
 
-LOOK = 100_000  # nanoseconds between two looks at the messages while computing; a look takes a tenth of it
-BEAT = 1_000_000_000  # nanoseconds after which a silent worker says that it is there, at most
+POLL_INTERVAL = 100_000  # nanoseconds between two polls while computing; a poll takes a tenth of it
+ALIVE_INTERVAL = 1_000_000_000  # nanoseconds, at most, after which a silent worker sends `Alive`
 
 
-class Dropped(Exception):  # noqa: N818 - an order, not an error
-    """The others go on without this worker."""
+class StepHook(Protocol):
+    """What a worker's checkpoints ask for where there are no servers (`ps.serving.checkpointing.WorkerCheckpoints`)."""
+
+    def passed(self, step: int) -> bool:
+        """This worker has made `step` steps; whether the layers are to be saved now."""
+
+    def save(self, step: int) -> None:
+        """Save the layers, which hold the weights after `step` steps."""
 
 
 class Worker:
@@ -36,31 +44,33 @@ class Worker:
     Parameters
     ----------
     rank : int
+        Of this worker.
     stage : Stage
         All layers; one slot.
     config : RunConfig
     exchange : Exchange
-    shares : Shares
-    letters : Post
+    batch_split : BatchSplit
+    mailbox : Mailbox
     recorder : Recorder
-    feeder : Sampler
+    sampler : Sampler
     paces : sequence of Pace
         One for each layer on an emulated node, else empty.
-    serve : callable
-        Polls what else this rank does.
-    start, total, every : int
-        Steps made before, steps of the run, and between evaluations.
+    poll_others : callable
+        Polls what this rank does beside working; returns whether anything has happened.
+    start, total : int
+        Steps made before this launch, and steps of the run.
+    eval_every : int
+        Steps between two evaluations.
     crowded : bool
         Whether ranks outnumber the cores of this node.
-    beats : sequence of int
-        Whom to tell that this worker is there.
-    local : callable or None
-        With local steps: updates a layer by its own gradient, given the layer and the step.
-    passed : callable
-        Called after each step with the number of steps made.
-    come_back : callable
-        Called when the others have gone on without this worker; gives the step from which on it belongs to them again,
-        once all weights have been asked for. Raises `Dropped` if it cannot be taken back.
+    servers : sequence of int
+        Ranks that must hear now and then that this worker is alive.
+    local_step : callable or None
+        With local steps: updates a layer by this worker's own gradient; takes the layer's index and the step.
+    rejoin_by : ServerExchange or None
+        `exchange`, if this worker can be taken back after the others have dropped it.
+    checkpoints : StepHook or None
+        Asked after each step, where there are no servers.
     probe : FaultProbe or None
     """
 
@@ -70,240 +80,268 @@ class Worker:
         stage: Stage,
         config: "RunConfig",
         exchange: Exchange,
-        shares: Shares,
-        letters: Post,
+        batch_split: BatchSplit,
+        mailbox: Mailbox,
         recorder: Recorder,
-        feeder: Sampler,
+        sampler: Sampler,
         paces: Sequence[Pace],
-        serve: Callable[[], bool],
+        poll_others: Callable[[], bool],
         *,
         start: int,
         total: int,
-        every: int,
+        eval_every: int,
         crowded: bool,
-        beats: Sequence[int],
-        local: Callable[[int, int], None] | None = None,
-        passed: Callable[[int], None] = lambda step: None,
-        come_back: Callable[[], int] | None = None,
+        servers: Sequence[int],
+        local_step: Callable[[int, int], None] | None = None,
+        rejoin_by: ServerExchange | None = None,
+        checkpoints: StepHook | None = None,
         probe: FaultProbe | None = None,
     ) -> None:
-        self.rank, self.stage, self.config, self.exchange, self.shares = rank, stage, config, exchange, shares
-        self.post, self.recorder, self.feeder, self.paces, self.serve = letters, recorder, feeder, paces, serve
-        self.start, self.total, self.every, self.local, self.passed = start, total, every, local, passed
-        self.come_back, self.probe = come_back, probe
+        self.rank, self.stage, self.config, self.exchange, self.batch_split = rank, stage, config, exchange, batch_split
+        self.mailbox, self.recorder, self.sampler, self.paces = mailbox, recorder, sampler, paces
+        self.poll_others, self.local_step, self.rejoin_by = poll_others, local_step, rejoin_by
+        self.start, self.total, self.eval_every, self.servers = start, total, eval_every, servers
+        self.checkpoints, self.probe = checkpoints, probe
         self.layers = range(len(stage.states))
-        self.held = [bool(state.flat.size) for state in stage.states]
-        self.patience = Backoff(crowded)
-        self.random = random.Random(rank)
-        self.end, self.step, self.skip = total, start, start
-        self.fresh = [True] * len(stage.states)  # the layer has taken up its newest weights
-        self.dropped = False
-        self.beats = beats
-        self.beat = min(BEAT, int(config.worker_timeout * 1e9 / 4))
-        self.looked = self.said = clock()
-        letters.on(post.STOP, self._stop)
-        letters.on(post.SKIP, self._skip)
+        self.standing = Standing(rank, mailbox)
+        self._has_parameters = [bool(state.flat.size) for state in stage.states]
+        self._fresh = [True] * len(stage.states)  # whether each layer uses its newest weights
+        self._end, self._step, self._skip_to = total, start, start
+        self._backoff = Backoff(crowded)
+        self._random = random.Random(rank)
+        self._alive_interval = min(ALIVE_INTERVAL, int(config.worker_timeout * 1e9 / 4))
+        self._polled = self._spoke = clock()
+        mailbox.on(Stop, self._on_stop)
+        mailbox.on(Skip, self._on_skip)
 
-    def _stop(self, sender: int, message: Message) -> None:
-        self.end = min(self.end, int(message[1]))
+    def _on_stop(self, sender: int, message: Stop) -> None:
+        self._end = min(self._end, message.step)
 
-    def _skip(self, sender: int, message: Message) -> None:
-        self.skip = max(self.skip, int(message[1]))
+    def _on_skip(self, sender: int, message: Skip) -> None:
+        self._skip_to = max(self._skip_to, message.step)
 
     # ---- the course of training ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train, evaluate where it is due, and wait for the last weights; again from where others take it back."""
+        """Train, evaluate where it is due, and wait for the last weights.
+
+        A worker that the others have dropped asks to be taken back and goes on. Raises `WorkerDroppedError` if they do
+        not take it back.
+        """
         while True:
             try:
-                self._go()
+                self._train_all()
                 return
-            except Dropped:
-                if not self.come_back:
+            except WorkerDroppedError:
+                if not self.rejoin_by:
                     raise
-                self.step = self.come_back()
-                self.fresh = [not held for held in self.held]
+                self._step = self._rejoin(self.rejoin_by)
+                self._fresh = [not some for some in self._has_parameters]
 
-    def _go(self) -> None:
-        period = self.config.local_steps
-        while self.step < self.end:
-            self._train(self.step, period)
-            self.step += 1
-            if self.step % self.every == 0 and self.step < self.end:
-                self._evaluate(self.step)
-            self.passed(self.step)
-            self.recorder.between_steps(self.step - 1)
+    def _train_all(self) -> None:
+        while self._step < self._end:
+            self._train(self._step)
+            self._step += 1
+            if self._step % self.eval_every == 0 and self._step < self._end:
+                self._evaluate(self._step)
+            if self.checkpoints and self.checkpoints.passed(self._step):
+                self.take_all()
+                self.checkpoints.save(self._step)
+            self.recorder.between_steps(self._step - 1)
             self.poll()
-            self.step = min(max(self.step, self.skip), self.end)
+            self._step = min(max(self._step, self._skip_to), self._end)
         self.take_all()
-        if self.end % self.every == 0 or self.end == self.total:
-            self._evaluate(self.end)
+        if self._end % self.eval_every == 0 or self._end == self.total:
+            self._evaluate(self._end)
 
-    def _train(self, step: int, period: int) -> None:
-        """One step on this worker's share; on the last one of `period` the exchange begins."""
-        self._stay()
-        first, count = self.shares.of(self.rank, step, self.config.batch_size)
+    def _rejoin(self, exchange: ServerExchange) -> int:
+        """Ask to be taken back, and request all weights; returns the step from which this worker has samples again.
+
+        Before the request the answers to all earlier pushes must have arrived; servers send those that are missing.
+        """
+        mpi.warn("has been dropped by the others while it stood still, and asks to be taken back")
+        self.standing.request(exchange.pushes_made)
+        self._backoff.reset()
+        since = clock()
+        while not self.standing.accepted() or any(exchange.missing(layer) >= 0 for layer in self.layers):
+            if self.poll():
+                self._backoff.reset()
+            else:
+                self._backoff.pause()
+        self.recorder.record("wait", since, clock(), -1)
+        exchange.request_weights(self.standing.rejoined - 1)
+        return self.standing.rejoined
+
+    def _train(self, step: int) -> None:
+        """One step on this worker's samples; on the last one of a period the exchange begins."""
+        # Begin the step.
+        self.standing.check()
+        first, count = self.batch_split.part(self.rank, step, self.config.batch_size)
         for pace in self.paces:
             pace.stepped(step)
-        push = (step + 1) % period == 0 or step + 1 == self.end
+        push = (step + 1) % self.config.local_steps == 0 or step + 1 == self._end
         if push:
             self.exchange.begin(step, count)
-        counted = count if self.local else self.config.batch_size
+
+        # Take its micro-batches through the network.
+        counted = count if self.local_step else self.config.batch_size
         scale = 1.0 / (counted * self.stage.model.scored)
         number, loss_sum, correct_sum = max(self.config.worker_micro_batches, -(-count // self.stage.rows)), 0.0, 0.0
         number = min(number, count)
         for piece, rows in enumerate(pieces(count, number)):
             work = self.stage.work(0, rows)
             begin = clock()
-            self.feeder.train(step, first, work.x, work.labels)
+            self.sampler.train(step, first, work.x, work.labels)
             self.recorder.record("data", begin, clock(), step, piece)
-            moment = StepContext(True, self.config.seed, step, first)
-            self._forward(work, moment, piece, (step - self.start) * number + piece, "F")
+            context = StepContext(True, self.config.seed, step, first)
+            self._forward(work, context, piece, (step - self.start) * number + piece, "F")
             loss, correct = self.stage.loss(work, scale)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
-            self._backward(work, moment, piece, (step - self.start) * number + piece, piece == number - 1, push)
+            self._backward(work, context, piece, (step - self.start) * number + piece, piece == number - 1, push)
             first += rows
-        waited, gone = self.recorder.wait_share()
-        self.post.send(0, post.DONE, step, loss_sum, correct_sum, count, waited, gone)
-        self.said = clock()
 
-    def _forward(self, work: Work, moment: StepContext, piece: int, number: int, kind: str) -> None:
+        # Report.
+        waited, elapsed = self.recorder.wait_share()
+        self.mailbox.send(0, StepDone(step, loss_sum, correct_sum, count, waited, elapsed), step)
+        self._spoke = clock()
+
+    def _forward(self, work: Work, context: StepContext, piece: int, number: int, kind: str) -> None:
         for layer in self.layers:
             self._take(layer)
             self._delay()
-            self._tell(kind, moment.step)
+            self._probe(kind, context.step)
             begin = clock()
-            self.stage.forward(work, moment, only=slice(layer, layer + 1))
+            self.stage.forward(work, context, only=slice(layer, layer + 1))
             if self.paces and kind == "F":
                 self._pace(layer, begin, F, len(work.x), number)
-            self.recorder.record(kind, begin, clock(), moment.step, piece, stage=layer)
-            self._look()
+            self.recorder.record(kind, begin, clock(), context.step, piece, stage=layer)
+            self._poll_if_due()
 
-    def _backward(self, work: Work, moment: StepContext, piece: int, number: int, last: bool, push: bool) -> None:
-        """I and W of each layer, last to first; after the `last` piece its gradient is complete."""
+    def _backward(self, work: Work, context: StepContext, piece: int, number: int, last: bool, push: bool) -> None:
+        """I and W of each layer, last layer first; after the `last` micro-batch its gradient is complete."""
         for layer in reversed(self.layers):
             self._delay()
-            self._tell("I", moment.step)
+            self._probe("I", context.step)
             begin = clock()
-            self.stage.backward_input(work, moment, only=slice(layer, layer + 1))
+            self.stage.backward_input(work, context, only=slice(layer, layer + 1))
             if self.paces:
                 self._pace(layer, begin, I, len(work.x), number)
             between = clock()
-            self.recorder.record("I", begin, between, moment.step, piece, stage=layer)
-            if self.held[layer]:
-                self._tell("W", moment.step)
+            self.recorder.record("I", begin, between, context.step, piece, stage=layer)
+            if self._has_parameters[layer]:
+                self._probe("W", context.step)
                 self.exchange.reuse(layer)
                 self.stage.backward_weight([work], piece == 0, (layer,))
             if self.paces:
                 self._pace(layer, between, W, len(work.x), number)
-            self.recorder.record("W", between, clock(), moment.step, piece, stage=layer)
-            if last and self.held[layer]:
-                self._complete(layer, moment.step, push)
-            self._look()
+            self.recorder.record("W", between, clock(), context.step, piece, stage=layer)
+            if last and self._has_parameters[layer]:
+                self._complete(layer, context.step, push)
+            self._poll_if_due()
 
     def _complete(self, layer: int, step: int, push: bool) -> None:
-        """A layer's gradient is complete: make a step of this worker's own with it, and exchange it if that is due."""
-        if self.local:
-            self.local(layer, step)
+        """A layer's gradient is complete: make a local step with it, and exchange it if that is due."""
+        if self.local_step:
+            self.local_step(layer, step)
         if push:
-            self.fresh[layer] = False
+            self._fresh[layer] = False
             self.exchange.ready(layer)
 
     def _evaluate(self, step: int) -> None:
-        """This worker's part of the test samples, with the weights that it has."""
+        """Evaluate the newest weights on this worker's part of the test samples."""
         self.take_all()
-        self._stay()
-        first, count = self.shares.of(self.rank, step, self.feeder.info.n_test)
+        self.standing.check()
+        first, count = self.batch_split.part(self.rank, step, self.sampler.data.info.n_test)
         full, rest = divmod(count, self.stage.rows)
         loss_sum = correct_sum = 0.0
         for piece, rows in enumerate([self.stage.rows] * full + [rest] * bool(rest)):
             work = self.stage.work(0, rows)
-            self.feeder.test(first, work.x, work.labels)
+            self.sampler.test(first, work.x, work.labels)
             self._forward(work, StepContext(step=step), piece, 0, "E")
             loss, correct = self.stage.loss(work, 0.0)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
             first += rows
-        self.post.send(0, post.TEST, step, loss_sum, correct_sum, count)
+        self.mailbox.send(0, TestDone(step, loss_sum, correct_sum, count), step)
 
-    # ---- waiting and looking ------------------------------------------------------------------------------------
+    # ---- waiting and polling ------------------------------------------------------------------------------------
 
     def _take(self, layer: int) -> None:
-        """Wait for a layer's new weights, and make what follows from them."""
-        if self.fresh[layer]:
+        """Wait for a layer's new weights, and refresh what is derived from them."""
+        if self._fresh[layer]:
             return
-        self._await(lambda: self.exchange.missing(layer))
+        self._wait_for_weights(layer)
         begin = clock()
         state = self.stage.states[layer]
         state.layer.refresh_cache(state.parameters)
-        self.fresh[layer] = True
-        self.recorder.record("U", begin, clock(), self.step - 1, stage=layer)
+        self._fresh[layer] = True
+        self.recorder.record("U", begin, clock(), self._step - 1, stage=layer)
 
     def take_all(self) -> None:
-        """Wait for all new weights."""
+        """Wait for the new weights of all layers."""
         for layer in self.layers:
             self._take(layer)
 
-    def _await(self, missing: Callable[[], int]) -> None:
-        """Poll until nothing is missing, and book the wait by what was."""
-        number = missing()
+    def _wait_for_weights(self, layer: int) -> None:
+        """Poll until a layer's weights have arrived; each wait is noted with the key range that was missing.
+
+        Raises `RunFailure` after `--stall-timeout` seconds without any progress.
+        """
+        number = self.exchange.missing(layer)
         if number < 0:
             return
-        self.patience.reset()
-        since = began = clock()
+        self._backoff.reset()
+        since = progressed = clock()
         while number >= 0:
             begin, recorded = clock(), self.recorder.recorded
             moved = self.poll()
-            if moved or self.recorder.recorded != recorded:  # a beat, say
-                self.recorder.record("wait", since, begin, self.step - 1, stage=number)
+            if moved or self.recorder.recorded != recorded:  # an `Alive` message, say
+                self.recorder.record("wait", since, begin, self._step - 1, stage=number)
                 since = clock()
             if moved:
-                began = since
-                self.patience.reset()
-                number = missing()
+                progressed = since
+                self._backoff.reset()
+                number = self.exchange.missing(layer)
                 continue
-            self._stay()
-            if begin - began > self.config.stall_timeout * 1e9:
+            self.standing.check()
+            if begin - progressed > self.config.stall_timeout * 1e9:
                 raise RunFailure(
                     f"the weights of key range {number} did not come for {self.config.stall_timeout:g} s after step "
-                    f"{self.step - 1} (--stall-timeout): its server is lost or hangs; the last checkpoint is kept"
+                    f"{self._step - 1} (--stall-timeout): its server is lost or hangs; the last checkpoint is kept"
                 )
-            self.patience.pause()
+            self._backoff.pause()
 
     def poll(self) -> bool:
-        """Let messages move, here and at what else this rank does; whether anything has happened."""
-        self.looked = clock()
-        moved = self.post.poll()
+        """Poll messages, the exchange, and what else this rank does; True if anything has happened."""
+        self._polled = clock()
+        moved = self.mailbox.poll()
         moved |= self.exchange.poll()
-        moved |= self.serve()
-        if self.looked - self.said > self.beat:
-            self.said = self.looked
-            self.post.tell(self.beats, post.ALIVE)
+        moved |= self.poll_others()
+        if self._polled - self._spoke > self._alive_interval:
+            self._spoke = self._polled
+            self.mailbox.send_all(self.servers, Alive())
         return moved
 
-    def _stay(self) -> None:
-        if self.dropped:
-            raise Dropped
-
-    def _tell(self, phase: str, step: int) -> None:
-        if self.probe:
-            self.probe.at(phase, step)
-
-    def _look(self) -> None:
-        if clock() - self.looked > LOOK:
+    def _poll_if_due(self) -> None:
+        if clock() - self._polled > POLL_INTERVAL:
             self.poll()
 
-    def _beside(self) -> None:
-        """What an emulated node's network card does while the node computes: it takes no time of the node's own."""
+    def _poll_aside(self) -> None:
+        """Poll as an emulated node's network card would: it takes no time of the node's own."""
         self.recorder.beside = True
         try:
             self.poll()
         finally:
             self.recorder.beside = False
 
+    def _probe(self, phase: str, step: int) -> None:
+        if self.probe:
+            self.probe.at(phase, step)
+
     def _pace(self, layer: int, begin: int, kind: int, rows: int, number: int) -> None:
+        """On an emulated node, wait until an action has taken as long as it does there."""
         pace = self.paces[layer]
-        pace.until(begin, pace.row * rows * pace.factor(kind, number), self._beside)
+        pace.until(begin, pace.row * rows * pace.factor(kind, number), self._poll_aside)
 
     def _delay(self) -> None:
         if self.config.delay:
-            time.sleep(self.random.random() * self.config.delay)
+            time.sleep(self._random.random() * self.config.delay)

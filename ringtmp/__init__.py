@@ -1,4 +1,4 @@
-"""RingTMP: neural networks whose layers are dealt over MPI ranks in a ring.
+"""RingTMP: neural networks whose layers are divided over MPI ranks in a ring.
 
     import ringtmp
     result = ringtmp.train(data="digits", epochs=5)
@@ -10,8 +10,9 @@ thread counts before NumPy is imported.
 import os
 from typing import Any
 
-# Before MPI starts: libfabric's TCP keeps 64 messages for which no receive is posted yet, and then reads nothing more
-# from that rank, not even what is waited for, so that two ranks can wait for each other. Ours are bounded by our slots.
+# Set before MPI starts: libfabric's TCP keeps 64 messages for which no receive is posted yet, and then reads nothing
+# more from that rank, not even a message that is waited for, so that two ranks could wait for each other. The number
+# of messages in transit is bounded by the slots of the stages.
 os.environ.setdefault("FI_TCP_MAX_SAVED", str(1 << 20))
 
 __version__ = "0.1.0"

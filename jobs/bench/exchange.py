@@ -15,11 +15,13 @@ from mpi4py import MPI
 from jobs.lib.compare import compared
 from jobs.lib.store import publish_benchmark
 from kernels.registry import compile_all
-from ps.compression import Filter
+from ps.compression import Compressor
 from ps.consistency import Consistency
-from ps.exchange import Parameters, ServerLink
-from ps.messages import Post
-from ps.server import Server
+from ps.exchange import KeyRangeViews, ServerExchange
+from ps.messages import make_mailbox
+from ps.serving.served_range import make_served_ranges
+from ps.serving.server import Server
+from ps.serving.updates import Updater
 from ringtmp.comm.waiting import Backoff
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
@@ -34,52 +36,45 @@ CASES = {"8 layers of 1024, 32 MiB": "mlp:1024-1024x8", "8 layers of 256, 2 MiB"
 class Ours:
     """A server on rank 0 and workers on the others, exchanging without computing."""
 
-    def __init__(self, comm: MPI.Intracomm, model: str, chunk: int) -> None:
+    def __init__(self, comm: MPI.Intracomm, model: str, message_size: int) -> None:
         width = int(model.split("-")[-1].split("x")[0])
         built = build_model(model, "auto", (width,), "classes", width)
         dtype, plain = np.dtype(np.float32), Optimizer("sgd")
-        self.ranges = key_ranges([layer.count for layer in built.layers], chunk // 4, 1)
-        recorder, workers = Recorder(None, {}), range(1, comm.size)
-        self.post = Post(comm, workers if comm.rank == 0 else [0], recorder)
-        self.patience = Backoff(False)
+        self.ranges = key_ranges([layer.count for layer in built.layers], message_size // 4, 1)
+        recorder, workers, compressor = Recorder(None, {}), range(1, comm.size), Compressor(dtype)
+        self.mailbox = make_mailbox(comm, workers if comm.rank == 0 else [0], recorder)
+        self.backoff = Backoff(False)
         self.steps, self.layers = 0, range(len(built.layers))
         self.server = self.link = None
         if comm.rank == 0:
-            self.server = Server(
-                comm,
-                self.ranges,
-                workers,
-                Consistency(0),
-                plain,
-                Filter(dtype),
-                self.post,
-                recorder,
-                rate=lambda step: 1e-6,
-                batch_size=len(workers),
+            rule, served = Consistency(0), make_served_ranges(self.ranges, workers, plain, dtype, 0)
+            updater = Updater(
+                workers, rule, plain, compressor, recorder, rate=lambda step: 1e-6, batch_size=len(workers)
             )
+            self.server = Server(comm, served, workers, rule, updater, compressor, self.mailbox, recorder)
         else:
             stage = Stage(built, 0, len(built.layers), dtype, plain, 1, 1)
-            parameters = Parameters(self.ranges, stage.states)
-            self.link = ServerLink(comm, parameters, Filter(dtype), self.post, recorder, None)
+            views = KeyRangeViews(self.ranges, stage.states)
+            self.link = ServerExchange(comm, views, compressor, self.mailbox, recorder, None)
 
     def run(self, times: int) -> None:
         """All parameters there and back, `times` times."""
         for _ in range(times):
-            self.patience.reset()
+            self.backoff.reset()
             if self.link:
                 self.link.begin(self.steps, 1)
                 for layer in reversed(self.layers):
                     self.link.ready(layer)
                 while any(self.link.missing(layer) >= 0 for layer in self.layers):
-                    self.post.poll()
+                    self.mailbox.poll()
                     if not self.link.poll():
-                        self.patience.pause()
+                        self.backoff.pause()
             self.steps += 1
         if self.server:
-            while any(served.version < self.steps for served in self.server.served) or not self.server.answers.idle():
-                self.post.poll()
+            while any(served.version < self.steps for served in self.server.ranges) or not self.server.answers.idle():
+                self.mailbox.poll()
                 if not self.server.poll():
-                    self.patience.pause()
+                    self.backoff.pause()
 
 
 class Bare:

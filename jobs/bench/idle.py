@@ -208,9 +208,7 @@ def _publish(rows: list[dict[str, Any]], partial: bool) -> None:
         "held",
     )
     title = "Idle share of the ranks' time, steady state; p and m: ranks and micro-batches"
-    table = make_table(title, heads, ("case",))
-    for column in table.columns:
-        column.no_wrap = True
+    table = make_table(title, heads, ("case",), wrap=False)
     for row in rows:
         table.add_row(
             row["case"] + ("" if row["paced"] else " unpaced"),

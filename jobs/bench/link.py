@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.lib.compare import compared, measured
+from jobs.lib.launch import rounds
 from jobs.lib.store import publish_benchmark
 from ringtmp.comm.mpi import StopRequest, run_main
 from ringtmp.comm.point_to_point import ReceiveQueue
@@ -60,7 +61,7 @@ class EngineLink:
         self.parts = [np.array_split(buffer, pieces) for buffer in buffers]
         self.pending: list[list[Request]] = [[] for _ in buffers]
         self.sent = self.retired = self.taken = 0
-        self.patience = Backoff(crowded=False)
+        self.backoff = Backoff(crowded=False)
         if comm.rank == 0:
             self.outbox = SendRequests(comm, 1, TAG_STREAM, synchronous=False)
         else:
@@ -74,14 +75,14 @@ class EngineLink:
             self.inbox.post(slot * self.pieces + piece)
 
     def send(self) -> None:
-        """Start the next message; its slot must be free."""
+        """Send the next message; its slot must be free."""
         slot = self.sent % len(self.parts)
         for piece, part in enumerate(self.parts[slot]):
             self.pending[slot].append(self.outbox.send((slot, piece), part))
         self.sent += 1
 
     def poll(self) -> None:
-        """Retire what has been sent; or take what has come, and post its slot again."""
+        """Free the slots of messages that have left; or take those that have arrived, and post their slots again."""
         slots = len(self.parts)
         if self.comm.rank:
             self.inbox.poll()
@@ -98,12 +99,12 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until `retired` messages have left rank 0 and `taken` have reached rank 1."""
+        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; back off as the engine."""
         self.poll()
         if self.retired < retired or self.taken < taken:
-            self.patience.reset()
+            self.backoff.reset()
             while self.retired < retired or self.taken < taken:
-                self.patience.pause()
+                self.backoff.pause()
                 self.poll()
 
     def stream(self, count: int) -> None:
@@ -119,7 +120,7 @@ class EngineLink:
         self.wait(self.sent, 0)
 
     def close(self) -> None:
-        """Give back all requests."""
+        """Free all requests."""
         if self.comm.rank:
             self.inbox.close()
         else:
@@ -127,7 +128,7 @@ class EngineLink:
 
 
 def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """Bare: all slots at once, then Waitall."""
+    """The bare loop: send from all slots at once, then Waitall."""
     from mpi4py.MPI import Request
 
     for first in range(0, count, len(buffers)):
@@ -139,7 +140,7 @@ def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """Bare: the oldest message is waited for, and its slot used again at once."""
+    """The bare loop: wait for the oldest message, and use its slot again at once."""
     slots = len(buffers)
     begin = (
         partial(comm.Isend, dest=1, tag=TAG_STREAM) if comm.rank == 0 else partial(comm.Irecv, source=0, tag=TAG_STREAM)
@@ -153,21 +154,25 @@ def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
         request.Wait()
 
 
-def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each way once a round, every other round backwards; the first round warms up and is dropped. Collective."""
-    values: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
+def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
+    """Call each way once a round, in every other round backwards; drop the first round, which warms up. Collective."""
+
+    def timed(some: list[Callable[[], float]]) -> list[float]:
+        values = []
+        for way in some:
             comm.Barrier()
-            values[name].append(ways[name]())
-    return {name: of[1:] for name, of in values.items()}
+            values.append(way())
+        return values
+
+    _, *found = [values for _, values in rounds(ways, count + 1, timed)]
+    return {name: [values[name] for values in found] for name in ways}
 
 
-def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[float]]:
+def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float]]:
     """GB/s of each way for messages of `size` bytes; on rank 0. Collective over `comm`."""
     buffers = [aligned(size // 4, np.float32) for _ in range(SLOTS)]
     for buffer in buffers:
-        buffer[...] = 1 - comm.rank  # pages are there from the start; what rank 1 has in the end, it was sent
+        buffer[...] = 1 - comm.rank  # maps all pages; what rank 1 holds in the end shows that all has arrived
     count = max(SLOTS, min(MESSAGES, VOLUME // size))
     note = np.zeros(1)
 
@@ -189,7 +194,7 @@ def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[floa
         link = EngineLink(comm.Dup(), buffers, pieces)  # receives stay posted: each needs messages of its own
         links.append(link)
         ways[f"engine in {pieces}"] = partial(timed, partial(link.stream, count))
-    found = by_turns(comm, ways, rounds)
+    found = by_turns(comm, ways, turns)
     for link in links:
         link.close()
         link.comm.Free()
@@ -198,11 +203,11 @@ def bandwidths(comm: "Intracomm", size: int, rounds: int) -> dict[str, list[floa
     return found
 
 
-def stream_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
+def stream_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
     """The engine's stream beside the bare loops, and in pieces beside whole. Collective over `comm`."""
     whole, cut = [], []
     for name, size in SIZES.items():
-        found = bandwidths(comm, size, rounds)
+        found = bandwidths(comm, size, count)
         if comm.rank:
             continue
         peer = max(("windows", "rolling"), key=lambda way: float(np.median(found[way])))
@@ -214,7 +219,7 @@ def stream_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
 
 
 class Compute:
-    """An action of several milliseconds, which can be left in the middle."""
+    """A compute action of several milliseconds that can poll in between."""
 
     def __init__(self) -> None:
         model = build_model("mlp:1024-1024x1-10", "auto", 1024, "classes", 10)
@@ -224,7 +229,7 @@ class Compute:
         self.work = self.stage.work(0, 32)
 
     def run(self, polls: int, poll: Callable[[], Any]) -> None:
-        """All products, with polls evenly between them."""
+        """Compute all products, with `polls` calls of `poll` evenly between them."""
         at = {round(PRODUCTS * (n + 1) / (polls + 1)) for n in range(polls)}
         for number in range(PRODUCTS):
             if number in at:
@@ -232,7 +237,7 @@ class Compute:
             self.stage.forward(self.work)
 
 
-def overlap_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
+def overlap_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
     """What an 8 MB message costs beside a compute action on both ranks. Collective over `comm`."""
     compute, size = Compute(), SIZES["8 MB"]
     buffers = [aligned(size // 4, np.float32) for _ in range(2)]
@@ -260,7 +265,7 @@ def overlap_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
         how = f" in {pieces} pieces" if pieces > 1 else ""
         cases[f"8 MB{how} under compute, {polls} polls"] = (polls, pieces, True, True)
     ways: dict[str, Callable[[], float]] = {name: partial(trial, name, *case) for name, case in cases.items()}
-    spans = by_turns(comm, ways, rounds)
+    spans = by_turns(comm, ways, count)
     for link in links.values():
         link.close()
         link.comm.Free()
@@ -272,11 +277,11 @@ def overlap_rows(comm: "Intracomm", rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main(comm: "Intracomm", rounds: int) -> int:
+def main(comm: "Intracomm", count: int) -> int:
     """Measure all and publish it. Collective over `comm`."""
     if comm.size != 2:
         raise UserError(f"bench-link: expected 2 ranks, got {comm.size}")
-    rows = stream_rows(comm, rounds) + overlap_rows(comm, rounds)
+    rows = stream_rows(comm, count) + overlap_rows(comm, count)
     if comm.rank == 0:
         publish_benchmark("link", rows, "Use of a link between two ranks", peer="bare mpi4py Isend/Irecv", slots=SLOTS)
         cut = [row for row in rows if "pieces, beside whole" in row["case"] and row["low"] > 1]

@@ -65,9 +65,7 @@ def crossovers(rows: Sequence[Row], name: str) -> list[float]:
 
 def show(page: Page, title: str, rows: Sequence[dict[str, Any]], by: str) -> None:
     """A line for each number of nodes or batch (`by`): step time and idle share of every way."""
-    table = make_table(title, (by, *NAMES), caption="seconds of a step; idle share; * the fastest")
-    for column in table.columns:
-        column.no_wrap = True
+    table = make_table(title, (by, *NAMES), caption="seconds of a step; idle share; * the fastest", wrap=False)
     for key in dict.fromkeys(row[by] for row in rows):
         line = {row["name"]: row for row in rows if row[by] == key}
         least = min(row["step_seconds"] for row in line.values())

@@ -32,9 +32,8 @@ def show(table: dict[str, Any], page: Page) -> None:
             caption=f"medians of {table['provenance']['rounds']} runs, in turns; in rounds: least and most of it"
             if measured
             else "not measured",
+            wrap=False,
         )
-        for column in shown.columns:
-            column.no_wrap = True
         for row in rows:
             ratio = row["ratio"]
             rounds = f"{ratio['low']:.2f} to {ratio['high']:.2f}" if measured else ""

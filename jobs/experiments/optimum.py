@@ -156,9 +156,7 @@ class Optimum(Experiment):
     def show(self, table: Table, page: Page) -> None:
         """A line for each case."""
         heads = ("p", "m", "held", "optimum", *NAMES, RULE)
-        shown = make_table("Time of a step, single and chained: the optimum, and what is lost to it", heads)
-        for column in shown.columns:
-            column.no_wrap = True
+        shown = make_table("Time of a step, single and chained: the optimum, and what is lost to it", heads, wrap=False)
         for row in table["rows"]:
             best, cap = row["optimum"], row["cap"]
             cells = [f"{best['makespan']:g} {best['period']:g}"]

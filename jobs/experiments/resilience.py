@@ -45,7 +45,7 @@ from jobs.lib.watch import (
     lost_seconds,
     per_second,
     rate,
-    recoveries_told,
+    reported_recoveries,
     useful,
 )
 from jobs.lib.ways import WAYS, Way
@@ -146,7 +146,7 @@ def _strike(
             watch.until(watch.newest + 5, 60)
         job.process.send_signal(signal.SIGTERM)
         job.wait(60)
-        recoveries, new = recoveries_told(job.text), useful(watch.moments)
+        recoveries, new = reported_recoveries(job.text), useful(watch.moments)
     totals: list[float] = []
     told_of_all: list[tuple[dict[str, float], int]] = []
     for moment, back, told_of in zip(kills_at, backs, recoveries, strict=True):

@@ -131,7 +131,7 @@ def _outcomes(rows: list[dict[str, Any]]) -> Table:
         "again",
         "pause, s",
         "final loss",
-        "what was told",
+        "report",
     )
     shown.columns[-1].justify = shown.columns[1].justify = "left"
     for row in rows:

@@ -53,7 +53,7 @@ class LaunchFailed(SystemExit):
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line: the refusal of rank 0, else the first line with an error, else the status."""
+        """Why it failed, in one line: the refusal of rank 0, else the last line with an error, else the status."""
         if refused := re.search(r"^REFUSED (.*)$", self.text, re.MULTILINE):
             return refused[1]
         said = [line for line in self.text.splitlines() if "Error" in line]

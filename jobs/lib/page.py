@@ -42,11 +42,27 @@ def markdown(table: Table) -> str:
     return f"**{words(table.title)}**\n\n{text}\n" if table.title else f"{text}\n"
 
 
-def make_table(title: str, heads: Sequence[str], left: Collection[str] = (), **more: Any) -> Table:
-    """An empty table with a title: columns `heads`, of which those in `left` are aligned left and all others right."""
-    table = Table(title=title, title_justify="left", caption_justify="left", **more)
+def make_table(
+    title: str, heads: Sequence[str], left: Collection[str] = (), wrap: bool = True, caption: str | None = None
+) -> Table:
+    """An empty table.
+
+    Parameters
+    ----------
+    title : str
+        Above the table.
+    heads : sequence of str
+        Of the columns.
+    left : collection of str
+        Heads of the columns that are aligned left; all others are aligned right.
+    wrap : bool
+        Whether cells may be broken into lines.
+    caption : str, optional
+        Below the table.
+    """
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for head in heads:
-        table.add_column(head, justify="left" if head in left else "right")
+        table.add_column(head, justify="left" if head in left else "right", no_wrap=not wrap)
     return table
 
 

@@ -77,7 +77,24 @@ def kills(
 ) -> list[Strike]:
     """Kill as the cases say in one run of `steps` steps, and check the outcome. Raises `AssertionError`.
 
-    RINGTMP_NODE_MEMORY has to be `folder / "memory"`. `undisturbed`: SHA-256 of the weights without a fault.
+    Parameters
+    ----------
+    folder : Path
+        Where it runs; RINGTMP_NODE_MEMORY must be `folder / "memory"`.
+    flags : sequence of str
+        Of the trainer.
+    steps : int
+        Of the run.
+    undisturbed : str
+        SHA-256 of the weights at the end of a run without a fault.
+    ranks : int
+        Of the ring.
+    apart : bool
+        Whether each rank is on a node with separate memory.
+    which : sequence of (int, str)
+        Rank and phase of each kill, in their order.
+    tell : callable
+        Gets each strike.
     """
     with Supervised(folder, ranks, flags, nodes(ranks) if apart else []) as job:
         struck = strike_all(job, which, max(1, (steps - 20) // len(which)), tell=tell)

@@ -26,12 +26,34 @@ def chain(layers: int) -> str:
 
 
 def pace_of(layers: int, seconds: float, share: float) -> float:
-    """GFLOP/s of a node on which the part `share` of a step of `chain(layers)` takes `seconds`."""
+    """GFLOP/s of a node on which a part of a step takes a given time.
+
+    Parameters
+    ----------
+    layers : int
+        Of the model; see `chain`.
+    seconds : float
+        That the node computes in a step.
+    share : float
+        Of the work of a step that the node does, 0 to 1.
+    """
     return float(f"{6 * WIDTH * WIDTH * layers * ROWS * share / seconds / 1e9:.3g}")
 
 
 def paced(layers: int, seconds: float, share: float, steps: int, **more: Any) -> list[str]:
-    """Flags of a run of equal layers on emulated nodes; see `pace_of`."""
+    """Flags of a run of equal layers on emulated nodes.
+
+    Parameters
+    ----------
+    layers : int
+        Of the model; see `chain`.
+    seconds, share : float
+        Set the speed of the nodes; see `pace_of`.
+    steps : int
+        Of the run.
+    **more
+        Further flags, with underscores; they override the others.
+    """
     flags: dict[str, Any] = {
         "data": DATA,
         "model": chain(layers),
@@ -110,13 +132,13 @@ def place(ranks: int) -> Iterator[Path]:
 
 
 def memory_of(folder: Path) -> str:
-    """Where the nodes of a run in this folder keep their memory: in memory indeed, if there is such a place."""
+    """Folder of the memory of the nodes of a run in `folder`: in /dev/shm where that can be written."""
     shared = Path("/dev/shm")
     return str(shared / folder.name if os.access(shared, os.W_OK) else folder / "memory")
 
 
 def lose_node(folder: Path, rank: int) -> None:
-    """The node of this rank, with its memory, is gone for good; its process is still to be killed."""
+    """Remove the node of a rank for good, with its memory; the caller still has to kill the process."""
     name = chr(ord("a") + rank)
     up = folder / "up"
     up.write_text(" ".join(word for word in up.read_text().split() if word != name))
@@ -187,12 +209,12 @@ class Course:
 
     @property
     def seconds(self) -> float:
-        """From the first step to the last new one; of a run that was given up to its end."""
+        """From the first step to the last new one; to the end of the run if it did not finish."""
         return (useful(self.moments)[-1][0] if self.finished else self.ended) - self.begin
 
     @property
     def rate(self) -> float:
-        """Useful steps a second of all these."""
+        """Useful steps a second in `seconds`."""
         new = useful(self.moments)
         return (new[-1][1] - new[0][1]) / self.seconds
 
@@ -205,7 +227,23 @@ def run_through(
     limit: float,
     options: Sequence[str] = (),
 ) -> Course:
-    """A supervised run in which ranks are killed at given seconds after its first step, to its end or its limit."""
+    """A supervised run in which ranks are killed, to its end or its limit.
+
+    Parameters
+    ----------
+    way : Way
+        The ring or a parameter server.
+    ranks : int
+        Each on a node with separate memory.
+    flags : sequence of str
+        Of the trainer, beside those of `way`.
+    schedule : sequence of (float, int)
+        Seconds after the first step, ascending, and the rank that is killed then.
+    limit : float
+        Seconds after the first step at which the run is ended.
+    options : sequence of str
+        Further options of the supervisor.
+    """
     course = Course()
     with place(ranks) as folder:
         job = Supervised(folder, ranks, [*way.flags, *flags], [*apart(ranks), *options], way.module)

@@ -22,6 +22,11 @@ Moment = tuple[float, int]  # seconds since the epoch, and a step that was done 
 class Watch:
     """Follows history.csv of a run in a thread, over all launches.
 
+    Parameters
+    ----------
+    job : Struck
+        The job; its run folder may appear later.
+
     Attributes
     ----------
     moments : list of (seconds since the epoch, step)
@@ -109,7 +114,7 @@ def pause(moments: Sequence[Moment], fault: float) -> float:
 
 
 def fell_back(moments: Sequence[Moment]) -> int:
-    """Steps that were seen done more than once."""
+    """Number of steps that were done a second time."""
     return len(moments) - len(useful(moments))
 
 
@@ -128,8 +133,8 @@ def per_second(moments: Sequence[Moment], begin: float, width: float = 1.0) -> l
     return [float(value) for value in found[: int(at[-1] // width)]]
 
 
-def recoveries_told(text: str) -> list[dict[str, Any]]:
-    """What a run said of each of its recoveries: `what`, `step`, `again` (-1: not known) and `seconds` by phase.
+def reported_recoveries(text: str) -> list[dict[str, Any]]:
+    """The recoveries that a run has reported: `what`, `step`, `again` (-1: not known) and `seconds` by phase.
 
     The same stands in traces; but a launch that is lost soon may leave its trace without it.
     """
@@ -145,7 +150,7 @@ def recoveries_told(text: str) -> list[dict[str, Any]]:
 
 
 def efficiency(steps_a_second: float, undisturbed: float) -> float:
-    """Useful steps per wall time against the undisturbed run."""
+    """Useful steps a second, as a share of those of the undisturbed run."""
     return steps_a_second / undisturbed
 
 
@@ -163,6 +168,6 @@ def expected(cost: float, mean: float) -> float:
 
 
 def final_loss(history: str) -> float:
-    """Of the last test in the text of a history.csv."""
+    """Loss of the last test in the text of a history.csv; nan without one."""
     rows = re.findall(r"^test,\d+,[^,]*,([^,]*)", history, re.MULTILINE)
     return float(rows[-1]) if rows else float("nan")

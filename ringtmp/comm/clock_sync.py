@@ -1,4 +1,4 @@
-"""Ping-pong between ring neighbours: offsets between their clocks, and what a link does."""
+"""Ping-pong between ring neighbours: offsets between their clocks, and latency and bandwidth of a link."""
 
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,19 @@ def compare_clocks(comm: "Intracomm", tag: int, rounds: int = 20) -> dict[str, f
 
     Each pair keeps its fastest of `rounds` round trips (Cristian 1989); the offsets are added up round the ring.
 
+    Parameters
+    ----------
+    comm : Intracomm
+    tag : int
+    rounds : int
+        Round trips of each pair.
+
     Returns
     -------
-    dict
-        `offset`: nanoseconds to take from this rank's clock to get rank 0's; `uncertainty`: half the round trips it
-        rests on, added up; `closure`: what the whole ring adds up to, about zero (on rank 0); `at`: this clock.
+    dict of float
+        `offset`: nanoseconds to subtract from this rank's clock to get rank 0's; `uncertainty`: sum of half the round
+        trips that the offset rests on; `closure`: sum of the offsets round the whole ring, about zero (on rank 0);
+        `at`: this rank's clock, in nanoseconds, at the end.
     """
     size, left, right = comm.size, (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     here = {"offset": 0.0, "uncertainty": 0.0, "closure": 0.0}
@@ -58,9 +66,10 @@ def compare_clocks(comm: "Intracomm", tag: int, rounds: int = 20) -> dict[str, f
 
 
 def measure_link(comm: "Intracomm", size: int = 1 << 20) -> tuple[float, float]:
-    """Seconds that a small message is under way, and bytes a second of a large one. Collective over `comm`.
+    """Latency in seconds and bandwidth in bytes per second of a link. Collective over `comm`.
 
-    Measured between ranks 0 and 1 while the others sleep, each the fastest of some round trips; alone: 0 and infinity.
+    Measured between ranks 0 and 1 while the others sleep, with 8 bytes and with `size` bytes; each is the fastest of
+    several round trips. On one rank: 0 and infinity.
     """
     if comm.size == 1:
         return 0.0, float("inf")

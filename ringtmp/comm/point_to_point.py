@@ -1,7 +1,7 @@
-"""Messages that every trainer sends: receives posted ahead, small control messages, and how to wait.
+"""Messages that every trainer sends: receives posted ahead, and small control messages.
 
 Every message has its own persistent request, made once per buffer (MPI 4.1, section 3.9): starting one costs a
-microsecond, a fresh Isend about twice that, and a lower-case call pickles. Messages of one tag between two ranks
+microsecond, an Isend about twice that, and a lower-case call of mpi4py pickles. Messages of one tag between two ranks
 arrive in the order in which they were sent.
 
 Tags: `TAG_CONTROL` and `TAG_CLOCK` on every trainer's communicator; those from `FIRST_TAG` on are its own.
@@ -27,7 +27,20 @@ _CONTROL_SLOTS = 8
 
 
 class ReceiveQueue:
-    """Receives of one kind from one neighbour, posted ahead, one buffer and persistent request per slot."""
+    """Receives of one kind from one neighbour, posted ahead, one buffer and persistent request per slot.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    source, tag : int
+    buffers : list of array
+        The buffer of each slot.
+
+    Attributes
+    ----------
+    arrived : int
+        Messages that have arrived so far, in the order in which their receives were posted.
+    """
 
     def __init__(self, comm: "Intracomm", source: int, tag: int, buffers: list[Array]) -> None:
         self.requests = [comm.Recv_init(buffer, source, tag) for buffer in buffers]
@@ -49,7 +62,7 @@ class ReceiveQueue:
         return self.arrived > before
 
     def close(self) -> None:
-        """Cancel what is still posted (nothing is on its way any more) and free the requests."""
+        """Cancel what is still posted, once no message is on its way, and free the requests."""
         for request in self.posted:
             request.Cancel()
             request.Wait()
@@ -65,7 +78,8 @@ class ControlChannel:
     ----------
     comm : Intracomm
     source, dest : int
-        The left and the right neighbour in a ring, the same rank twice between a server and a worker.
+        The rank that it receives from, and the rank that it sends to: the left and the right neighbour in a ring, the
+        same rank twice between a server and a worker.
     tag : int
     """
 
@@ -84,7 +98,7 @@ class ControlChannel:
             self._inbox.post(slot)
 
     def send(self, message: tuple[float, ...]) -> None:
-        """Send `message` after those before it."""
+        """Send `message`, at most `CONTROL_FIELDS` numbers, after those sent before."""
         self._queue.append(message)
         self._flush()
 
@@ -100,7 +114,7 @@ class ControlChannel:
             self._sent += 1
 
     def poll(self) -> list[tuple[float, ...]]:
-        """The messages that have arrived, in order."""
+        """The messages that have arrived since the last call, in order, each of `CONTROL_FIELDS` numbers."""
         if self._queue:
             self._flush()
         before = self._inbox.arrived
@@ -114,7 +128,7 @@ class ControlChannel:
         return messages
 
     def idle(self) -> bool:
-        """Whether all that was sent has left."""
+        """Whether every message sent has left."""
         return not self._queue and all(
             not busy or request.Test() for busy, request in zip(self._busy, self._sends, strict=True)
         )
@@ -131,9 +145,23 @@ class ControlChannel:
 
 
 def receive(comm: "Intracomm", buffer: Any, source: int, tag: int, limit: float = 600.0) -> None:
-    """Receive one message and leave the core to others meanwhile. Raises `RunFailure` after `limit` seconds."""
-    request, began, patience = comm.Irecv(buffer, source, tag), time.monotonic(), Backoff(crowded=True)
+    """Receive one message, and leave the core to other ranks meanwhile.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    buffer : array or buffer
+    source, tag : int
+    limit : float
+        Seconds.
+
+    Raises
+    ------
+    RunFailure
+        Nothing has come for `limit` seconds.
+    """
+    request, began, backoff = comm.Irecv(buffer, source, tag), time.monotonic(), Backoff(crowded=True)
     while not request.Test():
-        patience.pause()
+        backoff.pause()
         if time.monotonic() - began > limit:
             raise RunFailure(f"nothing came from rank {source} for {limit:.0f} s")

@@ -107,17 +107,23 @@ class Stage:
         self._works: dict[tuple[int, int], Work] = {}
         self._stashes: list[list[tuple[Array, Array]]] = []
         self._sides: list[Side] = []  # two: the live version, and the one that the next update writes
-        self.between: Callable[[], None] | None = None  # called before each layer's update
+        self._between: Callable[[], None] | None = None  # called before each layer's update
         self._held = [n for n, state in enumerate(self.states) if state.flat.size]
         # Layers of W between which a rank may look at its inbox; `cut` makes more of them.
         self.pieces = [tuple(self._held)] * bool(self._held)
 
-    def house(self, sides: Sequence[Side]) -> None:
+    def house(self, sides: Sequence[Side], between: Callable[[], None] | None = None) -> None:
         """Keep parameters and slots in two sides: each update writes the new version beside the old one.
 
         Whenever the process ends, one of them is whole. The live one has no values yet.
+
+        Parameters
+        ----------
+        sides : two Side
+        between : callable, optional
+            Called before each layer's update.
         """
-        self._sides = list(sides)
+        self._sides, self._between = list(sides), between
         for n in range(len(self.states)):
             self._move(n, self._sides[0])
 
@@ -301,8 +307,8 @@ class Stage:
 
         def run(thread: int) -> None:
             for n, state in self._dealt[thread]:
-                if self.between:
-                    self.between()
+                if self._between:
+                    self._between()
                 self.optimizer.clip(state.gradient, norm)
                 into = new.arrays(n) if new else None
                 self.optimizer.update(state.flat, state.gradient, state.slots, lr, step, into)

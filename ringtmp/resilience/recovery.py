@@ -1,7 +1,7 @@
-"""Where a run goes on from: the newest step that the nodes' memory or the checkpoints hold as a whole.
+"""Continue a run from copies in the nodes' memory: find the newest step that they hold as a whole, and fetch it.
 
-The same after a killed job, a lost node, or an order to leave: whoever is there now says what it has, rank 0 says which
-step counts, and every layer goes from a node that holds it to the rank that trains it from here on.
+The course is the same after a killed job, a lost node, or an order to leave: every node states which copies it holds,
+rank 0 chooses the step, and each layer is sent from a node that holds it to the rank that trains it from now on.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What the nodes remember of a run.
+    """A step of a run that the nodes' memory holds as a whole.
 
     Attributes
     ----------
     generation, step : int
+        Of the copies.
     where : dict
-        By layer, or part of one: the rank that can read it, and the copy's path there.
+        By layer, or range of one: a rank that can read it, and the copy's path there.
     tables : list of dict
-        What each layer is.
+        Table of each layer.
     newest : int
-        The newest step that some rank had made.
+        The newest step that any rank had made.
     slots : tuple of str
-        Of the optimizer that was there: what lies beside the parameters.
+        Optimizer slots that the copies hold.
     """
 
     generation: int
@@ -54,12 +55,29 @@ class Recalled:
 
 
 def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
-    """What the nodes of these ranks remember of a run, and notes on what is lost, on rank 0. Collective over `comm`."""
+    """Find the newest step of a run that the memory of these ranks' nodes holds. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : Intracomm
+    run : str
+        Identity of the run.
+
+    Returns
+    -------
+    recalled : Recalled or None
+        On rank 0; None: no step is whole, and always on the other ranks.
+    notes : list of str
+        What is lost (rank 0).
+    """
+    # One rank of each node lists the copies there.
     nodes = comm.allgather(node_name())
     found: list[FoundReplica] = []
     faults: list[str] = []
-    if nodes.index(nodes[comm.rank]) == comm.rank:  # one rank looks for each node
+    if nodes.index(nodes[comm.rank]) == comm.rank:
         found, faults = NodeMemory(run, nodes[comm.rank]).inventory()
+
+    # Rank 0 chooses.
     every = comm.gather((found, faults))
     if every is None:
         return None, []
@@ -69,6 +87,7 @@ def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
 
 
 def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled | None:
+    """Choose the newest step that is whole among copies and the ranks that hold them; add to `notes` what is lost."""
     if not held:
         return None
     tables: dict[int, dict[str, Any]] = {}
@@ -78,8 +97,8 @@ def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled 
     best = newest(held, layers)
     if best is None:
         last = max((copy.generation, copy.step) for _, copy in held)
-        there = covered(part for _, copy in held if (copy.generation, copy.step) == last for part in copy.pieces())
-        gone = ", ".join(str(index) for index in range(layers) if index not in there)
+        kept = covered(part for _, copy in held if (copy.generation, copy.step) == last for part in copy.pieces())
+        gone = ", ".join(str(index) for index in range(layers) if index not in kept)
         notes.append(
             f"no step is whole in the memory of the nodes that are left: layers {gone} of step {last[1]} are lost"
         )
@@ -91,7 +110,7 @@ def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled 
 def fetch(
     comm: "Intracomm", recalled: Recalled, owners: Sequence[int], mine: Callable[[int], tuple[Array, dict[str, Array]]]
 ) -> None:
-    """Bring each layer's parameters and slots to its owner, in the order of the chain. Collective over `comm`.
+    """Send each layer's parameters and slots to its owner, in the order of the chain. Collective over `comm`.
 
     Parameters
     ----------
@@ -99,9 +118,9 @@ def fetch(
     recalled : Recalled
         The same on every rank.
     owners : sequence of int
-        Rank that trains each layer from here on.
+        Rank that trains each layer from now on.
     mine : callable
-        Flat parameters and slots of a layer of this rank, to be filled in.
+        Returns the flat parameters and the slots of a layer of this rank, given its index; they are filled in.
     """
     rank = comm.rank
     for part, (holder, path) in sorted(recalled.where.items()):
@@ -126,7 +145,20 @@ def _listed(arrays: tuple[Array, dict[str, Array]], slots: Sequence[str]) -> lis
 
 
 def layout_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype: str, **what: int) -> ReplicaLayout:
-    """What a copy of layers `first` ... `last` - 1 holds; `what`: generation, stage, owner."""
+    """Describe a copy of a stage.
+
+    Parameters
+    ----------
+    model : Model
+    first, last : int
+        Its layers: `first` ... `last` - 1.
+    slots : sequence of str
+        Of the optimizer.
+    dtype : str
+        Type of the numbers, as NumPy writes it.
+    **what : int
+        `generation`, `stage` and `owner` (see `ReplicaLayout`).
+    """
     layers = range(first, last)
     return ReplicaLayout(
         what["generation"],
@@ -142,7 +174,10 @@ def layout_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype
 
 
 def room_for(comm: "Intracomm", memory: NodeMemory, layouts: Sequence[ReplicaLayout]) -> list[tuple[Any, Any]]:
-    """Two versions of each of this rank's stages. Collective; `UserError` on every rank if one of them has no room."""
+    """Allocate two versions of each of this rank's stages in the node's memory. Collective over `comm`.
+
+    Raises `UserError` on every rank if one of them cannot allocate them.
+    """
     with raise_on_all(comm):
         try:
             memory.make()

@@ -3,7 +3,7 @@
 A version lies in one of two copies (`ringtmp.resilience.node_memory`) and travels as the pieces of its bytes, in order,
 with one persistent request a piece. Never more than a few pieces are under way, so that an activation or a gradient on
 the same link waits for a few at most. Which pieces follow each other, and what is said when a version is complete, is
-decided by those who use this: the ring (`ringtmp.ring.replicas`) and the parameter server (`ps.mirror`).
+decided by those who use this: the ring (`ringtmp.ring.replicas`) and the parameter server (`ps.serving.mirror`).
 """
 
 from collections import deque

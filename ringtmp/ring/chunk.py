@@ -1,4 +1,4 @@
-"""A chunk: one stage of this rank and everything that is under way in it.
+"""A chunk: one stage of this rank and all micro-batches that are under way in it.
 
 Micro-batches enter in the order of the timetable, each into a slot of its own from the posting of its receives to the
 completion of its last send. Of the free slots the one used last is taken first: it is still in the cache.
@@ -6,7 +6,7 @@ completion of its last send. Of the free slots the one used last is taken first:
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Stage, Work
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Versions:
-    """Which weights a micro-batch meets, where updates do not wait for it (PipeDream, 2BW).
+    """Which weights a micro-batch takes, where updates do not wait for it (PipeDream, 2BW).
 
-    Version k is the weights after k updates. The live ones are always the newest; before an update those that a
-    micro-batch still needs for its I, or a later one for its F, are copied aside.
+    Version k is the weights after k updates. The live ones are always the newest; before an update, those that a
+    micro-batch still needs for its I, or a later one for its F, are copied into a stash.
 
     Parameters
     ----------
@@ -38,23 +38,23 @@ class Versions:
 
     def __init__(self, stage: Stage, lag: int | None, start: int, stashed: bool = False) -> None:
         self.stage, self.lag, self.live = stage, lag, start
-        self.first = start - stashed  # the oldest there is
-        self.rooms = {start - 1: 0} if stashed else {}
+        self.first = start - stashed  # the oldest version that exists
+        self.stashes = {start - 1: 0} if stashed else {}  # number of the stage's stash, by version
         self.met: dict[int, int] = {}  # version, by place, of micro-batches between F and I
         self.users: Counter[int] = Counter()  # how many of them, by version
 
     def wanted(self, phase: Phase) -> int | None:
-        """The version that F of `phase` takes, or None if it is not there yet."""
+        """The version that F of `phase` takes, or None if it does not exist yet."""
         if self.lag == 0:
             return self.live if phase.step == self.live else None
         if self.lag is None and phase.training:
             return self.live
         lag = self.lag if self.lag and phase.training else 0
         version = max(phase.step - lag, self.first)
-        return version if version == self.live or version in self.rooms else None
+        return version if version == self.live or version in self.stashes else None
 
     def of(self, place: int, phase: Phase) -> int:
-        """The version that the micro-batch at `place` has met in its F."""
+        """The version that the micro-batch at `place` has taken in its F."""
         return self.met.get(place, phase.step)
 
     def take(self, place: int, phase: Phase) -> Any:
@@ -69,7 +69,7 @@ class Versions:
         return self._weights(version)
 
     def leave(self, place: int) -> Any:
-        """The weights for the I of the same micro-batch, which then needs them no more."""
+        """The weights for the I of the micro-batch at `place`, which then no longer needs them."""
         if self.lag == 0:
             return None
         version = self.met.pop(place)
@@ -77,28 +77,47 @@ class Versions:
         return self._weights(version)
 
     def _weights(self, version: int) -> Any:
-        return None if version == self.live else self.stage.stashed(self.rooms[version])
+        return None if version == self.live else self.stage.stashed(self.stashes[version])
 
     def stashed_before(self) -> list[Array] | None:
         """The flat parameters of each layer before the newest update, if they are kept."""
-        room = self.rooms.get(self.live - 1)
-        return None if room is None else self.stage.stash_flat(room)
+        stash = self.stashes.get(self.live - 1)
+        return None if stash is None else self.stage.stash_flat(stash)
 
     def updating(self) -> None:
-        """An update follows: keep the live version if it is still needed, forget those that are not."""
+        """An update follows: stash the live version if it is still needed, drop those that are not."""
         if self.lag == 0:
             self.live += 1
             return
         needed = {version for version, users in self.users.items() if users}
         if self.lag:
             needed.add(self.live)
-        self.rooms = {version: room for version, room in self.rooms.items() if version in needed}
+        self.stashes = {version: stash for version, stash in self.stashes.items() if version in needed}
         if self.live in needed:
-            taken = set(self.rooms.values())
-            room = next(room for room in range(len(taken) + 1) if room not in taken)
-            self.stage.stash(room)
-            self.rooms[self.live] = room
+            taken = set(self.stashes.values())
+            stash = next(number for number in range(len(taken) + 1) if number not in taken)
+            self.stage.stash(stash)
+            self.stashes[self.live] = stash
         self.live += 1
+
+
+class WeightGroup(NamedTuple):
+    """Micro-batches of one step whose W is one product.
+
+    Attributes
+    ----------
+    works : list of Work
+    step, number, size : int
+        Step, number of the first micro-batch within it, and number of micro-batches.
+    end : int
+        Position in the stream of the micro-batch behind the last one.
+    """
+
+    works: list[Work]
+    step: int
+    number: int
+    size: int
+    end: int
 
 
 class Chunk:
@@ -153,8 +172,8 @@ class Chunk:
         self.activations, self.gradients, self.labels = links.activations, links.gradients, links.labels
         self.activations_out, self.gradients_out = links.activations_out, links.gradients_out
         self.labels_out = links.labels_out
-        self.group: tuple[list[Work], int, int, int, int] | None = None  # of W: works, step, number, count, end
-        self.piece = 0
+        self.group: WeightGroup | None = None  # of which W is under way
+        self.piece = 0  # of the stage's pieces: the next one of that W
 
     # ---- what can run -------------------------------------------------------------------------------------------
 
@@ -164,7 +183,7 @@ class Chunk:
         return self.f.phase.start + self.f.number
 
     def can_forward(self) -> bool:
-        """The next F has its slot, its input, its labels, and the weights of its step."""
+        """Whether the next F has its slot, its input, its labels and its weights, and its gates are open."""
         f = self.f
         if f.index >= self.end or self.versions.wanted(f.phase) is None:
             return False
@@ -180,43 +199,43 @@ class Chunk:
         return self.labels is None or self.labels.arrived > arrived
 
     def can_backward_input(self) -> bool:
-        """The gradient of the oldest micro-batch without I is here."""
+        """Whether the gradient of the oldest micro-batch without I has arrived."""
         return self.inputs < (self.forwards if self.gradients is None else self.gradients.arrived)
 
     def can_backward_weight(self) -> bool:
-        """A micro-batch of the step has had I and not W."""
+        """Whether a micro-batch of the step has had I and not W."""
         return self.weights < self.inputs and self.weights < (self.updates - self.start + 1) * self.steps
 
     def must_update(self) -> bool:
-        """Every W of the step is done, and all gates of the update are open."""
+        """Whether every W of the step is done, and all gates of the update are open."""
         return self.weights_done() and all_open(self.gates.update, self.updates)
 
     def weights_done(self) -> bool:
-        """Every W of the step is done, in all rings."""
+        """Whether every W of the step is done, and the gates of the gradients are open (all rings have theirs)."""
         done = self.weights == (self.updates - self.start + 1) * self.steps
         return done and all_open(self.gates.gradients, self.updates)
 
     def evaluating(self) -> bool:
-        """The next F belongs to an evaluation."""
+        """Whether the next F belongs to an evaluation."""
         return self.f.index < self.end and not self.f.phase.training
 
     def exhausted(self) -> bool:
-        """There is no further F."""
+        """Whether no F is left."""
         return self.f.index >= self.end
 
     def finished(self) -> bool:
-        """All phases run, all updates made, all sends complete."""
+        """Whether all phases have been run, all updates made, and all sends are complete."""
         updated = self.forwards == (self.updates - self.start) * self.steps  # a norm or a sum may be awaited for it
         return self.f.index >= self.end and self.retired >= self.f.place and updated
 
     # ---- slots --------------------------------------------------------------------------------------------------
 
     def slot(self, place: int) -> int:
-        """The slot in which the micro-batch at `place` lives."""
+        """The slot of the micro-batch at `place`."""
         return self.home[place % len(self.home)]
 
     def poll(self) -> tuple[bool, bool]:
-        """Note what has arrived; give slots back and take new ones. Whether an activation, a gradient came."""
+        """Note what has arrived, free slots and assign new ones; whether an activation and a gradient have arrived."""
         came = self.activations is not None and self.activations.poll()
         back = self.gradients is not None and self.gradients.poll()
         if self.labels is not None:
@@ -243,18 +262,18 @@ class Chunk:
     # ---- the arithmetic of actions -------------------------------------------------------------------------------
 
     def forward(self, moment: StepContext) -> Work:
-        """F of the next micro-batch, whose input is in place."""
+        """Compute F of the next micro-batch, whose input is in its slot."""
         place = self.place
         work = self.stage.work(self.slot(place), self.f.rows)
         self.stage.forward(work, moment, self.versions.take(place, self.f.phase))
         return work
 
     def backward_input(self, moment: StepContext) -> tuple[Work, int]:
-        """I of the oldest micro-batch without one, with the weights of its F; and its slot."""
+        """Compute I of the oldest micro-batch without one, with the weights of its F; its buffers and its slot."""
         place = self.i.place
         slot = self.slot(place)
         work = self.stage.work(slot, self.i.rows)
-        if self.stage.recompute:  # it writes the output again, which has arrived long ago: complete its send
+        if self.stage.recompute:  # it overwrites the output, whose send must be complete
             for request in self.pending[slot]:
                 request.Wait()
         self.stage.backward_input(work, moment, self.versions.leave(place))
@@ -263,19 +282,20 @@ class Chunk:
         return work, slot
 
     def begin_weights(self, most: int) -> None:
-        """Gather the oldest micro-batches that wait for W, up to `most` of one step, into one product."""
+        """Gather up to `most` micro-batches of one step that wait for W, the oldest first, into one product."""
         w, number = self.w, self.w.number
         count = min(most, self.inputs - self.weights, len(w.phase.sizes) - number)
         step, works, until = w.phase.step, [], w.place + count
         for _ in range(count):
             works.append(self.stage.work(self.slot(w.place), w.rows))
             w.advance()
-        self.group, self.piece = (works, step, number, count, until), 0
+        self.group, self.piece = WeightGroup(works, step, number, count, until), 0
 
     def weights_piece(self) -> bool:
-        """W of one layer for the group under way; True if that was its last."""
+        """Compute W of the group for the next piece of the stage (some layers); whether that was the last piece."""
         assert self.group
-        works, _, number, count, until = self.group
+        group = self.group
+        works, number, count = group.works, group.number, group.size
         pieces = self.stage.pieces
         if pieces:
             self.stage.backward_weight(works, number == 0, pieces[self.piece])
@@ -285,12 +305,12 @@ class Chunk:
         if self.piece < len(pieces):
             return False
         self.weights += count
-        self.done = until
+        self.done = group.end
         self.group = None
         return True
 
     def update(self, rate: float, norm: float) -> None:
-        """U."""
+        """Compute U with the learning rate `rate`; `norm`: of all gradients, if it bounds them, else 0."""
         self.versions.updating()
         self.stage.update(rate, self.updates + 1, norm)
         self.updates += 1

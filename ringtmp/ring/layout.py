@@ -1,6 +1,6 @@
-"""Who holds which layers and in which order they are worked: a job's settings for the ring, resolved.
+"""Which rank holds which layers, and in which order a rank runs its work: the ring's settings of a job, resolved.
 
-The same on every rank, from the configuration alone; what has to be measured for it, rank 0 measures.
+The result is the same on every rank.
 """
 
 import itertools
@@ -30,26 +30,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a job is dealt over a ring.
+    """How a job is divided over a ring.
 
     Attributes
     ----------
     job : Job
     ranks, chunks : int
+        Ranks of the ring, and stages of each rank.
     ends : tuple of int
-        Where the layers of each stage end.
+        Index after the last layer of each stage.
     mode, schedule : str
-        `ready` or `strict`, and the order's name.
+        `ready` or `strict`, and the schedule's name.
     plan : Plan or None
-        What strict mode follows.
+        The plan that strict mode follows.
     w_group : int
-        Micro-batches that one W takes.
+        Most micro-batches that one W takes.
     most : int
         Most micro-batches that each chunk may hold in ready mode.
     speeds : tuple of float
         GFLOP/s of each rank on emulated nodes, else empty.
     needs : Needs
-        What stages take, and this rank's limit.
+        Memory that stages need, and this rank's limit.
     recompute : tuple of tuple of bool
         For each stage of this rank, for each layer: whether its activations are computed again instead of kept.
     """
@@ -73,17 +74,17 @@ class Layout:
         return {"2bw": 1, "pipedream": None}.get(self.schedule, 0)
 
     def layers(self, rank: int) -> list[tuple[int, int]]:
-        """First layer, and the one after the last, of each stage of a rank."""
+        """Index of the first layer, and that after the last one, of each stage of a rank."""
         starts = (0, *self.ends)
         return [(starts[stage], self.ends[stage]) for stage in range(rank, len(self.ends), self.ranks)]
 
     def rooms(self, rank: int) -> tuple[int, ...]:
-        """Micro-batches for which each stage of a rank has room."""
+        """Number of micro-batches that each stage of a rank has room for."""
         policy = self.policy(rank)
         return tuple(policy.room(c) for c in range(self.chunks))
 
     def policy(self, rank: int) -> Policy:
-        """Who decides what a rank runs next."""
+        """Make the policy that decides what a rank runs next."""
         if self.plan:
             return FollowPlan(self.plan, rank, any(map(any, self.recompute)))
         if self.schedule == "pipedream":
@@ -100,7 +101,7 @@ class Layout:
         )
 
     def paces(self, rank: int) -> list[Pace]:
-        """The emulated node that a rank is; empty where it is none."""
+        """Make the pace of each stage of a rank on an emulated node; empty on a real one."""
         model, config = self.job.model, self.job.config
         if not self.job.node_speed:
             return []
@@ -111,7 +112,7 @@ class Layout:
         ]
 
     def describe(self) -> str:
-        """In a few words."""
+        """The order of work in a few words, for the first lines."""
         words = [
             f"ready{' 2bw' if self.schedule == '2bw' else ''}" if self.mode == "ready" else f"strict {self.schedule}"
         ]
@@ -124,6 +125,7 @@ class Layout:
 
 def make_layout(comm: "Intracomm", job: Job) -> Layout:
     """Resolve the ring's settings of a job. Collective over `comm`; raises `UserError` on every rank."""
+    # Choose mode, schedule and chunks; build and check the plan of a step and of an evaluation.
     config, ranks, m = job.config, comm.size, job.config.micro_batches
     speeds = tuple(parse_pace(job.node_speed, ranks)) if job.node_speed else ()
     mode, schedule, chunks = config.effective_mode, config.schedule or "1f1b", config.effective_chunks
@@ -135,30 +137,36 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     plan = None
     if mode == "strict" and schedule != "pipedream":
         plan = build(schedule, ranks, m, chunks)
-        for each in (plan, forward_only(ranks, len(job.timetable().test_sizes), chunks)):  # a step, and an evaluation
+        for each in (plan, forward_only(ranks, len(job.timetable().test_sizes), chunks)):
             check(each)
+
+    # Split the layers, so that each stage has room for the fewest micro-batches with which it can work.
     group = _w_group(job, bool(speeds)) if mode == "ready" else 1
     draft = Layout(job, ranks, chunks, (), mode, schedule, plan, group, 0, speeds, Needs.of(comm, job, chunks))
     ready = mode == "ready"
     least = (1 + POSTED,) * chunks if ready else draft.rooms(comm.rank)
     ends = tuple(itertools.accumulate(split(comm, draft, least)))
-    if job.across:  # all rings are cut alike, for the sums across
+    if job.across:  # all rings are split alike, since gradients are summed across them
         ends = job.across.bcast(ends)
     layout = replace(draft, ends=ends)
+
+    # Bound the micro-batches in flight by what the memory of every rank allows.
     if ready:
         most = most_in_flight(job, ranks, chunks, layout.ends, group)
         fits = layout.needs.in_flight(layout.layers(comm.rank), min(most, m), ranks)
         layout = replace(layout, most=min([most, *(each for each in comm.allgather(fits) if each < min(most, m))]))
     elif config.activation_memory:
         _check_memory(layout)
+
+    # Choose what to compute again, and check that all fits.
     layout = _with_recomputation(layout, comm.rank)
     with raise_on_all(comm):
         layout.needs.check(layout.layers(comm.rank), layout.rooms(comm.rank), layout.recompute, comm.rank)
     return layout
 
 
-def members(comm: "Intracomm", job: Job) -> list[int]:
-    """Ranks with which the ring is fastest, where slow ones may be left out. Collective over `comm`."""
+def fastest_ranks(comm: "Intracomm", job: Job) -> list[int]:
+    """Find the ranks with which the ring is fastest, leaving out slow ones. Collective over `comm`."""
     costs = job.own_costs(comm, job.timetable().rows, job.config.micro_batches)
     needs = Needs.of(comm, job, 1)
     counts = split_over_ring(comm, [StageCosts.of(costs, needs.reach(1 + POSTED), idle=True)]).counts
@@ -166,19 +174,33 @@ def members(comm: "Intracomm", job: Job) -> list[int]:
 
 
 def _with_recomputation(layout: Layout, rank: int) -> Layout:
-    """The same, with what the rank's stages make again so that they fit into its memory."""
+    """The same layout, in which a rank's stages compute again as much as they must to fit into its memory."""
     stages, rooms, room = layout.layers(rank), layout.rooms(rank), layout.needs.room // layout.chunks
-    again = tuple(layout.needs.choose_recompute(*ends, slots, room) for ends, slots in zip(stages, rooms, strict=True))
+    flags = tuple(layout.needs.choose_recompute(*ends, slots, room) for ends, slots in zip(stages, rooms, strict=True))
     if (
         layout.job.config.recompute == "auto"
-        and layout.needs.rank(stages, rooms, again).total > layout.needs.limit.size
+        and layout.needs.rank(stages, rooms, flags).total > layout.needs.limit.size
     ):
-        again = tuple((True,) * (last - first) for first, last in stages)  # one stage needs more than its share
-    return replace(layout, recompute=again, w_group=1 if any(map(any, again)) else layout.w_group)
+        flags = tuple((True,) * (last - first) for first, last in stages)  # one stage needs more than its share
+    return replace(layout, recompute=flags, w_group=1 if any(map(any, flags)) else layout.w_group)
 
 
-def cut_anew(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
-    """The same with stages that end elsewhere. Raises `UserError` if they do not fit into `activation_memory`."""
+def with_ends(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
+    """The same layout with other stages.
+
+    Parameters
+    ----------
+    layout : Layout
+    ends : tuple of int
+        Index after the last layer of each stage.
+    rank : int
+        This rank.
+
+    Raises
+    ------
+    UserError
+        The stages do not fit into `activation_memory`.
+    """
     most = layout.most
     if most and layout.job.config.activation_memory:
         most = most_in_flight(layout.job, layout.ranks, layout.chunks, ends, layout.w_group)
@@ -189,7 +211,27 @@ def cut_anew(layout: Layout, ends: tuple[int, ...], rank: int) -> Layout:
 
 
 def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
-    """Layers of each stage, by the job's `split`; `slots` must fit into each one's memory. Collective over `comm`."""
+    """Split the layers over the stages by the setting `layer_split`. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        The ring.
+    layout : Layout
+        Without `ends`.
+    slots : sequence of int
+        Micro-batches for which each stage of this rank must have room.
+
+    Returns
+    -------
+    list of int
+        Layers of each stage.
+
+    Raises
+    ------
+    UserError
+        On every rank: the setting is no split, or no split fits.
+    """
     job, needs, chunks = layout.job, layout.needs, layout.chunks
     model, how, stages = job.model, job.config.layer_split, comm.size * chunks
     if how not in ("even", "flops", "measured"):
@@ -199,9 +241,9 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
     if how == "measured":
         costs = job.own_costs(comm, job.timetable().rows, job.config.micro_batches)
     counts = split_over_ring(comm, [StageCosts.of(costs, needs.reach(room)) for room in slots]).counts
-    if not counts and chunks > 1:  # shares of a rank's room may be too small where the whole of it is not
+    if not counts and chunks > 1:  # a share of a rank's memory may be too small although the whole is not
         return split_layers([StageCosts.of(costs)] * stages).counts
-    if not counts:  # by what is it more than there is: an even deal shows it
+    if not counts:  # show with an even split how much memory is missing
         ends = tuple(itertools.accumulate(split_layers([StageCosts.of(costs)] * stages).counts))
         with raise_on_all(comm):
             needs.check(replace(layout, ends=ends).layers(comm.rank), slots, ((True,),) * chunks, comm.rank)
@@ -213,7 +255,18 @@ def split(comm: "Intracomm", layout: Layout, slots: Sequence[int]) -> list[int]:
 
 
 def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Problem:
-    """A job as the planner sees it, on this machine or, with `pace`, on emulated nodes."""
+    """Describe a job to the planner.
+
+    Parameters
+    ----------
+    job : Job
+        With `node_speed` on emulated nodes, else on this machine.
+    ranks : int
+    latency : float
+        Of a message, in seconds.
+    bandwidth : float
+        Of a link, in bytes a second.
+    """
     config = job.config
     speeds = tuple(parse_pace(job.node_speed, ranks)) if job.node_speed else ()
     costs = costs_paced(job.model) if speeds else costs_on(job.model, job.dtype, job.optimizer())
@@ -242,7 +295,10 @@ def problem_of(job: Job, ranks: int, latency: float, bandwidth: float) -> Proble
 
 
 def resolve_auto(comm: "Intracomm", job: Job) -> str:
-    """Replace `schedule` auto by what the planner recommends; says what that is. Collective over `comm`."""
+    """Replace the schedule "auto" by what the planner recommends. Collective over `comm`.
+
+    Returns a line that says what that is; empty for another schedule.
+    """
     config = job.config
     if config.schedule != "auto":
         return ""
@@ -272,22 +328,22 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
 
 
 def _w_group(job: Job, paced: bool) -> int:
-    """Micro-batches that one W takes: as many as fill a product, never more than a step has."""
+    """Most micro-batches that one W takes: enough to make its product large, never more than a step has."""
     if job.config.recompute is True:
         return 1
     asked, most = job.config.w_group, job.config.micro_batches
-    if not asked and paced:  # there a larger product is not faster
+    if not asked and paced:  # on emulated nodes a larger product is not faster
         return 1
     return min(asked, most) if asked else job.model.w_group(job.timetable().rows, most)
 
 
 def _slot_bytes(job: Job, first: int, last: int) -> int:
-    again = job.config.recompute is not False  # as much as it may
-    return slot_bytes(job.model, first, last, job.timetable().rows, job.dtype, again)
+    """Bytes of a micro-batch in a stage that computes again as much as `--recompute` allows."""
+    return slot_bytes(job.model, first, last, job.timetable().rows, job.dtype, job.config.recompute is not False)
 
 
 def _check_memory(layout: Layout) -> None:
-    """Refuse a plan that holds more than it may: it cannot wait for room."""
+    """Raise `UserError` if a plan holds more than `activation_memory`, for which it cannot wait."""
     config = layout.job.config
     limit = parse_bytes(str(config.activation_memory), "activation_memory")
     for rank in range(layout.ranks):
@@ -301,7 +357,10 @@ def _check_memory(layout: Layout) -> None:
 
 
 def most_in_flight(job: Job, ranks: int, chunks: int, ends: tuple[int, ...], w_group: int) -> int:
-    """Most micro-batches that each chunk of every rank may hold: by number, and by the bytes that they take."""
+    """Find how many micro-batches each chunk of every rank may hold, by `in_flight` and by `activation_memory`.
+
+    Raises `UserError` if not even one fits. See `Layout` for the parameters.
+    """
     config, starts = job.config, (0, *ends)
     most = config.in_flight or default_most(ranks, w_group)
     if config.activation_memory is None:

@@ -10,7 +10,7 @@ from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.layer_state import LayerState
 from ringtmp.ring.layer_split import split_over_ring
-from ringtmp.ring.layout import Layout, cut_anew
+from ringtmp.ring.layout import Layout, with_ends
 from ringtmp.ring.load_balance import WORTH, LoadMeter, RebalanceOrder, RebalancePolicy, hand_over, meet_round
 from ringtmp.schedule.partition import StageCosts
 from ringtmp.trace.fault_probe import FaultProbe
@@ -146,7 +146,7 @@ class Rebalancer:
     def _fits(self, ends: Ends) -> bool:
         """Whether `--activation-memory` allows it; the same on every rank."""
         try:
-            cut_anew(self.trainer.layout, ends, self.comm.rank)
+            with_ends(self.trainer.layout, ends, self.comm.rank)
         except UserError:
             return False
         return True
@@ -162,7 +162,7 @@ class Rebalancer:
 
         hand_over(self.comm, before, after, held, make)
         self._tell_probe("handed", step)
-        self.trainer.adopt(cut_anew(layout, after, self.comm.rank), held, step)
+        self.trainer.adopt(with_ends(layout, after, self.comm.rank), held, step)
 
     def _tell_probe(self, phase: str, step: int) -> None:
         if self.probe:

@@ -14,7 +14,7 @@ from ringtmp.nn.stage import Stage
 from ringtmp.resilience.node_memory import StageReplica
 from ringtmp.resilience.recovery import layout_of, room_for
 from ringtmp.ring.engine import Engine, EngineSettings
-from ringtmp.ring.layout import Layout, make_layout, members, resolve_auto
+from ringtmp.ring.layout import Layout, fastest_ranks, make_layout, resolve_auto
 from ringtmp.ring.liveness import HungRanks
 from ringtmp.ring.rebalance import Rebalancer
 from ringtmp.ring.replicas import CopySettings
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def train(
     *, comm: "Intracomm | None" = None, data: Any = None, out: str | None = None, progress: bool = True, **settings: Any
 ) -> Result:
-    """Train a network whose layers are dealt over the ranks of `comm`. Collective over `comm`.
+    """Train a network whose layers are divided over the ranks of `comm`. Collective over `comm`.
 
     On several ranks an exception on any one of them, other than `UserError`, is printed and ends all processes of the
     job: the other ranks would wait for this one for ever.
@@ -45,9 +45,9 @@ def train(
     comm : Intracomm, optional
         The ring; by default the world (one rank in a notebook).
     data : str or tuple of arrays, optional
-        As `--data`, or (x, y) or (x, y, x_test, y_test) from Python.
+        The setting `data`, or (x, y) or (x, y, x_test, y_test) from Python.
     out : str, optional
-        Where to make a run folder; by default nothing is written, unless `resume` names a folder to go on in.
+        Where to make a run folder; by default nothing is written, unless `resume` names a run folder.
     progress : bool
         Whether rank 0 prints its progress.
     **settings
@@ -107,7 +107,7 @@ class RingTrainer:
     @staticmethod
     def members(comm: "Intracomm", job: Job) -> list[int]:
         """Ranks that take part: all, or with `--allow-idle-ranks` those with which the ring is fastest. Collective."""
-        return members(comm, job) if job.config.allow_idle_ranks else list(range(comm.size))
+        return fastest_ranks(comm, job) if job.config.allow_idle_ranks else list(range(comm.size))
 
     def build(self) -> None:
         """Divide the layers over the ranks, and allocate this rank's stages. Collective."""
@@ -295,8 +295,7 @@ class RingTrainer:
         ]
         self.sides: list[tuple[StageReplica, StageReplica]] = room_for(self.session.comm, memory, layouts)
         for stage, sides in zip(self.stages, self.sides, strict=True):
-            stage.house(sides)
-            stage.between = self._between if self.session.probe else None
+            stage.house(sides, self._between if self.session.probe else None)
 
     def _between(self) -> None:
         """Tell the fault probe that an update is half done."""

@@ -2,10 +2,10 @@
 
     from ringtmp.run.inference import TrainedNetwork
     net = TrainedNetwork("runs/first")
-    net.predict(x)            # samples as they were given to training, before any normalisation
+    net.predict(x)            # samples in the units of the training data, before any normalisation
     net.evaluate()            # on the test samples of the run
 
-Layers are read and applied one after the other, so a network larger than this machine's memory can be used on it.
+Layers are read and applied one after the other, so that a network may be larger than this machine's memory.
 """
 
 import math
@@ -27,8 +27,8 @@ from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
 from ringtmp.storage.run_folder import open_run_folder
 
-_ROWS = 256  # samples that go through a layer at a time
-_ROOM = 1 << 28  # bytes of what goes into a layer and comes out of it, for as many samples as are taken together
+_ROWS = 256  # samples to which a layer is applied at a time
+_ROOM = 1 << 28  # most bytes of inputs and outputs of a layer, for the samples that are taken together
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Score:
     Attributes
     ----------
     samples : int
+        Number of samples.
     loss : float
         Mean over the predictions.
     score : float
-        Share of right answers; for values R2, what the network explains of the targets' variance.
+        Share of correct predictions; for values R2, the share of the targets' variance that the network explains.
     """
 
     samples: int
@@ -55,18 +56,18 @@ class TrainedNetwork:
     Parameters
     ----------
     path : str
-        A run folder (its newest whole checkpoint), or one set in its `checkpoints`.
+        A run folder (its newest intact checkpoint), or a folder in its `checkpoints`.
 
     Attributes
     ----------
     info : DataInfo
-        Of the data it was trained on.
+        The data that it was trained on.
     model : Model
     dtype : numpy dtype
     config : dict
-        Of the run.
+        Configuration of the run.
     step : int
-        Updates that the weights have seen.
+        Updates made to the weights.
 
     Raises
     ------
@@ -96,11 +97,11 @@ class TrainedNetwork:
 
     @property
     def is_classes(self) -> bool:
-        """Whether it tells classes apart; else it predicts values."""
+        """Whether it predicts classes; otherwise it predicts values."""
         return self.model.loss.of_classes
 
     def layers(self) -> Iterator[tuple[str, dict[str, Array]]]:
-        """Name and parameters of each layer, by name and in their own shapes, one layer at a time."""
+        """Name and parameters (arrays by name, in their own shapes) of each layer, one layer at a time."""
         for record in self._records(0, len(self.model.layers)):
             yield record.name, record.parameters
 
@@ -109,19 +110,19 @@ class TrainedNetwork:
         return checkpoint.read_layers(self._root, self._marker, names)
 
     def stage(self, first: int, last: int, rows: int) -> Stage:
-        """Layers `first` ... `last` - 1, ready for F of as many samples."""
+        """Make a stage of layers `first` ... `last` - 1, for forwards of up to `rows` samples."""
         stage = Stage(self.model, first, last, self.dtype, Optimizer("sgd"), rows, 1)
         for state, record in zip(stage.states, self._records(first, last), strict=True):
             state.layer.pack(state.flat, record.parameters)
         return stage
 
     def at_once(self) -> int:
-        """Samples that are best taken together: a multiple of `_ROWS`."""
+        """Number of samples to take together: a multiple of `_ROWS`."""
         widest = max(layer.inputs + layer.outputs for layer in self.model.layers)
         return max(1, _ROOM // (widest * self.dtype.itemsize) // _ROWS) * _ROWS
 
     def outputs(self, x: Array) -> Array:
-        """What the last layer makes [n, outputs] of normalised samples [n, features]: logits, or normalised values."""
+        """Compute the last layer's outputs [n, outputs], logits or normalised values, of samples [n, features]."""
         parts = [self._through(x[at : at + self.at_once()]) for at in range(0, len(x), self.at_once())]
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
@@ -139,13 +140,18 @@ class TrainedNetwork:
         return x
 
     def predict(self, x: Array) -> Array:
-        """What the network says of samples [n, ...] as training got them, before any normalisation.
+        """Predict.
+
+        Parameters
+        ----------
+        x : array [n, ...]
+            Samples in the units of the training data, before any normalisation.
 
         Returns
         -------
         array
-            Of classes: probabilities [n, classes], of a text [n, places, characters]. Else values [n, outputs], in the
-            units of the training targets.
+            For classes: probabilities [n, classes], for a text [n, places, characters]. For values: [n, outputs], in
+            the units of the training targets.
 
         Raises
         ------
@@ -170,9 +176,17 @@ class TrainedNetwork:
         return logits.astype(self.dtype)
 
     def data(self, spec: str = "") -> DataSet:
-        """The run's data, or other data of its kind: with the run's normalisation and its share held out for tests.
+        """Open data, with the run's normalisation and its share of samples held out for tests.
 
-        Raises `UserError` where it cannot be read, or is not what the network was trained on (`spec` empty).
+        Parameters
+        ----------
+        spec : str
+            The setting `data`, of data of the same kind; empty: the run's own data.
+
+        Raises
+        ------
+        UserError
+            The data cannot be read, are of another kind, or (`spec` empty) have changed since the run.
         """
         config = self.config
         if not spec and config["data"] == "arrays":
@@ -188,7 +202,7 @@ class TrainedNetwork:
         )
 
     def evaluate(self, data: DataSet | None = None, split: str = "test") -> Score:
-        """Loss and score on a split (`train` or `test`) of the data, by default the run's own."""
+        """Compute loss and score on a split (`train` or `test`) of the data, by default the run's own."""
         data = data or self.data()
         n = data.info.n_train if split == "train" else data.info.n_test
         features = math.prod(self.info.sample_shape)
@@ -216,7 +230,7 @@ class TrainedNetwork:
 
 
 def _find(path: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of sets and the marker of one."""
+    """The folder of the checkpoints, and the marker of the one that `path` names."""
     place = Path(path)
     if place.name.startswith("step-") and place.is_dir():
         try:

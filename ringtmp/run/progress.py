@@ -1,4 +1,4 @@
-"""What rank 0 prints: first lines, progress (a live bar on a terminal, plain lines in a log), and the end of the run."""
+"""What rank 0 prints: first lines, progress (a live bar on a terminal, plain lines in a log), the end of the run."""
 
 import os
 import sys

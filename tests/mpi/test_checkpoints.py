@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 import ps
 import ringtmp
-from ps.checkpointing import CheckpointCollector
+from ps.serving.checkpointing import CheckpointCollector
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint import manager as sets
 from ringtmp.comm.mpi import sleeping_barrier

@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 import ps
 import ringtmp
-from ps.mirror import holder_of
+from ps.serving.mirror import holder_of
 from ringtmp.comm.mpi import sleeping_barrier
 from ringtmp.resilience.node_memory import NodeMemory, StageReplica
 

@@ -237,7 +237,7 @@ def test_measuring_in_blocks(monkeypatch):
     """Mean and deviation do not depend on how the pass is cut."""
     x, y = made(1000)
     whole = open_data((x, y), dtype=F64).info.normalisation
-    monkeypatch.setattr("ringtmp.data.dataset._BLOCK", 6 * 8 * 7)
+    monkeypatch.setattr("ringtmp.data.measure._BLOCK", 6 * 8 * 7)
     cut = open_data((x, y), dtype=F64).info.normalisation
     assert whole["kind"] == "global"
     np.testing.assert_allclose(cut["mean"], whole["mean"], rtol=1e-12)

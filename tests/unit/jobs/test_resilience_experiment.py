@@ -20,7 +20,7 @@ from jobs.lib.watch import (
     pause,
     per_second,
     rate,
-    recoveries_told,
+    reported_recoveries,
     trained,
     useful,
 )
@@ -98,7 +98,7 @@ def test_what_is_read():
         "recovered: the job has ended, status 9; went on at step 20, after 2.00 s (clear 1.00, redo 1.00)\n"
         "recovered: cut o"
     )
-    first, second = recoveries_told(text)
+    first, second = reported_recoveries(text)
     assert (first["what"], first["step"], first["again"]) == ("rank 1 on vm (process 26134) is gone", 40, 1)
     assert first["seconds"] == {
         "clear": 0.1,

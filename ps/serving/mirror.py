@@ -1,8 +1,8 @@
 """A server's versions on a rank of another node: one lane from the server to the holder, range by range.
 
 A range leaves as soon as it has been copied, while others of its version are still being computed. For each the server
-sends which it is, then its bytes in pieces; last come the checksums. The holder declares its older version void with
-the first range of the next, takes pieces in their places, and says so when a version is whole.
+sends its number, then its bytes in pieces; the checksums come last. The holder marks its older version incomplete with
+the first range of the next, receives pieces in their places, and acknowledges a version that is complete.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ _END = -1  # instead of a version: nothing follows
 def holder_of(server: int, servers: Sequence[int], workers: Sequence[int], nodes: Sequence[str]) -> int:
     """The rank to which a server's versions are sent: the next server of another node, else the first such worker.
 
-    -1 if there is none: in the memory that they come from copies would protect nothing.
+    -1 if there is none: copies in the memory that they come from would protect nothing.
     """
     at = servers.index(server)
     others = [*servers[at + 1 :], *servers[:at], *workers]
@@ -38,7 +38,7 @@ def holder_of(server: int, servers: Sequence[int], workers: Sequence[int], nodes
 
 
 def _cut(copy: StageReplica, ranges: Sequence[KeyRange]) -> dict[int, list[Array]]:
-    """Pieces of a copy: by range, and of its checksums. `ranges`: those of its server, in the order of their parts."""
+    """Pieces of a replica by key range, and of its checksums; `ranges`: its server's, in the order of their parts."""
     places, at = copy.layout.places(), 0
     bounds = {_SUMS: (0, places[0]["flat"][0])}
     for keys in ranges:
@@ -55,10 +55,11 @@ class Outgoing:
     Parameters
     ----------
     comm : Intracomm
-        Where nothing else is sent.
+        On which nothing else is sent.
     holder : int
-    sides : two copies
-        Where its versions lie.
+        Rank that receives the versions.
+    sides : two StageReplica
+        Where the server writes its versions in turn.
     ranges : sequence of KeyRange
         This server's.
     recorder : Recorder
@@ -85,30 +86,30 @@ class Outgoing:
         }
         self._queue: deque[int] = deque()  # ranges that are to leave of the version
         self._path: Any = None
-        self._version = self._without = _END  # the one that leaves now; one that does not
+        self._version = self._without = _END  # the version that leaves now; one that is left out
         self.busy = self.ended = False
-        self.lost = False  # the holder does not answer: nobody waits for it
-        self.acknowledged = _END  # newest version that is whole there
+        self.lost = False  # the holder does not answer: do not wait for it
+        self.acknowledged = _END  # newest version that the holder has completely
 
     def begin(self, version: int, copy: StageReplica) -> None:
-        """A version is being written to one of the sides."""
-        if self.busy:  # the holder has been lost meanwhile: it does without this one
+        """`version` is being written to `copy`, one of the sides."""
+        if self.busy:  # the holder has been lost meanwhile: leave this version out
             self._without = version
             return
         self._version, self._path, self.busy = version, copy.path, True
         self._here.Start()
 
     def add(self, version: int, number: int = _SUMS) -> None:
-        """Let a range of it leave; at last the checksums."""
+        """Send the key range `number` of `version`; by default the checksums, which come last."""
         if version != self._without:
             self._queue.append(number)
 
     def has(self, version: int) -> bool:
-        """Whether a version is there, or need not be waited for."""
+        """Whether the holder has `version`, or it need not be waited for."""
         return self.lost or self.acknowledged >= version or self._without == version
 
     def poll(self) -> bool:
-        """Move on what is on its way; whether anything has happened."""
+        """Send what can leave; whether anything has happened."""
         if not self.busy:
             return False
         moved = self._body.poll()
@@ -128,14 +129,14 @@ class Outgoing:
         self._head.Start()
 
     def finish(self) -> bool:
-        """Say that nothing follows; whether that is done."""
+        """Tell the holder that nothing follows; whether that is done."""
         if not self.lost and not self.ended and not self.busy:
             self._tell(_END, _SUMS)
             self.ended = True
         return self.lost or self.ended
 
     def close(self) -> None:
-        """Give back all requests; after `finish`."""
+        """Free all requests; after `finish`."""
         self._head.Wait()
         self._body.close()
         for request in (self._head, self._here):
@@ -149,10 +150,11 @@ class Incoming:
     ----------
     comm : Intracomm
     server : int
-    sides : two copies
-        New ones.
+        Rank that sends the versions.
+    sides : two StageReplica
+        New ones, on this node.
     ranges : sequence of KeyRange
-        Those of the server.
+        The server's.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class Incoming:
         self._head.Start()
 
     def poll(self) -> bool:
-        """Take what has come; whether there was anything."""
+        """Receive what has arrived; whether there was anything."""
         moved = False
         while not self.ended and self._step():
             moved = True
@@ -204,7 +206,7 @@ class Incoming:
         return True
 
     def close(self) -> None:
-        """Give back all requests; once it has `ended`."""
+        """Free all requests, once the stream has `ended`."""
         self._here.Wait()
         self._body.close()
         for request in (self._head, self._here):
