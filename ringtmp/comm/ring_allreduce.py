@@ -96,7 +96,7 @@ class RingAllreduce:
         return all(send.Test() for send in self._sends)
 
     def _post(self) -> None:
-        """Post the next receives: two while parts are added, for which there are two buffers, else one after the other."""
+        """Post the next receives: two while parts are added, which have two buffers, else one after the other."""
         while self._posted < self.hops and self._posted <= self.hop + (self._posted < self.hops // 2):
             self._receives[self._posted].Start()
             self._posted += 1

@@ -50,7 +50,7 @@ class SumsComplete:
 
 
 class NormKnown:
-    """Opens when the norm of all gradients of the step is known (`clip_norm`); the same gate for all chunks of a rank."""
+    """Opens when the norm of all gradients of the step is known (`clip_norm`); one gate for all chunks of a rank."""
 
     def __init__(self) -> None:
         self.norm: float | None = None

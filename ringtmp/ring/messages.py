@@ -53,7 +53,7 @@ class TestResult(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Rank 0 -> each rank in turn, and rank 0 of a ring -> rank 0 of the next ring: leave out the phases from `phase` on.
+    """Rank 0 -> each rank in turn, rank 0 of a ring -> rank 0 of the next: leave out the phases from `phase` on.
 
     `signal` is the number of the signal that asked for the stop.
     """
