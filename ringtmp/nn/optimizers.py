@@ -40,6 +40,10 @@ class Optimizer:
         """The rule and its kernels."""
         return OPTIMIZERS[self.name]
 
+    def load(self) -> None:
+        """Import the rule, so that `kernels.registry.compile_all` finds its kernels. Raises `KeyError`."""
+        assert self.rule.name == self.name
+
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the arrays that the rule keeps beside the parameters."""

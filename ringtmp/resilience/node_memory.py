@@ -267,7 +267,7 @@ class NodeMemory:
         self.folder = _root() / run / node
 
     def make(self) -> None:
-        """Make the folder, for this user alone. Raises `OSError`, or `PermissionError` if it belongs to another user."""
+        """Make the folder, for this user alone. Raises `OSError`, `PermissionError` if it belongs to another user."""
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = _root().stat()
         if mine.st_uid != os.getuid():

@@ -2,9 +2,9 @@
 
 Each rank measures how long it computes in a step (`LoadMeter`). The token that goes round the ring after each step
 carries the sum and the maximum of that over the ranks (`ringtmp.ring.tokens`); where it comes home, rank 0 sees how
-much longer the busiest rank takes than all on average, and orders a rebalance if that is worth it (`RebalancePolicy`). It
-decides nothing else: after that step the ring runs dry, the split is computed round the ring as at the start
-(`ringtmp.schedule.partition`), each rank putting in only its own times, and the layers that change hands go from
+much longer the busiest rank takes than all on average, and orders a rebalance if that is worth it (`RebalancePolicy`).
+It decides nothing else: after that step the ring runs dry, the split is computed round the ring as at the start
+(`ringtmp.ring.layer_split`), each rank putting in only its own times, and the layers that change hands go from
 neighbour to neighbour (`hand_over`). A layer moves whole, so no bit of the results depends on any of this.
 
 The exact split, and not one layer at a time to a less busy neighbour: it settles at once however far work must go,

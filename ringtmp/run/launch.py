@@ -220,6 +220,7 @@ def _report_recovery(session: Session) -> None:
 def _compile_kernels(trainer: Trainer, session: Session) -> None:
     """Compile the kernels that are needed, or load them from the cache; the first rank of each host compiles."""
     job, log = session.job, session.reporter.say if session.reporter else None
+    job.optimizer().load()
     compile_all(job.dtype, job.model.families | trainer.kernel_families(), log=log)
     if job.config.node_speed:
         compile_all(np.float64, {"jitter"})

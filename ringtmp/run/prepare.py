@@ -13,6 +13,7 @@ from ringtmp.config.schema import RunConfig, make_config
 from ringtmp.data.dataset import DataInfo, DataSet
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
+from ringtmp.nn.optimizers import Optimizer
 from ringtmp.resilience.incident import supervised
 from ringtmp.resilience.recovery import Recalled, recall
 from ringtmp.run.inputs import build_run_model, open_run_data, read_model_file
@@ -152,6 +153,7 @@ def preload(from_file: dict[str, Any], flags: dict[str, Any], reads_data: bool) 
     values = merge(from_file, flags)
     folder = resumed_folder(values)
     config, info = make_config(merge(folder.config(), values)), DataInfo.from_json(folder.data())
+    Optimizer(config.optimizer).load()
     compile_all(config.dtype, build_run_model(config, info).families | {"keep", "serve"})
     if reads_data:
         open_run_data(config, None, info)

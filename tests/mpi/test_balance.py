@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import chessboard
-from mpi4py import MPI
+from reference import alone
 
 import ringtmp
 from ringtmp.resilience.node_memory import NodeMemory
@@ -98,19 +98,19 @@ def test_same_bits(comm, shared_path, ordered, way):
     more = {"out": str(shared_path), "checkpoint_every": 5} if comm.size < 8 or "state_copies" in settings else {}
     plain = {key: value for key, value in settings.items() if key not in ("schedule", "chunks")}
     result = ringtmp.train(comm=comm, **settings, **more, balance="auto")
-    alone = ringtmp.train(comm=MPI.COMM_SELF, **plain)
-    assert result.sha256 == alone.sha256
+    one = alone(**plain)
+    assert result.sha256 == one.sha256
     if comm.size > 1:
         assert len(ordered) >= 3
     if comm.rank == 0:
-        scores = [[row["loss"] for row in each.rows if row["kind"] == "test"] for each in (result, alone)]
+        scores = [[row["loss"] for row in each.rows if row["kind"] == "test"] for each in (result, one)]
         assert scores[0] == pytest.approx(scores[1], rel=1e-12)
     if more:
         if comm.rank == 0 and comm.size > 1:
             with h5py.File(next(shared_path.glob("*/traces/000/*.h5"))) as file:
                 assert list(file.attrs["kinds"]).index("balance") in file["events/kind"][:]
         again = ringtmp.train(comm=comm, resume=result.folder, steps=23, progress=False)
-        assert again.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **plain | {"steps": 23}).sha256
+        assert again.sha256 == alone(**plain | {"steps": 23}).sha256
 
 
 @pytest.mark.mpi
@@ -157,9 +157,9 @@ def test_copies_follow_the_layers(comm, shared_path, ordered, monkeypatch, moves
             shutil.rmtree(path)
     comm.Barrier()
     again = ringtmp.train(comm=comm, resume=result.folder, steps=10, progress=False)
-    alone = ringtmp.train(comm=MPI.COMM_SELF, **settings, steps=10)
+    one = alone(**settings, steps=10)
     assert again.step == 10
-    assert again.sha256 == alone.sha256
+    assert again.sha256 == one.sha256
 
 
 class Told(balance.LoadMeter):
@@ -202,7 +202,7 @@ def test_a_slow_node_gets_less(comm, monkeypatch):
     assert held == [sum(last - first for first, last in rank["layers"]) for rank in comm.bcast(best.ranks)]
     if comm.size > 1:
         assert held[-1] < min(held[:-1])
-    assert result.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **settings).sha256
+    assert result.sha256 == alone(**settings).sha256
 
 
 @pytest.mark.mpi

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import chessboard
 from launching import ROOT
-from mpi4py import MPI
+from reference import alone
 
 import ringtmp
 from ringtmp.comm.ring_allreduce import RingAllreduce
@@ -41,18 +41,18 @@ def everyone(result):
     return np.concatenate([array.reshape(-1) for arrays in result.layers.values() for array in arrays.values()])
 
 
-def check(comm, result, alone, rings, rel=1e-10):
+def check(comm, result, one, rings, rel=1e-10):
     """Weights of each ring against those of one rank, and the losses that the first one tells."""
     for name, arrays in result.layers.items():
         for key, array in arrays.items():
-            np.testing.assert_allclose(array, alone.layers[name][key], rtol=rel, atol=rel)
+            np.testing.assert_allclose(array, one.layers[name][key], rtol=rel, atol=rel)
     assert len(set(comm.allgather(result.sha256))) == 1
     if comm.rank == 0:
-        mine, theirs = ([(row["kind"], row["step"], row["loss"]) for row in each.rows] for each in (result, alone))
+        mine, theirs = ([(row["kind"], row["step"], row["loss"]) for row in each.rows] for each in (result, one))
         assert sorted(mine)[0][:2] == sorted(theirs)[0][:2]
-        for one, other in zip(sorted(mine), sorted(theirs), strict=True):
-            assert one[:2] == other[:2]
-            assert one[2] == pytest.approx(other[2], rel=1e-9)
+        for ours, other in zip(sorted(mine), sorted(theirs), strict=True):
+            assert ours[:2] == other[:2]
+            assert ours[2] == pytest.approx(other[2], rel=1e-9)
     elif comm.rank >= comm.size // rings:
         assert result.rows == []
 
@@ -64,7 +64,7 @@ def test_the_weights_of_one_rank(comm, way):
         settings = settings_of(comm, **WAYS[way[0]])
         plain = {key: value for key, value in settings.items() if key not in ("schedule", "chunks")}
         result = ringtmp.train(comm=comm, **settings, rings=rings)
-        check(comm, result, ringtmp.train(comm=MPI.COMM_SELF, **plain), rings)
+        check(comm, result, alone(**plain), rings)
 
 
 @pytest.mark.mpi
@@ -89,7 +89,7 @@ def test_random_choices_are_those_of_the_whole_batch(comm, monkeypatch):
         if comm.size // rings > 8:
             continue
         result = ringtmp.train(comm=comm, **settings, rings=rings)
-        check(comm, result, ringtmp.train(comm=MPI.COMM_SELF, **settings), rings, rel=1e-8)
+        check(comm, result, alone(**settings), rings, rel=1e-8)
 
 
 @pytest.mark.mpi
@@ -101,7 +101,7 @@ def test_a_run_folder_and_a_resume(comm, shared_path):
         folder = comm.bcast(result.folder)
         ringtmp.train(comm=comm, resume=folder, name="b", out=str(shared_path), steps=12, progress=False)
         one = ringtmp.train(comm=comm, resume=folder, steps=12, progress=False)
-        whole = ringtmp.train(comm=MPI.COMM_SELF, **settings | {"steps": 12})
+        whole = alone(**settings | {"steps": 12})
         check(comm, one, one, rings)
         for name, arrays in one.layers.items():
             for key, array in arrays.items():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import chessboard
-from mpi4py import MPI
+from reference import alone
 
 import ringtmp
 from ringtmp.ring.trainer import RingTrainer
@@ -28,15 +28,6 @@ WAYS = [
     {"mode": "strict", "schedule": "gpipe"},
     {"mode": "strict", "schedule": "1f1b"},
 ]
-_alone: dict[tuple, ringtmp.Result] = {}
-
-
-def alone(**settings) -> ringtmp.Result:
-    """The run of one rank with these settings, made once in each process."""
-    key = tuple(sorted((k, str(v)) for k, v in settings.items()))
-    if key not in _alone:
-        _alone[key] = ringtmp.train(comm=MPI.COMM_SELF, **settings)
-    return _alone[key]
 
 
 def name(way: dict) -> str | None:
@@ -135,7 +126,7 @@ def test_language_model(comm, way, extra, shared_path):
         **extra,
     }
     result = ringtmp.train(comm=comm, **settings, **way, micro_batches=4)
-    one = ringtmp.train(comm=MPI.COMM_SELF, **settings, micro_batches=1)
+    one = alone(**settings, micro_batches=1)
     assert result.sha256 == one.sha256
     if comm.rank == 0:
         rows = {(row["kind"], row["step"]): row for row in one.rows}
@@ -144,7 +135,7 @@ def test_language_model(comm, way, extra, shared_path):
             assert np.isclose(row["loss"], same["loss"], rtol=1e-12)
             assert row["score"] == same["score"]
         assert all(0 <= row["score"] <= 1 for row in result.rows)
-    plain = ringtmp.train(comm=MPI.COMM_SELF, **settings | dict.fromkeys(extra), micro_batches=1)
+    plain = alone(**settings | dict.fromkeys(extra), micro_batches=1)
     assert (plain.sha256 == one.sha256) == (not extra)  # the bound was felt
 
 
@@ -187,7 +178,7 @@ def test_a_stop_between_evaluations(comm, monkeypatch, more):
     assert result.state == "stopped"
     assert 4 <= result.step < 4000
     plain = {key: value for key, value in settings.items() if key != "chunks"}
-    assert result.sha256 == ringtmp.train(comm=MPI.COMM_SELF, **plain | {"steps": result.step}).sha256
+    assert result.sha256 == alone(**plain | {"steps": result.step}).sha256
 
 
 def test_regression(comm):
@@ -233,8 +224,8 @@ def test_resume_on_other_ranks(comm, way, shared_path):
 def test_weights_come_together(comm):
     """`Result.weights` on rank 0 holds every layer, as one rank has them."""
     weights = ringtmp.train(comm=comm, **SMALL, micro_batches=2).weights()
+    want = alone(**SMALL, micro_batches=2).layers
     if comm.rank == 0:
-        want = alone(**SMALL, micro_batches=2).layers
         assert list(weights) == list(want)
         for layer, arrays in want.items():
             for key, array in arrays.items():

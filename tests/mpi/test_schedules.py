@@ -1,10 +1,8 @@
 """The same bits with every schedule: any p (the suites run on 1, 2, 3, 4, 5 and 8 ranks), any m, any number of chunks."""
 
-from functools import cache
-
 import pytest
 from conftest import chessboard
-from mpi4py import MPI
+from reference import alone
 
 import ringtmp
 from ringtmp.schedule.plan import SCHEDULES
@@ -31,11 +29,6 @@ WAYS += [
 ]
 
 
-@cache
-def alone() -> ringtmp.Result:
-    return ringtmp.train(comm=MPI.COMM_SELF, **DEEP, micro_batches=1)
-
-
 def name(way: dict) -> str | None:
     return f"{way.get('schedule') or way['mode']}-v{way['chunks']}" if isinstance(way, dict) else None
 
@@ -44,9 +37,9 @@ def name(way: dict) -> str | None:
 def test_same_numbers(comm, way, m):
     """On more than 3 ranks each way meets 1 and 8 micro-batches or 3 and 16: fewer than ranks, and not fewer."""
     result = ringtmp.train(comm=comm, **DEEP, **way, micro_batches=m)
-    assert (result.step, result.sha256) == (4, alone().sha256)
+    assert (result.step, result.sha256) == (4, alone(**DEEP, micro_batches=1).sha256)
     if comm.rank == 0:
-        want = {(row["kind"], row["step"]): row["loss"] for row in alone().rows}
+        want = {(row["kind"], row["step"]): row["loss"] for row in alone(**DEEP, micro_batches=1).rows}
         assert {(row["kind"], row["step"]): row["loss"] for row in result.rows} == pytest.approx(want, rel=1e-12)
 
 
@@ -57,13 +50,13 @@ def test_under_random_delays(comm, way, sends):
         result = ringtmp.train(
             comm=comm, **DEEP, **way, micro_batches=m, sends=sends, delay=0.0004 if comm.size < 4 else 0.0001
         )
-        assert result.sha256 == alone().sha256
+        assert result.sha256 == alone(**DEEP, micro_batches=1).sha256
 
 
 @pytest.mark.parametrize(("in_flight", "chunks"), chessboard((1, 2, 5), (1, 2)))
 def test_few_in_flight(comm, in_flight, chunks):
     result = ringtmp.train(comm=comm, **DEEP, micro_batches=8, in_flight=in_flight, chunks=chunks)
-    assert result.sha256 == alone().sha256
+    assert result.sha256 == alone(**DEEP, micro_batches=1).sha256
 
 
 HOW = [{"recompute": True}, {"threads": 2}, {"clip_norm": 0.05}]
@@ -75,13 +68,13 @@ HOW = [{"recompute": True}, {"threads": 2}, {"clip_norm": 0.05}]
     ids=str,
 )
 def test_with_recomputation_threads_and_norm(comm, way, how):
-    one = ringtmp.train(comm=MPI.COMM_SELF, **DEEP, **how, micro_batches=1)
+    one = alone(**DEEP, **how, micro_batches=1)
     assert ringtmp.train(comm=comm, **DEEP, **way, **how, micro_batches=8).sha256 == one.sha256
-    assert (one.sha256 == alone().sha256) == ("clip_norm" not in how)
+    assert (one.sha256 == alone(**DEEP, micro_batches=1).sha256) == ("clip_norm" not in how)
 
 
 def test_paced(comm):
     """Emulated nodes of unequal speed whose actions vary: another timing, the same numbers."""
     speeds = ",".join(str(0.02 * (1 + r % 3)) for r in range(comm.size))
     result = ringtmp.train(comm=comm, **DEEP, micro_batches=8, node_speed=speeds, jitter=0.3)
-    assert result.sha256 == alone().sha256
+    assert result.sha256 == alone(**DEEP, micro_batches=1).sha256

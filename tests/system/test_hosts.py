@@ -12,8 +12,6 @@ import pytest
 from jobs.lib.hosts import Hosts, why_not
 from ringtmp.errors import UserError
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(autouse=True)
 def permitted():

@@ -13,7 +13,7 @@ from launching import ROOT
 
 from kernels._jit import CACHE
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.xdist_group("readme")  # they share a copy of the project
 
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
