@@ -123,7 +123,7 @@ class Membership:
 
 
 class MembershipLeader:
-    """Rank 0's decisions. They are ahead of every rank's `Membership`, that of rank 0 included, by the time they travel.
+    """Rank 0's decisions. While they travel they are ahead of each rank's `Membership`, also of rank 0's.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ class Standing:
         self._mailbox.send(0, RejoinRequest(pushes))
 
     def accepted(self) -> bool:
-        """Whether the request has been granted. Raises `WorkerDroppedError` if the run has ended without this worker."""
+        """Whether the request has been granted. Raises `WorkerDroppedError` if the run ended without this worker."""
         if self._over:
             raise WorkerDroppedError
         return self.rejoined >= 0

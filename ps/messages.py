@@ -116,7 +116,7 @@ class CheckpointOrder(NamedTuple):
 
 
 class PartWritten(NamedTuple):
-    """Writer -> rank 0: its part of the checkpoint is finished; whether it is on disk, and seconds it held up a rank."""
+    """Writer -> rank 0: its part of the checkpoint is finished; whether it is on disk, and seconds it took."""
 
     step: int
     written: bool

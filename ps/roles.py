@@ -43,13 +43,15 @@ def check(config: RunConfig, ranks: int) -> None:
         raise UserError(f"batch_size: {config.batch_size} leaves some of {workers} workers without a sample")
     if config.worker_micro_batches > config.batch_size // workers:
         raise UserError(
-            f"worker_micro_batches: {config.worker_micro_batches} exceeds the {config.batch_size // workers} samples of a worker"
+            f"worker_micro_batches: {config.worker_micro_batches} exceeds the {config.batch_size // workers} samples "
+            "of a worker"
         )
     if config.backup >= workers:
         raise UserError(f"backup: {config.backup} of {workers} workers would be waited for by none; expected fewer")
     if config.state_copies > 1:
         raise UserError(
-            f"state_copies: ps.train sends a server's part to one other rank; expected off or 1, got {config.state_copies}"
+            f"state_copies: ps.train sends a server's part to one other rank; expected off or 1, got "
+            f"{config.state_copies}"
         )
     if config.state_copies and config.consistency == "allreduce":
         raise UserError(

@@ -190,7 +190,7 @@ class ServerTrainer:
         return list(checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names))
 
     def _emulate(self, course: Course) -> NodeSpeed:
-        """The node that this rank emulates; each layer of each worker has random numbers of its own, as in simulation."""
+        """The node that this rank emulates; each layer of each worker has its own random numbers, as in simulation."""
         config, layers, stages = self.config, len(self.model.layers), len(self.roles.workers) * len(self.model.layers)
         paces: list[Pace] = []
         if self.works:

@@ -7,9 +7,9 @@ update, so that most of the cost hides behind the workers' computing.
 Two rules keep one step complete on all servers at any moment, at most one behind the newest:
 
 - A server writes version k + 1 over k - 1 only once every server has said that its version k is *durable*: copied, and
-  received by the rank of another node that holds its copies (`ps.serving.mirror`). The message also carries the step that all
-  ranges of the server have passed: where they are further, as after the loss of a slow worker with ASP, the next
-  version is the least of these.
+  received by the rank of another node that holds its copies (`ps.serving.mirror`). The message also carries the step
+  that all ranges of the server have passed: where they are further, as after the loss of a slow worker with ASP, the
+  next version is the least of these.
 - The slowest workers get a server's *last* range, which their forward pass needs last, only once its version is
   durable. So copies that take longer than the forward pass of the layers before slow the training down, and never fall
   behind it.

@@ -2,8 +2,9 @@
 
     receive -> may a worker read? -> update with all gradients that have arrived -> answer, first layers first
 
-Messages travel over persistent requests on buffers that are made once. What a range holds is in `ps.serving.served_range`, the
-update in `ps.serving.updates`, the answers in `ps.serving.answers`, and which pushes count in `ps.membership.PushLedger`.
+Messages travel over persistent requests on buffers that are made once. What a range holds is in
+`ps.serving.served_range`, the update in `ps.serving.updates`, the answers in `ps.serving.answers`, and which pushes
+count in `ps.membership.PushLedger`.
 """
 
 from collections.abc import Callable, Sequence

@@ -92,7 +92,7 @@ class Run:
     def breakdown(self) -> pd.DataFrame:
         """Seconds of each rank's wall time by part (compute, transfer, wait, checkpoint, other), and their sum `wall`.
 
-        Idle time is time blocked in a wait, as recorded; `other` is what no event covers: choosing, polling, reading data.
+        Idle time is time blocked in a wait, as recorded; `other` is what no event covers: choosing, polling, data.
         """
         events, ranks = self.events(), self.ranks().set_index("rank")
         span = events["end"] - events["start"]

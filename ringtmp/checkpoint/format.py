@@ -1,4 +1,4 @@
-"""The format of checkpoints: HDF5, a group per layer named by its position, a file per rank, a marker that completes it.
+"""The format of checkpoints: HDF5, a group per layer named by its position, a file per rank, a completion marker.
 
     checkpoints/step-00000200/
         rank-0000.h5  rank-0001.h5 ...   layers as their ranks held them

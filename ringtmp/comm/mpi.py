@@ -85,7 +85,7 @@ def quiet_exit(status: int) -> NoReturn:
 
 
 def sleeping_barrier(comm: "Intracomm") -> None:
-    """Wait for all ranks, sleeping: while one rank reads data or compiles, the others leave it the cores. Collective."""
+    """Wait for all ranks, sleeping, so that a rank that reads data or compiles has the cores. Collective."""
     request = comm.Ibarrier()
     while not request.Test():
         time.sleep(0.001)

@@ -27,7 +27,8 @@ def _table(spec: str, rows: list[int], dtype: str) -> None:
     compile_all(dtype, model.families)
     flops, bytes_per_s = peak_flops(dtype), bandwidth()
     vectors = simd()
-    title = f"{vectors['cpu']}, {vectors['vector_bits']} bits, {dtype}: {flops / 1e9:.0f} GFLOP/s, {bytes_per_s / 1e9:.0f} GB/s"
+    processor = f"{vectors['cpu']}, {vectors['vector_bits']} bits"
+    title = f"{processor}, {dtype}: {flops / 1e9:.0f} GFLOP/s, {bytes_per_s / 1e9:.0f} GB/s"
     table = Table(title=title, title_justify="left")
     for column in ("layer", "rows", "F us", "I us", "W us", "U us", "GFLOP/s", "GB/s", "of the floor"):
         table.add_column(column, justify="left" if column == "layer" else "right")

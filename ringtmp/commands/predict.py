@@ -1,4 +1,4 @@
-"""``python -m ringtmp predict runs/NAME SAMPLES OUT.h5``: predict the outputs of a trained network for samples in a file.
+"""``python -m ringtmp predict runs/NAME SAMPLES OUT.h5``: predict a network's outputs for samples in a file.
 
 SAMPLES is an NPZ or HDF5 file with an array `x` [n, ...] in the form used for training, before normalisation. OUT.h5
 receives `probabilities` [n, classes] and `classes` [n] (for text: per position), or `values` [n, outputs]. Both files

@@ -1,7 +1,7 @@
 """``python -m ringtmp supervise -n 8 -- python -m ringtmp.train ...``: start a job, and restart it when a rank is lost.
 
-Works with any MPI: the job ends with its first lost process and starts again on the remaining hosts. Each rank takes its
-layers from node memory (`ringtmp.resilience.node_memory`), so that at most one step is repeated.
+Works with any MPI: the job ends with its first lost process and starts again on the remaining hosts. Each rank takes
+its layers from node memory (`ringtmp.resilience.node_memory`), so that at most one step is repeated.
 """
 
 import argparse
@@ -25,8 +25,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ringtmp supervise",
         usage="python -m ringtmp supervise -n RANKS [--flag value ...] -- python -m ringtmp.train [--flag value ...]",
         description=__doc__.split("\n\n")[1],
-        epilog="SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank removes its node "
-        "at the next step; SIGUSR1 to the supervisor stops the job at the next step with exit status 75, to be restarted.",
+        epilog="SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank removes its "
+        "node at the next step; SIGUSR1 to the supervisor stops the job at the next step with exit status 75, to be "
+        "restarted.",
         allow_abbrev=False,
     )
     page.add_argument(

@@ -65,7 +65,8 @@ class View:
         for _, row in recoveries.tail(5).iterrows():
             parts.append(
                 Text(
-                    f"launch {row['launch']}: {row['what']}; continued at step {row['step']}, {row['again']} steps repeated",
+                    f"launch {row['launch']}: {row['what']}; continued at step {row['step']}, "
+                    f"{row['again']} steps repeated",
                     style="red",
                 )
             )

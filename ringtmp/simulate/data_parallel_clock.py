@@ -4,7 +4,8 @@ Every worker holds all layers and computes its share of the batch; what differs 
 Times are seconds, layers are numbered in the order of the forward. A layer's gradient leaves when its last W is done,
 and the next step's F of a layer waits for that layer's new weights. Links are full duplex, one a node, and cut through:
 a message occupies the sender's link, its first bit comes out `latency` later, and from then on it occupies the
-receiver's link, in order of first bits. Nodes jitter as in `ringtmp.simulate.pipeline_clock`: every layer of every worker is a stage.
+receiver's link, in order of first bits. Nodes jitter as in `ringtmp.simulate.pipeline_clock`: every layer of every
+worker is a stage.
 
 `serve` is an event loop with two events a message: what a message does at its receiver is worked out when it is sent,
 since first bits arrive in the order in which sends begin; 3 million messages a second when asynchronous, up to 11

@@ -1,4 +1,4 @@
-"""Versions of stored formats: each is a name with a number, such as `ringtmp-trace-2`, that stands in what is stored."""
+"""Versions of stored formats: a name with a number, such as `ringtmp-trace-2`, stored in each file."""
 
 from pathlib import Path
 

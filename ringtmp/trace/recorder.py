@@ -161,7 +161,7 @@ class Recorder:
                 self._outer.append((outer, end, of))
 
     def between_steps(self, step: int) -> None:
-        """Write the block if it is nearly full or old, and the live status; called when no neighbour waits for this rank.
+        """Write the block if it is nearly full or old, and the live status; called while no neighbour waits.
 
         Parameters
         ----------

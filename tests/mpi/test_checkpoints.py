@@ -1,4 +1,4 @@
-"""CheckpointManager written beside the training: whole, committed, and bit for bit what a run of so many steps ends with."""
+"""Checkpoints written during training: complete, and bit for bit the end of a run with that number of steps."""
 
 import threading
 import time
@@ -54,7 +54,7 @@ def go_on(comm, folder, step, steps):
 
 @pytest.mark.parametrize("extra", [{}, {"schedule": "2bw"}, {"chunks": 2}], ids=str)
 def test_sets_beside_the_training(comm, shared_path, slow, extra):
-    """CheckpointManager of every 5th step, each of which waits for the one before it; a run goes on from the last one to the bit."""
+    """A checkpoint every 5 steps, each waiting for the one before it; a run resumes from the last one bit for bit."""
     if extra.get("chunks", 1) * comm.size > 8:
         extra = {}
     settings = SMALL | extra | {"steps": 23}

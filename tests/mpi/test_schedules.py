@@ -1,4 +1,4 @@
-"""The same bits with every schedule: any p (the suites run on 1, 2, 3, 4, 5 and 8 ranks), any m, any number of chunks."""
+"""The same bits with every schedule: any p (the suites run on 1, 2, 3, 4, 5 and 8 ranks), m and number of chunks."""
 
 import pytest
 from conftest import chessboard

@@ -1,6 +1,7 @@
 """The ring under a clock, slow and obvious: actions and messages are records, and time goes from one to the next.
 
-Independent of `ringtmp.simulate.pipeline_clock` and of `ringtmp.schedule.local_rule` but for the factor of an action (`stretch`). The rule's limits stay
+Independent of `ringtmp.simulate.pipeline_clock` and of `ringtmp.schedule.local_rule` but for the factor of an action
+(`stretch`). The rule's limits stay
 as they are given.
 """
 

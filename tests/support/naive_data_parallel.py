@@ -1,4 +1,4 @@
-"""Slow and obvious twin of `ringtmp.simulate.data_parallel_clock`: every message, every hop and every action is an event of its own."""
+"""Slow twin of `ringtmp.simulate.data_parallel_clock`: every message, hop and action is an event of its own."""
 
 import heapq
 import itertools

@@ -1,8 +1,8 @@
 """Configurations whose final weights are recorded: every model family, schedule, optimizer and server layout.
 
 A refactoring must not change a bit of any result; `tests/mpi/test_recorded.py` trains these configurations and compares
-the SHA-256 of the weights with `recorded_digests.json`. Values are float32 unless a configuration says otherwise: float64
-activations use the machine's libm, whose last bit may differ between machines.
+the SHA-256 of the weights with `recorded_digests.json`. Values are float32 unless a configuration says otherwise:
+float64 activations use the machine's libm, whose last bit may differ between machines.
 """
 
 from typing import Any, NamedTuple

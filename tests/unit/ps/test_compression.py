@@ -47,7 +47,7 @@ def test_none(dtype, size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1e-30, 1e-5, 1.0, 1e20])
 def test_float16(dtype, size, scale):
-    """HalfPrecision a unit in the eleventh place, of numbers down to a 16384th of the largest; a few bytes for the scale."""
+    """Half a unit in the eleventh place, of numbers down to a 16384th of the largest; a few bytes for the scale."""
     compressor = make_compressor("float16", dtype, 0.01)
     assert type(compressor) is HalfPrecision
     assert (compressor.compresses_gradients, compressor.compresses_weights) == (True, True)
