@@ -5,7 +5,8 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ringtmp.config.schema import REGISTRIES, RunConfig, make_config, read_toml
+from ringtmp.config.schema import REGISTRIES, RunConfig, make_config
+from ringtmp.config.toml import read_toml
 from ringtmp.errors import UserError
 
 EXAMPLES = """examples:

@@ -5,13 +5,12 @@ The same names serve as keys of a TOML file (`batch_size`), as flags (`--batch-s
 """
 
 import difflib
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kernels.names import LOSSES, OPTIMIZERS, Registry, one_of
+from ringtmp.config.combinations import check_combinations
 from ringtmp.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
@@ -340,60 +339,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> "RunConfig":
-        if self.steps is not None and "epochs" in self.model_fields_set:
-            raise ValueError("epochs and steps: expected one of them, got both")
-        if self.mtbf is not None and "checkpoint_every" in self.model_fields_set:
-            raise ValueError("checkpoint_every and mtbf: expected one of them, got both")
-        if self.jitter and not self.node_speed:
-            raise ValueError("jitter: only emulated nodes have it; give --node-speed as well")
-        self._check_asynchronous()
-        self._check_exchange()
+        check_combinations(self)
         return self
-
-    def _check_exchange(self) -> None:
-        if self.staleness is not None and self.consistency != "ssp":
-            raise ValueError(f"staleness: only consistency ssp has a bound, not {self.consistency}")
-        if self.backup and self.consistency != "bsp":
-            raise ValueError(f"backup: only consistency bsp waits for workers of each step, not {self.consistency}")
-        if self.colocate and self.servers > 1:
-            raise ValueError("servers: with colocate every rank serves; leave servers out")
-        if self.backup and self.local_steps > 1:
-            raise ValueError("backup: a worker that is not waited for cannot make local steps; expected local_steps 1")
-        if self.consistency == "allreduce":
-            plain = {"servers": 1, "colocate": False, "compression": "none", "local_steps": 1}
-            for key, value in plain.items():
-                if getattr(self, key) != value:
-                    raise ValueError(f"{key}: consistency allreduce has no server; expected {value}")
-
-    def _check_asynchronous(self) -> None:
-        if self.schedule == "pipedream" and self.mode == "ready":
-            raise ValueError("mode: schedule pipedream has an order of its own; leave --mode out, or say strict")
-        if self.schedule == "2bw" and self.mode == "strict":
-            raise ValueError("mode: schedule 2bw follows no plan; leave --mode out, or say ready")
-        if self.schedule in ("pipedream", "2bw") and self.state_copies:
-            raise ValueError(
-                f"state_copies: with schedule {self.schedule} no step is whole on all ranks at once; expected off "
-                "(checkpoints serve it)"
-            )
-        if self.schedule in ("pipedream", "2bw") and self.balance == "auto":
-            raise ValueError(f"balance: with schedule {self.schedule} layers have several versions; expected off")
-        if self.allow_idle_ranks:
-            if self.layer_split != "measured":
-                raise ValueError(
-                    f"allow_idle_ranks: speeds are known with layer_split measured, not {self.layer_split}"
-                )
-            if self.effective_chunks > 1 or self.rings > 1:
-                raise ValueError("allow_idle_ranks: expected one stage for each rank and one ring (chunks 1, rings 1)")
-        if self.rings > 1:
-            plain: dict[str, tuple[Any, ...]] = {"state_copies": (0,), "balance": ("off",)}
-            plain["schedule"] = "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb"
-            for key, values in plain.items():
-                if getattr(self, key) not in (None, *values):
-                    raise ValueError(f"{key}: with several rings side by side expected {' or '.join(map(str, values))}")
-        if self.schedule == "pipedream" and self.clip_norm:
-            raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
-        if self.schedule in ("pipedream", "2bw") and self.effective_chunks > 1:
-            raise ValueError(f"chunks: schedule {self.schedule} takes 1, got {self.chunks}")
 
     def stored(self) -> dict[str, Any]:
         """Every value in a form that can be read back, as run folders, traces and checkpoints store it."""
@@ -451,13 +398,3 @@ def make_config(values: dict[str, Any], where: str = "") -> RunConfig:
         key = str(fault["loc"][0])
         expected = text.removeprefix("Input should be ")
         raise UserError(f"{where}{key}: expected {expected}, got {fault['input']!r}") from None
-
-
-def read_toml(path: str, key: str = "config") -> dict[str, Any]:
-    """The tables of a TOML file; a missing or malformed file is a `UserError` that names it."""
-    try:
-        return tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{key}: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: {path} is not valid TOML: {error}") from None

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ringtmp.config.schema import RunConfig, read_toml
+from ringtmp.config.schema import RunConfig
+from ringtmp.config.toml import read_toml
 from ringtmp.data.dataset import DataInfo, DataSet, open_data
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array

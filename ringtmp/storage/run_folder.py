@@ -28,7 +28,8 @@ from typing import IO, Any
 
 import tomli_w
 
-from ringtmp.config.schema import RunConfig, read_toml
+from ringtmp.config.schema import RunConfig
+from ringtmp.config.toml import read_toml
 from ringtmp.errors import UserError
 from ringtmp.storage.files import write_durably
 from ringtmp.storage.versions import check_format
