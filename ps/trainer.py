@@ -261,7 +261,7 @@ class ServerTrainer:
         config, roles = self.config, self.roles
         words = [config.consistency + (f" (staleness {config.bound})" if config.bound > 0 else "")]
         if config.colocate:
-            words.append("every rank serves and works")
+            words.append("colocated servers")
         elif roles.servers:
             words.append(f"{len(roles.servers)} server{'s' * (len(roles.servers) > 1)}")
             words.append(f"{len(roles.workers)} worker{'s' * (len(roles.workers) > 1)}")
