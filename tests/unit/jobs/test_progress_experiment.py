@@ -26,6 +26,7 @@ from jobs.experiments.progress_figure import draw, show
 from jobs.lib import store
 from jobs.lib.compare import quartiles
 from jobs.lib.launch import LaunchFailed
+from ringtmp.storage.run_folder import FORMAT
 
 
 def setting(**changes):
@@ -108,6 +109,7 @@ def test_a_run_that_diverges_costs_no_other(monkeypatch):
             folder = Path(each["out"]) / each["name"]
             folder.mkdir()
             (folder / "config.toml").touch()
+            (folder / "format").write_text(FORMAT)
             bad = each["lr"] == 0.2
             state = "failed" if bad else "finished"
             status = {"state": state, "error": "RunFailure: the loss became nan in step 3"}

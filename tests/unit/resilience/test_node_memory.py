@@ -1,8 +1,10 @@
 """Node memory: copies that are whole or do not count, and which step counts."""
 
+import itertools
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -148,7 +150,7 @@ def train(stage: Stage, steps: range) -> None:
 
 
 def stage_of(
-    optimizer: str, memory: NodeMemory | None = None
+    optimizer: str, memory: NodeMemory | None = None, between: Callable[[], None] | None = None
 ) -> tuple[Stage, tuple[StageReplica, StageReplica] | None]:
     model = build_model("mlp:6-5x3-4", "auto", (6,), "classes", 4, 1, False)
     stage = Stage(model, 1, 4, np.dtype("f4"), Optimizer(optimizer), 2, 1)
@@ -156,7 +158,7 @@ def stage_of(
     if memory:
         what = {"generation": 1, "stage": 0, "owner": 0}
         sides = memory.create(layout_of(model, 1, 4, stage.optimizer.slots, "<f4", **what), 0)
-        stage.house(sides)
+        stage.house(sides, between)
     stage.initialise(3)
     stage.commit(0)
     return stage, sides
@@ -186,16 +188,15 @@ def _killed_in_its_update(root: str, when: int) -> None:
     os.environ["RINGTMP_NODE_MEMORY"] = root
     memory = NodeMemory("run", "here")
     memory.make()
-    stage, _ = stage_of("adamw", memory)
-    train(stage, range(4))
-    calls = iter(range(100))
+    calls = itertools.count()
+    layers = 3
 
     def between() -> None:
-        if next(calls) == when:
+        if next(calls) == 4 * layers + when:  # after four whole updates
             os.kill(os.getpid(), signal.SIGKILL)
 
-    stage.between = between
-    train(stage, range(4, 6))
+    stage, _ = stage_of("adamw", memory, between)
+    train(stage, range(6))
 
 
 @pytest.mark.parametrize("when", [0, 1, 2, 4])

@@ -81,4 +81,4 @@ def test_node_memory(tmp_path, monkeypatch):
     path.write_bytes(b"RINGTMP0" + bytes(100))
     assert memory.inventory() == ([], [f"{path}: expected format RINGTMP1, got RINGTMP0"])
     path.write_bytes(b"WHATEVER" + bytes(100))
-    assert memory.inventory() == ([], [f"{path}: not a copy of a stage"])
+    assert memory.inventory() == ([], [f"{path}: not a replica of a stage"])
