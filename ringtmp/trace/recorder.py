@@ -227,7 +227,7 @@ class Recorder:
         self._count, self._flushed = 0, clock()
 
     def _give_up(self, error: OSError) -> None:
-        warn(f"cannot write the trace {self.path}: {error}; training continues without it", self.rank)
+        warn(f"could not write its trace {self.path}: {error}; training continues without it", self.rank)
         self.path = None
 
     def _append(self, attributes: dict[str, Any]) -> None:
