@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import command
+from launching import command, job_flags
 
 from jobs.lib.strikes import cases, kills, nodes
 from jobs.lib.struck_job import Supervised
@@ -20,22 +20,7 @@ from ringtmp.trace import fault_probe as probe
 pytestmark = pytest.mark.alone
 
 STEPS = 120
-FLAGS = [
-    "--model",
-    "mlp:64-48x6-10",
-    "--steps",
-    str(STEPS),
-    "--eval-every",
-    "7",
-    "--checkpoint-every",
-    "9",
-    "--batch-size",
-    "32",
-    "--micro-batches",
-    "4",
-    "--name",
-    "run",
-]
+FLAGS = job_flags(STEPS, "--micro-batches", "4")
 
 
 @pytest.fixture(scope="session")

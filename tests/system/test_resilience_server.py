@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import command
+from launching import command, job_flags
 
 from jobs.lib.strikes import nodes, strike_all
 from jobs.lib.struck_job import Struck, Supervised
@@ -19,22 +19,7 @@ from ringtmp.analysis import open_run
 pytestmark = pytest.mark.alone
 
 STEPS = 100
-FLAGS = [
-    "--model",
-    "mlp:64-48x6-10",
-    "--steps",
-    str(STEPS),
-    "--eval-every",
-    "7",
-    "--checkpoint-every",
-    "9",
-    "--batch-size",
-    "32",
-    "--message-size",
-    "20000",
-    "--name",
-    "run",
-]
+FLAGS = job_flags(STEPS, "--message-size", "20000")
 COLOCATE = ["--colocate", "on"]
 
 

@@ -10,30 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import job_flags
 
 from jobs.lib.struck_job import Healing, Struck, open_mpi
 from ringtmp.comm.mpi import runs
 from ringtmp.trace import fault_probe as probe
 
 STEPS = 120
-FLAGS = [
-    "--model",
-    "mlp:64-48x6-10",
-    "--steps",
-    str(STEPS),
-    "--eval-every",
-    "7",
-    "--checkpoint-every",
-    "9",
-    "--batch-size",
-    "32",
-    "--micro-batches",
-    "4",
-    "--name",
-    "run",
-    "--state-copies",
-    "1",
-]
+FLAGS = job_flags(STEPS, "--micro-batches", "4", "--state-copies", "1")
 
 
 FOUND = open_mpi()
