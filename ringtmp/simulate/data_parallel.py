@@ -15,8 +15,9 @@ from kernels.registry import compile_all
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.shards import dealt, grouped
-from ringtmp.simulate import data_parallel_clock as shares
+from ringtmp.simulate import all_reduce_clock, colocated_clock, server_clock
 from ringtmp.simulate.pipeline import Timed
+from ringtmp.simulate.worker_step import Workers
 
 Kind = Literal["server", "colocate", "allreduce"]
 
@@ -155,45 +156,84 @@ def simulate_data_parallel(
     """
     if len(seconds) != len(sizes) or min(workers, steps, micro) < 1 or not sum(sizes) > 0:
         raise UserError("exchange: needs workers, steps, micro-batches, bytes, and seconds and bytes of every layer")
-    compile_all(np.float64, {"data_parallel_clock"})
     times, held = gathered(np.asarray(seconds, float), np.asarray(sizes, float), exchange.gather)
-    factors = np.ones(workers)
+    slowdown = np.ones(workers)
     for worker, factor in (slower or {}).items():
-        factors[worker] = factor
-    common = workers, steps, micro, times, factors
-    late, draws = float(exchange.latency), (float(jitter), seed)
-    if exchange.kind == "server":
-        layer, size, owner = cut(held, exchange)
-        finished, busy, ends, serving, sent, received = shares.serve(
-            workers,
-            exchange.servers,
-            steps,
-            micro,
-            times,
-            factors,
-            np.searchsorted(layer, np.arange(len(held) + 1)),
-            size,
-            _taken(size, 1, exchange),
-            times[layer, 3] * size / held[layer],
-            owner,
-            late,
-            exchange.staleness,
-            exchange.forward_first,
-            *draws,
-        )
-        sent, received = sent / steps, received / steps
-    else:
-        count, part = 2 * (workers - 1), held / workers  # messages of each worker and layer, and their size
-        if exchange.kind == "colocate":
-            taken = np.where(held > 0, _taken(part, count // 2, exchange), -1.0)
-            busy, ends, serving = shares.colocate(*common, taken, late, exchange.forward_first, *draws)
-            finished = np.full(workers, ends[-1])
-        else:
-            taken = np.where(held > 0, _taken(part, 1, exchange), -1.0)
-            finished, busy, ends = shares.all_reduce(*common, taken, late, *draws)
-            serving = np.zeros(0)
-        sent = received = np.full(workers, float(count * held.sum() / workers))
-    return ShareOutcome(exchange, steps, float(ends[-1]), busy, ends, finished, serving, sent, received)
+        slowdown[worker] = factor
+    job = Workers(workers, steps, micro, times, slowdown, float(jitter), seed)
+    run = {"server": _with_servers, "colocate": _colocated, "allreduce": _with_all_reduce}[exchange.kind]
+    return run(job, held, exchange)
+
+
+def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+    """Simulate servers on nodes of their own; `sizes` are bytes of layers."""
+    compile_all(np.float64, {"server_clock"})
+    layer, size, owner = cut(sizes, exchange)
+    servers = server_clock.Servers(
+        number=exchange.servers,
+        layer_of=layer,
+        first_chunk=np.searchsorted(layer, np.arange(len(sizes) + 1)),
+        sizes=size,
+        link_seconds=_link_seconds(size, 1, exchange),
+        update_seconds=workers.seconds[layer, 3] * size / sizes[layer],
+        owner=owner,
+        latency=float(exchange.latency),
+        staleness=exchange.staleness,
+        forward_first=exchange.forward_first,
+    )
+    end, steps = server_clock.serve(workers, servers), workers.steps
+    return ShareOutcome(
+        exchange=exchange,
+        steps=steps,
+        seconds=float(end.step_ends[-1]),
+        busy=end.busy,
+        ends=end.step_ends,
+        finished=end.finished,
+        serving=end.serving,
+        sent=end.sent / steps,
+        received=end.received / steps,
+    )
+
+
+def _colocated(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+    """Simulate a server on every worker's node; `sizes` are bytes of layers."""
+    compile_all(np.float64, {"colocated_clock"})
+    part, others = sizes / workers.number, workers.number - 1
+    link_seconds = np.where(sizes > 0, _link_seconds(part, others, exchange), -1.0)
+    links = colocated_clock.Links(link_seconds, float(exchange.latency), exchange.forward_first)
+    end = colocated_clock.colocate(workers, links)
+    bytes_sent = np.full(workers.number, float(2 * others * sizes.sum() / workers.number))
+    return ShareOutcome(
+        exchange=exchange,
+        steps=workers.steps,
+        seconds=float(end.step_ends[-1]),
+        busy=end.busy,
+        ends=end.step_ends,
+        finished=np.full(workers.number, end.step_ends[-1]),
+        serving=end.serving,
+        sent=bytes_sent,
+        received=bytes_sent,
+    )
+
+
+def _with_all_reduce(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+    """Simulate a ring all-reduce; `sizes` are bytes of layers."""
+    compile_all(np.float64, {"all_reduce_clock"})
+    part, hops = sizes / workers.number, 2 * (workers.number - 1)
+    link_seconds = np.where(sizes > 0, _link_seconds(part, 1, exchange), -1.0)
+    end = all_reduce_clock.all_reduce(workers, all_reduce_clock.Links(link_seconds, float(exchange.latency)))
+    bytes_sent = np.full(workers.number, float(hops * sizes.sum() / workers.number))
+    return ShareOutcome(
+        exchange=exchange,
+        steps=workers.steps,
+        seconds=float(end.step_ends[-1]),
+        busy=end.busy,
+        ends=end.step_ends,
+        finished=end.updated,
+        serving=np.zeros(0),
+        sent=bytes_sent,
+        received=bytes_sent,
+    )
 
 
 def gathered(seconds: Array, sizes: Array, least: float) -> tuple[Array, Array]:
@@ -214,7 +254,7 @@ def cut(sizes: Array, exchange: Exchange) -> tuple[Array, Array, Array]:
     return layer, size, np.array(dealt(size.tolist(), exchange.servers), np.int64)
 
 
-def _taken(size: Array, messages: int, exchange: Exchange) -> Array:
+def _link_seconds(size: Array, messages: int, exchange: Exchange) -> Array:
     """Seconds that so many messages of a size take a link."""
     return messages * (exchange.overhead + size / exchange.bandwidth)
 

@@ -45,7 +45,7 @@ def enlarged(heap):
     return larger
 
 
-@jit
+@inlined
 def push(times, events, count, time, event):
     """Add an event to a heap of `count` events in two arrays; returns the new number of events.
 
@@ -58,9 +58,9 @@ def push(times, events, count, time, event):
         Of the new event, or any other key by which the heap is ordered.
     event : int
     """
-    i = count
+    i, one = np.uintp(count), np.uintp(1)
     while i > 0:
-        parent = (i - 1) // 2
+        parent = (i - one) >> one
         if times[parent] <= time:
             break
         times[i], events[i] = times[parent], events[parent]
@@ -69,7 +69,7 @@ def push(times, events, count, time, event):
     return count + 1
 
 
-@jit
+@inlined
 def pop(times, events, count):
     """Remove the first event of a heap of `count` events; returns the new number of events.
 
@@ -78,21 +78,20 @@ def pop(times, events, count):
     times, events, count
         See `push`; the first event is `times[0]` and `events[0]`, to be read before.
     """
-    count -= 1
-    time, event = times[count], events[count]
-    i = 0
+    last, i, one = np.uintp(count - 1), np.uintp(0), np.uintp(1)
+    time, event = times[last], events[last]
     while True:
-        child = 2 * i + 1
-        if child >= count:
+        child = i + i + one
+        if child >= last:
             break
-        if child + 1 < count and times[child + 1] < times[child]:
-            child += 1
+        if child + one < last and times[child + one] < times[child]:
+            child += one
         if times[child] >= time:
             break
         times[i], events[i] = times[child], events[child]
         i = child
     times[i], events[i] = time, event
-    return count
+    return count - 1
 
 
 @inlined
