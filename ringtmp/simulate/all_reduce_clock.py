@@ -1,11 +1,12 @@
 """Data-parallel training with a ring all-reduce of each layer's gradient, simulated without events.
 
-A layer goes round in 2 (workers - 1) hops of 1 / workers of its bytes, each over the link to the right, one layer
-after the other. A worker begins it when its own gradient is complete and its part in the layer before is over; every
-worker then updates all layers, in the order in which their sums arrive, until it can begin the next step.
+Layers are summed one after the other, the last one first. The sum of a layer takes 2 (workers - 1) hops, in each of
+which every worker sends 1 / workers of the layer's bytes to the right. A worker begins a layer when its own gradient is
+complete and its part in the sum before is over. After its backward pass every worker updates all layers, in the order
+in which their sums arrive, and then begins the next step.
 
 The hops are a recurrence over maximum and plus, solved for a whole layer at once. With a the seconds of a hop and b the
-latency, send h of worker w begins at S(h, w) = max(S(h-1, w) + a, S(h-1, w-1) + a + b), hence S(h, w) = h a + max over
+latency, hop h of worker w begins at S(h, w) = max(S(h-1, w) + a, S(h-1, w-1) + a + b), hence S(h, w) = h a + max over
 j <= h of S(0, w-j) + j b. Since b >= 0 the longest way round counts for each worker, and the maximum is over a whole
 circle, cut in two at one place. The plain twin, hop by hop, is `all_reduce` in `tests/support/naive_data_parallel.py`.
 """
@@ -14,14 +15,11 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
 from ringtmp.schedule.local_rule import U
-from ringtmp.simulate.worker_step import Workers, jittered, work_step
-
-Floats = NDArray[np.float64]
+from ringtmp.simulate.worker_step import Floats, Workers, jittered, work_step
 
 
 class Links(NamedTuple):
@@ -46,15 +44,15 @@ class State(NamedTuple):
     ----------
     gradient_at, weights_at : float64[workers, layers], float64[layers]
         When the gradient of each layer is complete in the worker's step; zeros, since a worker begins a step after all
-        updates of the last one and waits for no single layer.
+        updates of the step before and waits for no single layer.
     updated, busy : float64[workers]
-        When the worker has made its latest update; seconds for which it has computed and updated.
+        When the worker has finished its latest update; seconds of its computation and updates.
     part_over : float64[workers]
-        When the worker's part in the latest layer is over; before a layer's first hop: when it begins that layer.
-    last_send : float64[workers]
-        When the worker's last send of a layer begins.
+        When the worker's part in the latest sum is over; before a layer's first hop: when the worker begins that layer.
+    last_hop : float64[workers]
+        When the worker's last hop of a layer begins.
     before, after : float64[workers + 1]
-        Maxima over the workers below each one, and over it and those above, of `part_over` - w x latency.
+        Maxima of `part_over` - w x latency over the workers with lower numbers, and over all others.
     update_seconds : float64[workers]
         Of the worker's latest update.
     step_ends : float64[steps]
@@ -66,7 +64,7 @@ class State(NamedTuple):
     updated: Floats
     busy: Floats
     part_over: Floats
-    last_send: Floats
+    last_hop: Floats
     before: Floats
     after: Floats
     update_seconds: Floats
@@ -74,9 +72,17 @@ class State(NamedTuple):
 
 
 def all_reduce(workers: Workers, links: Links) -> State:
-    """Train with a ring all-reduce; returns the state at the end.
+    """Train with a ring all-reduce.
 
-    Its fields `updated`, `busy` and `step_ends` are the result.
+    Parameters
+    ----------
+    workers : Workers
+    links : Links
+
+    Returns
+    -------
+    State
+        At the end; the results are `updated`, `busy` and `step_ends`.
     """
     w, layers = workers.number, len(workers.seconds)
     state = State(
@@ -85,7 +91,7 @@ def all_reduce(workers: Workers, links: Links) -> State:
         updated=np.zeros(w),
         busy=np.zeros(w),
         part_over=np.zeros(w),
-        last_send=np.zeros(w),
+        last_hop=np.zeros(w),
         before=np.full(w + 1, -np.inf),
         after=np.full(w + 1, -np.inf),
         update_seconds=np.zeros(w),
@@ -116,9 +122,9 @@ def _run(workers, links, state):
 
 @inlined
 def _sum(number, hop_seconds, latency, state):
-    """Send a layer round: from when each worker begins it to when the worker's part is over, both in `part_over`."""
+    """Sum a layer round the ring: replace the times in `part_over` at which workers begin it by those of their ends."""
     begin, hops = state.part_over, 2 * (number - 1)
-    # Find the maximum over the senders w - (hops - 1) ... w, a whole circle, as that over two stretches.
+    # Find the maximum over the workers w - (hops - 1) ... w, a whole circle, as that over two stretches.
     for w in range(number):
         state.before[w + 1] = max(state.before[w], begin[w] - w * latency)
     for w in range(number - 1, -1, -1):
@@ -126,17 +132,17 @@ def _sum(number, hop_seconds, latency, state):
     for w in range(number):
         farthest = (w - (hops - 1)) % number
         start = max(state.after[farthest], state.before[farthest] - number * latency)
-        state.last_send[w] = start + (hops - 1 + farthest) * latency + (hops - 1) * hop_seconds
-    # A part is over when its last send has left, and the last one from the left has arrived.
+        state.last_hop[w] = start + (hops - 1 + farthest) * latency + (hops - 1) * hop_seconds
+    # A part is over when its last hop has left, and the last one from the left has arrived.
     for w in range(number):
-        from_left = state.last_send[w - 1 if w else number - 1] + latency
-        state.part_over[w] = hop_seconds + max(state.last_send[w], from_left)
+        from_left = state.last_hop[w - 1 if w else number - 1] + latency
+        state.part_over[w] = hop_seconds + max(state.last_hop[w], from_left)
 
 
 @inlined
 def _update(workers, state, layer, step):
-    """Update a layer on every worker, as soon as its sum is there and the update before is made."""
-    # In two loops, which LLVM turns into vectors where nothing jitters: in one the simulation takes 15 % longer.
+    """Update a layer on every worker, once its sum has arrived and the update before it has ended."""
+    # In two loops, of which LLVM vectorises the first if nothing jitters: in one the simulation takes a fifth longer.
     for w in range(workers.number):
         factor = jittered(workers, w * len(workers.seconds) + layer, U, step)
         state.update_seconds[w] = workers.slowdown[w] * workers.seconds[layer, U] * factor

@@ -1,11 +1,11 @@
 """Data-parallel training with a server on every worker's node, simulated: one message for each node and layer.
 
-Every worker is the server of its share of each layer, and training is synchronous. A layer is cut finely and dealt
-over all workers, so what a node sends of it is spread evenly over all others. No way in is therefore offered more than
-its bandwidth (it gets the mean of what the others send): only the ways out queue, and a node's messages of one layer
-are simulated as one. A worker updates its shares in a thread of their own, which takes no time from its layers.
+Every worker is the server of its share of each layer, and training is synchronous. A layer is cut finely and dealt to
+all workers, so what a node sends of it is spread evenly over all others. A node receives the mean of what the others
+send, which is never more than its bandwidth: messages queue only on the way out, and a node's messages of one layer are
+simulated as one. A worker updates its shares in a separate thread, which takes no time from its own computation.
 
-A layer goes out twice in a step: as gradient from each worker to the servers, and as weights from each server back.
+A layer is sent twice in a step: as gradient from each worker to the servers, and as weights from each server back.
 The plain twin, in which each message goes to each other worker by itself, is `colocate` in
 `tests/support/naive_data_parallel.py`.
 """
@@ -14,20 +14,15 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
 from ringtmp.schedule.local_rule import U
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
-from ringtmp.simulate.worker_step import Workers, jittered, work_step
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 
 # Events: a worker's gradient of its next layer is complete; all gradients of a layer have arrived; a worker has updated
-# its share of a layer; a message has left.
+# its share of a layer; a message has left its link.
 COMPLETE, SUMMED, UPDATED, LINK_FREE = range(4)
 GRADIENT, WEIGHTS = range(2)  # what a message carries
 WORKER = 2**32  # factor of the worker in the place of `UPDATED`: a power of two, since other divisions take long
@@ -59,23 +54,23 @@ class State(NamedTuple):
     Attributes
     ----------
     heap : Heap
-        Events, coded as 4 x place + what happens; the place is a worker, a layer (`SUMMED`), or worker x `WORKER` + layer
-        (`UPDATED`).
+        Events, coded as 4 x place + what happens; the place is a worker, a layer (`SUMMED`), or `WORKER` x worker +
+        layer (`UPDATED`).
     gradient_at : float64[workers, layers]
         When the gradient of each layer is complete in the step under way.
     weights_at : float64[layers]
         When all workers have the layer's new weights.
     free_at, busy : float64[workers]
-        When the worker has computed its step; seconds for which it has computed.
+        When the worker has computed its step; seconds of its computation.
     next_layer : int64[workers]
         Layer whose gradient is complete next; -1: none.
     processor_free, serving : float64[workers]
-        When the worker's server thread has made all updates that are due; seconds for which it has updated.
+        When the worker's server thread has finished all updates under way; seconds of its updates.
     sending : bool[workers]
-        Whether a message occupies the worker's way out.
+        Whether a message occupies the worker's link on the way out.
     keys, queue, waiting : float64[workers, 2 layers + 1], int64[workers, 2 layers + 1], int64[workers]
-        The messages that wait for each way out, as a heap (`event_heap.push`), coded as 2 x layer + what they carry;
-        their number.
+        The messages that wait for each worker's link, as a heap (`event_heap.push`), coded as 2 x layer + what each
+        carries; their number.
     queued : int64[workers]
         Messages that have been put into this queue.
     sent, latest : int64[layers, 2], float64[layers, 2]
@@ -108,9 +103,17 @@ class State(NamedTuple):
 
 
 def colocate(workers: Workers, links: Links) -> State:
-    """Train with a server on every worker's node; returns the state at the end.
+    """Train with a server on every worker's node.
 
-    Its fields `busy`, `step_ends` and `serving` are the result.
+    Parameters
+    ----------
+    workers : Workers
+    links : Links
+
+    Returns
+    -------
+    State
+        At the end; the results are `busy`, `step_ends` and `serving`.
     """
     state = _start(workers)
     _run(workers, links, state)
@@ -170,7 +173,7 @@ def _run(workers, links, state):
 
 @inlined
 def _begin_step(workers, links, state, now):
-    """Compute a step of all workers, as the arrival of all weights is known; first complete gradients are events."""
+    """Compute a step of all workers; the first complete gradient of each is an event."""
     layers = len(workers.seconds)
     state.sent[:] = 0
     state.latest[:] = 0.0
@@ -178,9 +181,7 @@ def _begin_step(workers, links, state, now):
         state.layers_left[0] += links.link_seconds[layer] >= 0
     for w in range(workers.number):
         free_at = state.free_at[w]
-        state.free_at[w], worked = work_step(
-            workers, w, state.step[0], free_at, state.weights_at, state.gradient_at[w]
-        )
+        state.free_at[w], worked = work_step(workers, w, state.step[0], free_at, state.weights_at, state.gradient_at[w])
         state.busy[w] += worked
         state.next_layer[w] = _layer_below(links, layers)
         schedule(state.heap, max(state.gradient_at[w, state.next_layer[w]], now), 4 * w + COMPLETE)
@@ -197,7 +198,7 @@ def _layer_below(links, layer):
 
 @inlined
 def _queue(links, state, w, layer, carries):
-    """Let a worker's message wait for its way out."""
+    """Put a message into the queue of a worker's link."""
     key = np.float64(state.step[0] * len(links.link_seconds) + layer if links.forward_first else state.queued[w])
     state.queued[w] += 1
     state.waiting[w] = push(state.keys[w], state.queue[w], state.waiting[w], key, 2 * layer + carries)
@@ -205,7 +206,7 @@ def _queue(links, state, w, layer, carries):
 
 @inlined
 def _queue_gradient(links, state, w, now):
-    """A layer's gradient is complete: let it wait for the way out; the next layer's gradient is an event."""
+    """Put a layer's complete gradient into the queue of the worker's link; the next layer's gradient is an event."""
     layer = state.next_layer[w]
     _queue(links, state, w, layer, GRADIENT)
     layer = _layer_below(links, layer)
@@ -216,7 +217,7 @@ def _queue_gradient(links, state, w, now):
 
 @inlined
 def _update_shares(workers, state, layer, now):
-    """All gradients of a layer have arrived: each worker updates its share as soon as its server thread is free."""
+    """Update each worker's share of a layer, all of whose gradients have arrived, once its server thread is free."""
     layers = len(workers.seconds)
     for w in range(workers.number):
         lasts = workers.slowdown[w] * workers.seconds[layer, U] / workers.number
@@ -228,7 +229,7 @@ def _update_shares(workers, state, layer, now):
 
 @inlined
 def _send(workers, links, state, w, now):
-    """Send a worker's next message; the last one of a layer completes its sum, or its new weights."""
+    """Send a worker's next message; the last one of a layer completes the sum of its gradients, or its new weights."""
     layer, carries = state.queue[w, 0] // 2, state.queue[w, 0] % 2
     state.waiting[w] = pop(state.keys[w], state.queue[w], state.waiting[w])
     state.sending[w] = True

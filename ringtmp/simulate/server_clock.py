@@ -1,15 +1,15 @@
 """Data-parallel training with parameter servers, simulated: an event loop with two events for each message.
 
 Layers are cut into chunks, each kept by one server. A worker sends the gradient of a chunk to its server, which
-answers with new weights as soon as `Servers.staleness` permits. An update of a chunk takes in all gradients that have
+answers with new weights as soon as `Servers.staleness` permits. An update of a chunk uses all gradients that have
 arrived since the last one, and its result goes to all workers whose answers are due: a batch of answers.
 
-When a message is sent, its arrival and what it causes at its receiver are worked out at once. That is possible because
-first bits arrive in the order in which messages are sent. An event of its own have only: the next complete gradient of
-each worker, the first update under way of each server, and each message that leaves its sender's link.
+When a message is sent, its arrival and its effect on the receiver are computed at once. That is possible because first
+bits arrive in the order in which messages are sent. The heap of events therefore holds only the next complete gradient
+of each worker, the first update under way of each server, and the end of each message on its sender's link.
 
-Up to 16 million messages a second on one core (synchronous), 9 to 11 million otherwise. The plain twin, in which every
-message is several events, is `serve` in `tests/support/naive_data_parallel.py`.
+10 to 20 million messages a second on one core. The plain twin, in which every message is several events, is `serve` in
+`tests/support/naive_data_parallel.py`.
 """
 
 from functools import partial
@@ -22,14 +22,10 @@ from kernels._jit import inlined, jit
 from kernels.registry import declare
 from ringtmp.schedule.local_rule import NONE, U
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
-from ringtmp.simulate.worker_step import Workers, jittered, work_step
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 
 GRADIENT, UPDATED, LINK_FREE = range(3)  # events of a node: a gradient is complete; an update ends; a message has left
-CHUNK = 2**32  # factor of the chunk in the code of a batch: a power of two, since other divisions cost 15 % of the time
+CHUNK = 2**32  # factor of the chunk in the code of a batch: a power of two, since other divisions cost 8 % of the time
 
 
 class Servers(NamedTuple):
@@ -83,9 +79,9 @@ class State(NamedTuple):
     gradient_at, weights_at : float64[workers, layers]
         When the gradient of each layer is complete in the worker's step; when the worker has the layer's new weights.
     free_at, busy : float64[workers]
-        When the worker has computed its step; seconds for which it has computed.
+        When the worker has computed its step; seconds of its computation.
     step, missing : int64[workers]
-        The worker's step; chunks of which it has not been sent the new weights yet.
+        The worker's step; number of chunks of which no server has sent it the new weights of this step yet.
     next_layer : int64[workers]
         Layer whose gradient is complete next; -1: none.
     first_layer, last_layer : int64[workers]
@@ -94,25 +90,25 @@ class State(NamedTuple):
         The list's next layer (-1: none), and the layer's next chunk to send.
     update_ends, update_batch : float64[servers, batches], int64[servers, batches]
         Updates of each server as ring buffers, in the order of their ends: when each ends; the batch of answers that it
-        makes, coded as chunk x `CHUNK` + number of answers.
+        makes, coded as `CHUNK` x chunk + number of answers.
     updates, updates_ended : int64[servers]
         Updates put into these buffers; those that have ended.
     keys, queue, waiting : float64[servers, batches], int64[servers, batches], int64[servers]
         The batches that wait for each server's link, as a heap (`event_heap.push`); their number.
     processor_free, serving : float64[servers]
-        When the server has made all updates that are due; seconds for which it has updated.
+        When the server has finished all updates under way; seconds of its updates.
     answers : int32[chunks, workers]
         Workers that an update of each chunk answers, as a ring buffer, in the order in which they will be answered.
     answers_end, answers_start : int64[chunks]
         Places in this buffer: for the next answer that is due; of the next answer to be sent.
     owed : bool[chunks, workers]
-        Whether the worker has sent a gradient of the chunk whose answer is not due yet.
+        Whether the worker has sent a gradient of the chunk, and its answer is not due yet.
     gradients : int64[chunks, steps]
         Gradients of each step that have been sent.
     complete_steps, chunk_updates : int64[chunks]
         Steps whose gradients have been sent by all workers; updates of the chunk.
     sending, in_free : bool[nodes], float64[nodes]
-        Whether a message occupies the node's link on the way out; when the way in is free.
+        Whether a message occupies the node's link on the way out; when the link is free on the way in.
     sent, received : float64[nodes]
         Bytes.
     finished, step_ends : float64[workers], float64[steps]
@@ -156,9 +152,17 @@ class State(NamedTuple):
 
 
 def serve(workers: Workers, servers: Servers) -> State:
-    """Train with one or several parameter servers; returns the state at the end.
+    """Train with one or several parameter servers.
 
-    Its fields `finished`, `busy`, `step_ends`, `serving`, `sent` and `received` are the result.
+    Parameters
+    ----------
+    workers : Workers
+    servers : Servers
+
+    Returns
+    -------
+    State
+        At the end; the results are `finished`, `busy`, `step_ends`, `serving`, `sent` and `received`.
     """
     state = _start(workers, servers)
     _run(workers, servers, state)
@@ -239,7 +243,7 @@ def _run(workers, servers, state):
 
 @inlined
 def _begin_step(workers, servers, state, w):
-    """Compute a worker's step, as the arrival of all its weights is known; its first complete gradient is an event."""
+    """Compute the step of a worker to which all weights have been sent; its first complete gradient is an event."""
     now, step = state.free_at[w], state.step[w]
     state.free_at[w], worked = work_step(workers, w, step, now, state.weights_at[w], state.gradient_at[w])
     state.busy[w] += worked
@@ -259,7 +263,7 @@ def _layer_below(servers, layer):
 
 @inlined
 def _queue_gradient(servers, state, w):
-    """A layer's gradient is complete: let it wait for the worker's link; the next layer's gradient is an event."""
+    """Put a layer's complete gradient into the queue of the worker's link; the next layer's gradient is an event."""
     layer = state.next_layer[w]
     state.next_chunk[w, layer] = servers.first_chunk[layer]
     state.following[w, layer] = NONE
@@ -277,7 +281,7 @@ def _queue_gradient(servers, state, w):
 
 @inlined
 def _queue_answers(workers, servers, state, node):
-    """An update has ended: let its answers wait for the server's link; the server's next update is an event."""
+    """Put the answers of an update that has ended into the queue of the server's link; the next update is an event."""
     s = node - workers.number
     batches = state.update_ends.shape[1]
     batch = state.update_batch[s, state.updates_ended[s] % batches]
@@ -290,7 +294,7 @@ def _queue_answers(workers, servers, state, node):
 
 @inlined
 def _next_gradient(servers, state, w):
-    """Remove the next chunk from those that wait for a worker's link and return it."""
+    """Remove the next chunk from the queue of a worker's link and return it."""
     layer = state.first_layer[w]
     c = state.next_chunk[w, layer]
     state.next_chunk[w, layer] += 1
@@ -301,7 +305,7 @@ def _next_gradient(servers, state, w):
 
 @inlined
 def _next_answer(workers, state, s):
-    """Remove the next answer from those that wait for a server's link; returns its chunk and the worker that gets it."""
+    """Remove the next answer from the queue of a server's link and return its chunk and its worker."""
     c = state.queue[s, 0] // CHUNK
     state.queue[s, 0] -= 1
     if state.queue[s, 0] % CHUNK == 0:
@@ -334,11 +338,9 @@ def _receive_gradient(workers, servers, state, c, w, arrives):
     """Count a gradient at its server, and update the chunk if that makes answers due."""
     state.gradients[c, state.step[w]] += 1
     state.owed[c, w] = True
-    # It may complete a step, after which answers to any worker may be due, or else only that to its sender.
+    # If it completes a step, answers to all workers may be due; otherwise only that to its sender.
     first, stop = w, w + 1
-    while (
-        state.complete_steps[c] < workers.steps and state.gradients[c, state.complete_steps[c]] == workers.number
-    ):
+    while state.complete_steps[c] < workers.steps and state.gradients[c, state.complete_steps[c]] == workers.number:
         state.complete_steps[c] += 1
         first, stop = 0, workers.number
     due = 0
@@ -356,7 +358,7 @@ def _receive_gradient(workers, servers, state, c, w, arrives):
 
 @inlined
 def _update(workers, servers, state, c, due, now):
-    """Update a chunk as soon as its server's processor is free, for `due` answers."""
+    """Update a chunk as soon as its server is free, for `due` answers."""
     s, stage = servers.owner[c], workers.number * len(workers.seconds) + c
     lasts = servers.update_seconds[c] * jittered(workers, stage, U, state.chunk_updates[c])
     state.chunk_updates[c] += 1
@@ -373,10 +375,10 @@ def _update(workers, servers, state, c, due, now):
 
 @inlined
 def _receive_weights(workers, servers, state, c, w, arrives):
-    """Note when a worker has a chunk's new weights; with the last chunk of a step its next step begins."""
+    """Note when a worker has a chunk's new weights; begin its next step if these are the last ones of its step."""
     state.weights_at[w, servers.layer_of[c]] = arrives
     state.missing[w] -= 1
-    # The way in is a queue, so the message that is sent last is also the last to arrive.
+    # Messages arrive in the order in which they were sent, so this one is also the last to arrive.
     if state.missing[w] == 0:
         state.step_ends[state.step[w]] = max(state.step_ends[state.step[w]], arrives)
         state.finished[w] = arrives

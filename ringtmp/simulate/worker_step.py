@@ -19,6 +19,10 @@ from kernels._jit import inlined
 from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import F, I, W
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
 # Compiled into each simulator: a function that several of them call is optimised again in each, with other roundings,
 # and which of these versions runs depends on what a process loads first.
 stretch_inlined = inlined(getattr(stretch, "py_func", stretch))
@@ -46,8 +50,8 @@ class Workers(NamedTuple):
     number: int
     steps: int
     micro_batches: int
-    seconds: NDArray[np.float64]
-    slowdown: NDArray[np.float64]
+    seconds: Floats
+    slowdown: Floats
     jitter: float
     seed: int
 
