@@ -16,7 +16,7 @@ from kernels.tile import PANEL
 
 @jit
 def _spread(x, x0, h, w, c, room, high, wide, top, apart):
-    """Copy an image [h, w, c] into zeros [high, wide, c], starting at pixel (`top`, `top`), pixels `apart` from each other."""
+    """Copy an image [h, w, c] into zeros [high, wide, c] from (`top`, `top`) on, pixels `apart` from each other."""
     for j in range(high * wide * c):
         room[uintp(j)] = 0
     for u in range(h):
