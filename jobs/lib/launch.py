@@ -153,7 +153,7 @@ def launch(
 
 
 def measure_link(hosts: Elsewhere | None = None) -> dict[str, float]:
-    """Measured `latency` (seconds) and `bandwidth` (bytes a second, each way) between two ranks, on `hosts` if given."""
+    """Measured `latency` (s) and `bandwidth` (bytes/s, each way) between two ranks, on `hosts` if given."""
     return run_json(_ON_RANKS, {"link": True}, 2, hosts, 60)
 
 

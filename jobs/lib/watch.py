@@ -56,7 +56,7 @@ class Watch:
             path = self.job.run / "history.csv"
             with suppress(OSError):
                 inode = path.stat().st_ino
-                if file is None or inode != number:  # a new launch has cut the file back to the step from which it continues
+                if file is None or inode != number:  # a new launch has shortened it
                     file, number, rest = path.open(), inode, ""
                     file.read()
             if file:
@@ -101,7 +101,7 @@ def useful(moments: Sequence[Moment]) -> list[Moment]:
 
 
 def rate(moments: Sequence[Moment], begin: float = -np.inf, end: float = np.inf) -> float:
-    """Useful steps a second between the first and the last of `moments` in `begin` to `end` (seconds since the epoch)."""
+    """Useful steps a second between the first and the last of `moments` from `begin` to `end` (s since the epoch)."""
     within = [(moment, step) for moment, step in useful(moments) if begin <= moment <= end]
     if len(within) < 2:
         return 0.0
