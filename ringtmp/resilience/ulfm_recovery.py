@@ -1,6 +1,6 @@
-"""Recovery within a running job, where the MPI reports lost processes (`ringtmp.comm.ulfm`).
+"""Recovery within a running job, if the MPI reports lost processes (`ringtmp.comm.ulfm`).
 
-The same course as after a restart, on the surviving ranks: agree on who survives, find the newest step that is whole,
+The same course as after a restart, on the surviving ranks: agree on the survivors, find the newest complete step,
 divide the layers again, fetch them, train. The processes, their imports and their compiled kernels are kept.
 """
 
@@ -23,7 +23,7 @@ _PATIENCE = 120  # seconds to wait for a rank that computes and cannot be reache
 
 
 class Requester(Protocol):
-    """What has made persistent requests: a trainer."""
+    """Owner of persistent requests: a trainer."""
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests, started or not."""
@@ -36,7 +36,7 @@ class Survivors:
     Attributes
     ----------
     comm : Intracomm
-        For all their messages: revoking it frees a rank from any wait.
+        Carries all their messages: revoking it frees a rank from any wait.
     peers : Peers
         Process of each rank.
     began : float
@@ -44,8 +44,8 @@ class Survivors:
     false_alarms : int
         Reported losses in a row without a lost process.
     kept : list
-        Requests that did not end when a process was lost, with the trainer that owns their buffers: MPI may yet write
-        into these.
+        Requests that did not end when a process was lost, with the trainer that owns their buffers: MPI may still write
+        to these.
     """
 
     comm: "Intracomm"
@@ -55,7 +55,7 @@ class Survivors:
     kept: list[tuple[Requester, "list[Prequest]"]] = field(default_factory=list)
 
     def is_loss(self, error: BaseException) -> bool:
-        """Whether a lost process is the cause of an error. Collectives that lose one may also return rubbish."""
+        """Whether a lost process is the cause of `error`. Collectives that lose one may also return rubbish."""
         if ulfm.lost(error):
             return True
         try:
@@ -72,9 +72,9 @@ class Survivors:
         Parameters
         ----------
         trainer : Requester or None
-            What was running when the loss was noticed.
+            The trainer that was running when the loss was noticed.
         folder : RunFolder or None
-            Of the run.
+            Folder of the run.
         noticed : float
             Seconds since the epoch at which the loss was noticed.
 

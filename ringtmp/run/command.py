@@ -103,6 +103,6 @@ def stand_by(stop: StopRequest, read: Callable[[], Settings | None], import_trai
     import_trainer()
     from ringtmp.run.prepare import preload
 
-    with suppress(UserError):  # whatever is wrong is reported once this process is needed
+    with suppress(UserError):  # errors are reported once this process is needed
         preload(settings.from_file, settings.flags, reads_data=future_rank() == 0)
     wait(lambda: stop.signal)

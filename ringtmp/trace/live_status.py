@@ -65,7 +65,7 @@ def status_path(trace: Path) -> Path:
 
 
 def read_status(path: Path) -> RankStatus | None:
-    """The last status; None if there is none yet."""
+    """The last status in the file `path`; None if none has been written."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -99,7 +99,7 @@ run_main(main)
 def test_a_worker_that_fails_is_dropped(launch, tmp_path, consistency):
     done = launch(4, "-c", BROKEN.format(rank=2, flags=["--consistency", consistency]))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"rank 2 on \S+ \(process \d+\) has failed and is dropped; 2 workers go on", done.stdout)
+    assert re.search(r"rank 2 on \S+ \(process \d+\) has failed and is dropped; 2 workers continue", done.stdout)
     assert "broken on purpose" in done.stderr
     assert accuracy(done.stdout) > 90
     assert (status(tmp_path)["state"], status(tmp_path)["step"]) == ("finished", 110)
