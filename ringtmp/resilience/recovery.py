@@ -101,7 +101,7 @@ def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled 
         kept = covered(part for _, copy in held if (copy.generation, copy.step) == last for part in copy.pieces())
         gone = ", ".join(str(index) for index in range(layers) if index not in kept)
         notes.append(
-            f"no step is whole in the memory of the nodes that are left: layers {gone} of step {last[1]} are lost"
+            f"no step is complete in the memory of the remaining nodes: layers {gone} of step {last[1]} are lost"
         )
         return None
     slots = next(copy.slots for _, copy in held if (copy.generation, copy.step) == best[:2])

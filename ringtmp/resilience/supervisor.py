@@ -255,7 +255,7 @@ class Supervisor:
 
     def _advice(self) -> str:
         """How to continue the run, for a message."""
-        return f"go on with the same command, or --resume {self.folder.path}" if self._begun() else "nothing was begun"
+        return f"continue with the same command, or --resume {self.folder.path}" if self._begun() else "no run began"
 
     def _cause(self, end: End, status: dict[str, Any], ended: float) -> dict[str, Any]:
         """Describe the end of a job, for the report of the next launch; see `RecoveryReport`."""
@@ -273,7 +273,7 @@ class Supervisor:
             what = f"{end.where} is gone"
         else:
             what = f"the job has ended, status {end.status}"
-        _say(f"{what}; the job was cleared away in {ended - end.noticed:.2f} s; starting again")
+        _say(f"{what}; the job was removed in {ended - end.noticed:.2f} s; restarting")
         cause = {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
         return cause | ({"stopped": status["step"]} if status.get("state") == "stopped" else {})
 

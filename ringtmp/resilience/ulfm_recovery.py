@@ -94,11 +94,11 @@ class Survivors:
         self.peers, self.comm = self.peers.without(gone), comm
         mpi.mark_degraded(comm, lambda: None)
         if self.false_alarms > 1:
-            raise RunFailure("processes were said to be lost twice in a row, and all are there")
+            raise RunFailure("losses were reported twice in a row, but every process runs")
         self._end_if_failed(folder)
         return RecoveryReport(
             {
-                "what": f"{what or 'nobody'} {'are' if len(gone) > 1 else 'is'} gone",
+                "what": f"{what or 'no process'} {'are' if len(gone) > 1 else 'is'} gone",
                 "lost": min(gone, default=-1),
                 "gone": list(gone),
                 "noticed": noticed,

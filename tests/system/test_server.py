@@ -174,7 +174,7 @@ def test_a_signal_to_a_worker_stops_the_run(train, tmp_path):
     """It writes a checkpoint, from which the ring goes on."""
     job = Job(tmp_path, 3, "--steps", "100000")
     os.kill(job.ranks[2], signal.SIGTERM)
-    assert "go on with: --resume runs/run" in job.ends()
+    assert "continue with: --resume runs/run" in job.ends()
     assert (status(tmp_path)["state"], status(tmp_path)["signal"]) == ("stopped", signal.SIGTERM)
     step = status(tmp_path)["step"]
     more = train(2, "--resume", "run", "--steps", str(step + 3))
