@@ -39,7 +39,7 @@ WAYS = ("beside", "awaited")
 
 
 def measure(settings: dict[str, Any]) -> None:
-    """Train with and without sets and print all rates as JSON. Collective over the world."""
+    """Train with and without checkpoints as `settings` says, and print all rates as JSON. Collective over the world."""
     comm, train = MPI.COMM_WORLD, settings["train"]
     folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
     costs: list[float] = []

@@ -29,7 +29,21 @@ RATIOS = (1.0, 2.0, 4.0)
 
 
 def settings(way: Way, ratio: float, ranks: int, bits: float, out: str, name: str) -> dict[str, Any]:
-    """A run in which computing lasts `ratio` times as long as all gradients take over one link."""
+    """A run in which computing lasts a given multiple of the time that all gradients take over one link.
+
+    Parameters
+    ----------
+    way : Way
+        The way.
+    ratio : float
+        That multiple.
+    ranks : int
+        Ranks of the launch.
+    bits : float
+        Bits a second of a link.
+    out, name : str
+        Folder of the run folder, and its name.
+    """
     parameters = LAYERS * (WIDTH * WIDTH + WIDTH)
     exchange = (ranks - 1) * 4 * parameters * 8 / bits
     workers = ranks - way.serves
@@ -53,7 +67,7 @@ def settings(way: Way, ratio: float, ranks: int, bits: float, out: str, name: st
 
 
 def read(path: Path) -> dict[str, float]:
-    """What a trace says of its workers and servers."""
+    """Measures of the trace of the run folder `path`: hidden share, step, idle share, use of the server's link."""
     run = open_run(path)
     events, ranks = run.events(), run.ranks()
     workers = ranks.loc[ranks["role"] != "server", "rank"]

@@ -51,7 +51,7 @@ QUICK = ("2 ranks on 2 nodes", "batch 32")
 
 
 class Weighed:
-    """The most bytes of the nodes' memory while a run goes on (rank 0)."""
+    """Measures the most bytes below the node memory `root` during a run (rank 0)."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.bytes, self._over = root, 0, threading.Event()
@@ -72,7 +72,7 @@ class Weighed:
 
 
 def measure(settings: dict[str, Any]) -> None:
-    """Train with and without copies and print all rates and sizes as JSON. Collective over the world."""
+    """Train with and without copies as `settings` says; print rates and sizes as JSON. Collective over the world."""
     comm, train = MPI.COMM_WORLD, settings["train"]
     folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
 
@@ -99,7 +99,7 @@ def measure(settings: dict[str, Any]) -> None:
 
 @contextmanager
 def surroundings(nodes: str) -> Iterator[None]:
-    """Node memory of this benchmark's own, and the names of the ranks' nodes."""
+    """Set the node memory for this benchmark, and the names `nodes` of the ranks' nodes, separated by commas."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="replication-", dir=shared) as root:
         os.environ.update(RINGTMP_NODE_MEMORY=f"{root}/memory", RINGTMP_NODES=nodes)

@@ -66,7 +66,7 @@ Rows = list[dict[str, Any]]
 
 
 def recovery(quick: bool) -> Rows:
-    """Kill ranks one after the other, and read how long it took until the first new step."""
+    """Kill ranks one after the other, and measure the time until the first new step; `quick`: one way, few kills."""
     rows = []
     for size, model in SIZES.items():
         for way in RECOVERIES:
@@ -162,7 +162,7 @@ def _strike(
 
 
 def throughput(quick: bool) -> Rows:
-    """Steps a second before and after one of R nodes is gone for good."""
+    """Steps a second before and after one of R nodes is gone for good; `quick`: one short run on 4 nodes."""
     rows = []
     for ranks, layers in ((4, 12), (8, 56)):
         if quick and ranks != 4:
@@ -219,7 +219,7 @@ def throughput(quick: bool) -> Rows:
 
 
 def efficiencies(quick: bool) -> Rows:
-    """Useful steps per wall time with failures at random, against the undisturbed run."""
+    """Useful steps per wall time with failures at random, relative to the run without failures; `quick`: short runs."""
     ranks, step = 4, 0.06
     means, length, seeds = ([10.0], 8.0, [1]) if quick else ([60.0, 30.0, 15.0], 100.0, [1])
     rows = []
