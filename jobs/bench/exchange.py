@@ -1,8 +1,8 @@
 """Push and pull beside a bare Isend / Irecv loop of the same bytes between the same ranks.
 
 Usage: mpirun -n 2 python -m jobs.bench.exchange [--rounds 9]. Rank 0 serves, the others push and pull; nothing computes
-but the server, which updates (SGD). The bare loop sends the same ranges as fresh requests and echoes each as soon as it
-has come; it neither adds nor updates. By turns; a round moves all parameters there and back several times.
+but the server, which updates (SGD). The bare loop sends the same ranges as new requests and echoes each as soon as it
+has arrived; it neither adds nor updates. By turns; a round moves all parameters there and back several times.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts of their own.
+"""How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts.
 
 Usage: python -m jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host (`jobs.lib.hosts`), nodes
 emulated so that a worker computes 1, 2 or 4 times as long as the server's link is busy one way. A worker's transfer
 time is the union of the times in which one of its messages is under way, from the sender's post to the receiver's look;
-hidden is what of it the worker does not wait.
+hidden is the share of it in which the worker does not wait.
 """
 
 import argparse

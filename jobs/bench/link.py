@@ -1,13 +1,13 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled as in
-`ringtmp.ring.chunk.Chunk.poll`;
-the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
-whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled like in
+`ringtmp.ring.chunk.Chunk.poll`; the bare side has the same number of messages in flight and nothing else to do. It
+comes in two forms, windows that are waited for whole (as in the OSU benchmarks) and one that waits for its oldest
+message only; the faster one is the peer.
 
-Also: the same messages cut in pieces, and what is left of an 8 MB message to wait for after a compute action, by how
-often the inbox is polled in the middle of it.
+Also: the same messages cut in pieces, and the remaining wait for an 8 MB message after a compute action, by the
+number of polls in the middle of it.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float
     }
     links = []
     for pieces in (1, *PIECES):
-        link = EngineLink(comm.Dup(), buffers, pieces)  # receives stay posted: each needs messages of its own
+        link = EngineLink(comm.Dup(), buffers, pieces)  # receives stay posted: each needs its own messages
         links.append(link)
         ways[f"engine in {pieces}"] = partial(timed, partial(link.stream, count))
     found = by_turns(comm, ways, turns)

@@ -2,7 +2,7 @@
 
 Usage: make bench-pipelines [ARGS="--rounds 7 --only GPT"]. All train the same network in float32 from the same start
 values on batches of the same size, one thread a process, PyTorch in eager mode with fused optimizers; its pipelines are
-cut where ours are. A round runs each once, in processes of its own, the first steps left out; every other round goes
+cut where ours are. A round runs each once, in separate processes, the first steps left out; every other round goes
 backwards. The last rows are beside the best of PyTorch's ways, whichever that was.
 """
 

@@ -1,13 +1,13 @@
-"""What replication costs while nothing fails: the same run with copies of each update and without, by turns.
+"""Cost of replication while nothing fails: the same run with copies of each update and without, by turns.
 
 Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies 1`
 beside `off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels and
-a rank only writes its new state beside the old one; on nodes with memory of their own, where each rank's state goes to
+a rank only writes its new state beside the old one; on nodes with separate memory, where each rank's state goes to
 its neighbour after every update; and on emulated nodes, which compute by sleeping, so that a core is free for copying.
 On 2 cores 2 ranks that compute leave none.
 
-Memory: bytes of the nodes' memory beside the state (weights and moments) of their ranks, taken while it trains. What a
-rank trains lies there itself, so 1 of it is the state that is there without replication too. And the most resident
+Memory: bytes of the nodes' memory beside the state (weights and moments) of their ranks, taken while it trains. The
+state that a rank trains lies there itself, so a ratio of 1 is without replication. And the most resident
 memory of a rank, with and without.
 """
 

@@ -2,8 +2,8 @@
 
 Usage: python -m jobs.bench.torch_job '{"widths": [...], "batch_size": 256, "micro_batches": 8, "steps": 40, "skip": 5,
 "optimizer": "momentum", "ranks": 1}'. Instead of `widths`: `"net": {"spec": "gpt:...", "shape": [128], "outputs": 65,
-"labels": 128}`, as `ringtmp.nn.model.build_model` takes it. With `ranks` 2 or more `way` names how they work together
-over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of the batch.
+"labels": 128}`, in the form of `ringtmp.nn.model.build_model`. With `ranks` 2 or more `way` names how they work
+together over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of the batch.
 
 Every run proves that it trains: the loss of the first step is that of one process with the same weights and batch, the
 loss of the last pass over the samples is below that of the first, and every parameter has changed.

@@ -3,14 +3,14 @@
 Usage: python -m jobs.experiments architectures [--width 1024] [--gflops 100] [--bandwidth 10Gbit/s] ...
 
 Every architecture gets the same p nodes, the same dense network and the same batch of each step; the batch grows with
-the nodes (weak scaling) or stays (strong). Servers take nodes of their own away from the workers, but for colocated
-ones. What is tuned is tuned for everybody: the ring tries several numbers of micro-batches, the others several sizes
-of messages. A second part looks for the batch from which the ring is no longer the fastest. Prints tables, writes
+the nodes (weak scaling) or stays (strong). Dedicated servers take nodes away from the workers, colocated ones do not.
+Every architecture is tuned: the ring tries several numbers of micro-batches, the others several sizes of messages. A
+second part looks for the batch from which the ring is no longer the fastest. Prints tables, writes
 results/architectures.h5 and jobs/figures/architectures.png; about three minutes on one core.
 
-What a node computes takes its operations at `--gflops`, whatever the number of rows. Each node has one full-duplex
-link, which the ring's two directions share. Whether a worker's memory holds the model is not asked. Nothing varies
-unless `--jitter` says so.
+The time of a computation is its operations at `--gflops`, whatever the number of rows. Each node has one full-duplex
+link, which the ring's two directions share. It is not checked whether a worker's memory can hold the
+model. Durations vary only with `--jitter`.
 """
 
 import argparse

@@ -3,15 +3,15 @@
 Usage: python -m jobs.experiments balance [--quick] [--only TEXT] [--rounds 3] [--out FOLDER]
 
 Emulated nodes, 4 and 8 of them, and a chain of equal layers, 12 for each. Cases: one node 2 or 4 times slower from the
-start; one that becomes 4 times slower in mid-run; one that does so by degrees; speeds drawn from 0.25 to 1; all equal,
-with 10 % of noise. Ways: `even` (as many layers each), `measured` (each node times its layers before the start), `auto`
-(even, and rebalanced while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with shares in
-proportion (`measured` at the start: servers do not change them later). The server's rank is one of the nodes.
+start; one that becomes 4 times slower in mid-run; one that does so gradually; speeds drawn from 0.25 to 1; all equal,
+with 10 % of noise. Ways: `even` (equal numbers of layers), `measured` (each node times its layers before the start),
+`auto` (even, and rebalanced while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with
+shares in proportion (`measured` at the start: servers do not change them later). The server's rank is one of the nodes.
 
-The equal nodes of `auto` go on for 50 windows more: no layer may move there. Each case is written as soon as it is
+The equal nodes of `auto` run for 50 more windows: no layer may move there. Each case is written as soon as it is
 measured; --only measures some of them again and keeps the others.
 
-A rate is steps a second in the last third of the run, or in what is left of it after the last move. `gain` is the
+A rate is steps a second in the last third of the run, or in the rest of it after the last move. `gain` is the
 rate beside that of `even` (of the server: with even shares); `possible` is what the best cut between whole layers
 would give, and `ceiling` what any cut could, by the nodes' speeds at the end: (sum of speeds) / (number x slowest).
 `settled` is the number of windows of 8 steps from the change to the last move.

@@ -2,10 +2,10 @@
 
 Usage: python -m jobs.experiments cluster [--quick] [--hosts 4,8] [--rate 100mbit] [--rounds 3] [--out FOLDER]
 
-Hosts are network namespaces with addresses and rate-limited links of their own (`jobs.lib.hosts`); MPI talks
+Hosts are network namespaces, each with its own address and rate-limited link (`jobs.lib.hosts`); MPI uses
 TCP. One rank a host, as emulated nodes of `--gflops`, so that what is measured is the links. Ring, one server (bsp),
-colocated servers, and all-reduce train the same network with the same batch. Predicted is what the simulators say
-given the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
+colocated servers, and all-reduce train the same network with the same batch. Predicted are the simulators' results
+for the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
 
 `link`: bytes that a host sent, or received if that is more, in each step, by the counters of its link, beside what
 the link can carry in that time: of the busiest host, and of the others' mean.

@@ -21,7 +21,7 @@ host inside the ring has one link for two cuts: bytes over the busiest link are 
 server moves as many as one cut (`same_bytes`).
 
 What the clock leaves out: see `CAVEATS`. With `--rate 20mbit --gflops 2 --seconds 2` all takes five times as long, and
-the processor is nearly out of it: what is then left of the error is the links'. Prints tables, writes
+the processor hardly matters: the remaining error is that of the links. Prints tables, writes
 results/crossover.h5 and jobs/figures/crossover.png; where hosts are not permitted, predictions alone.
 """
 

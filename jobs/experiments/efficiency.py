@@ -2,8 +2,8 @@
 
 Usage: python -m jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
-Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Everybody
-gets work in proportion to speed, as each node has timed itself at the start (`--layer-split measured`, `--batch-split
+Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Every node
+gets work in proportion to its speed, which it has measured at the start (`--layer-split measured`, `--batch-split
 measured`); the network is a chain of equal layers, 12 for each node. Shares are of the wall time of the steps, means
 over the workers: a rank that only serves is a node but not a worker. Each way once a round, every other round
 backwards; medians.

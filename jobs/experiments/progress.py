@@ -13,7 +13,7 @@ gradients come; with it the machine decides only that order, and no loss depends
 The learning rate is constant, and tuned for each way with the same budget: every rate of one grid with every one of
 the same tuning seeds, and the rate with the least mean of the training loss over the last third of the epochs is taken
 (a run whose loss becomes nan counts as infinite). Other seeds are then trained with it. Momentum is 0.9 an update for
-everybody, so that an asp of 7 workers forgets 7 times as fast; there is no weight decay, which would count once an
+every way, so that an asp of 7 workers forgets 7 times as fast; there is no weight decay, which would count once an
 update. How many updates there are, and how old the weights of their gradients were, is read from traces.
 
 The loss of a step is that on its own samples, before it, with the weights of the ranks that computed it. Tests come

@@ -4,7 +4,7 @@ Usage: python -m jobs.experiments report [--from FOLDER] [--out FILE]
 
 Gathers what the experiments have left (results, tables, pictures) into one HTML file that needs nothing else
 (jobs/figures/report.html), and writes the table of claims between the two `claims` marks of the README, each row with
-how it was come by (measured, on emulated nodes, simulated) and the command that measures it again. With --from the
+how it was obtained (measured, on emulated nodes, simulated) and the command that repeats it. With --from the
 results and pictures of one folder are taken, where `--out FOLDER` of the experiments has put them, and no README
 is written.
 """

@@ -1,13 +1,13 @@
-"""What each fault leaves behind, by the role of what it strikes: a table of whole runs.
+"""Outcome of each fault, by the role of the struck rank: a table of whole runs.
 
 Role: a rank of the ring and its first rank, a worker, and the server (bsp). Fault: `permanent`, the process and its
 node with its memory are gone for good; `stopped short`, for a second; `stopped long`, for more than twice the time-outs
-and then let go on; `hung`, never let go on; `cut link`, the host is unreachable but its processes run; `whole host`,
+and then continued; `hung`, never continued; `cut link`, the host is unreachable but its processes run; `whole host`,
 the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.lib.hosts`),
-the supervisor at their switch; where root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
+the supervisor at their switch; if root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
 
 A run has survived if all its steps are made, by its own status; `ended`: the supervisor has ended with status 0, too.
-`again`: steps made a second time, as the run tells or as seen from outside, whichever is more. `pause`: the longest
+`again`: steps made a second time, as the run reports or as seen from outside, whichever is more. `pause`: the longest
 time between two new steps around the fault.
 """
 
@@ -138,7 +138,7 @@ def _resumed(text: str) -> str:
 
 
 def _watched(job: Struck, strike: Callable[[], None], calm: Ends, limit: float) -> dict[str, Any]:
-    """Strike a run in its middle, and see what comes of it."""
+    """Strike a run in its middle, and record the outcome."""
     fault, status, error = 0.0, None, ""
     with job, Watch(job) as watch:
         try:

@@ -10,11 +10,11 @@ rank, as many ranks as there are cores. `2 rings of 4`: rings side by side (`--r
 the nodes.
 
 Speed-ups are of samples a second, after the first steps of a run, beside one node; each way runs once a round, every
-other round backwards. In brackets, how much faster the simulator says: the functions behind the curves that go to 4096
-nodes (`jobs.lib.simulated`), given the nodes' speed and what was measured of a link between two of them. It
-does not know cores at full speed, which share caches and memory: there it simulates nodes with a memory
-each. It has no rings side by side. With --far the wide network, weak, goes on under that clock where the
-machine ends, a layer deeper for each node beyond 16.
+other round backwards. In brackets, the simulated speed-up: from the functions behind the curves up to 4096 nodes
+(`jobs.lib.simulated`), for the nodes' speed and the measured link between two of them. The simulator does not model
+cores at full speed, which share caches and memory: it simulates nodes with separate memory there. It does not simulate
+rings side by side. With --far the wide network is simulated, weak, beyond the nodes of the machine, a layer deeper for
+each node beyond 16.
 
 Each scene is written as soon as it is measured; --only measures again those whose name holds the text.
 """

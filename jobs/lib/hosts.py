@@ -3,7 +3,7 @@
 Usage: python -m jobs.lib.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
 runs a program with one rank on each, prints what went over each link, takes all down. Needs Linux, root and MPICH.
 
-A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and a /dev/shm of its own: with a net
+A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and its own /dev/shm: with a net
 namespace alone MPI finds shared memory and leaves the link empty. Files are shared, as over NFS. All hosts hang on one
 switch, and mpirun runs at the switch, in the machine's own pid namespace, the only one from which all hosts can be
 entered. Nothing of it has a name outside, so several sets of hosts do not meet; and pid 1 ends with its standard input,

@@ -6,7 +6,7 @@
         slurm.wait(job)
 
 Needs Debian's slurmctld, slurmd, slurm-client, munge and libpmi2-0 (apt-get install), and root. Every slurmd is on
-loopback with a port of its own; nothing under /etc changes, and nothing is left behind. The unusual settings in
+loopback with its own port; nothing under /etc changes, and nothing remains afterwards. The unusual settings in
 slurm.conf were found necessary where there is neither systemd nor a cgroup tree, or spares minutes of waiting.
 """
 

@@ -1,8 +1,8 @@
 """Progress of a run, seen from outside over all its launches, and what is computed from it.
 
 Progress is read from history.csv: a row appears when every rank has done a step, in the ring and with servers. One
-clock watches it, over all launches of a run. A step counts once, when it is done for the first time, so steps that are
-made again cost what they cost.
+clock watches it, over all launches of a run. A step counts once, when it is done for the first time, so repeated
+steps cost their time.
 """
 
 import re

@@ -67,7 +67,7 @@ def quiet_exit(status: int) -> NoReturn:
     for stream in ("stdout", "stderr"):
         try:
             getattr(sys, stream).flush()
-        except OSError:  # on a full disk Python would flush again at exit and set a status of its own
+        except OSError:  # on a full disk Python would flush again at exit and set another status
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     from mpi4py import MPI
 

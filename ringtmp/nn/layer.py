@@ -96,7 +96,7 @@ class Layer:
 
     kind: ClassVar[str]  # name in tables and checkpoints; a class that has one can be built by it
     takes_shape: ClassVar[bool] = False  # as first layer it takes samples in their own shape, not as a vector
-    aliased: ClassVar[bool] = False  # y is x, under another shape: no buffers of its own
+    aliased: ClassVar[bool] = False  # y is x in another shape: it has no separate buffers
     packed: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
     family: ClassVar[str] = "base"  # of its kernels (`kernels.registry`)
 

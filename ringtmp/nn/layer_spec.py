@@ -1,4 +1,4 @@
-"""Layers from plain tables, as in TOML files and checkpoints, checked against the shape of their input.
+"""Layers from plain tables (of TOML files and checkpoints), checked against the shape of their input.
 
 Each kind of layer reads its own table (`from_table`). A kind from outside this package is known once its module has
 been imported.

@@ -63,7 +63,7 @@ class JobProcess:
         self.srun = Path(command[0]).name == "srun" and "SLURM_JOB_ID" in os.environ
         self.before, self.left = _segments(), set[Path]()
         self.started = time.time()
-        # In a session of its own: Ctrl-C reaches the supervisor alone, which passes it on.
+        # In a separate session: Ctrl-C reaches the supervisor alone, which passes it on.
         self.process = subprocess.Popen(command, env=os.environ | env, stdin=subprocess.DEVNULL, start_new_session=True)
         self.ranks: dict[int, int] = {}  # descriptor of each process on this host, by rank
         self.peers = Peers([])

@@ -77,7 +77,7 @@ class Supervisor:
                 before, job = self._step(), self._start(names, cause)
                 self._sweep()
 
-                # Wait for its end, and kill what is left of it.
+                # Wait for its end, and kill its remaining processes.
                 end = self._watch(job)
                 job.clear()
                 self.ended, ended = job, time.time()

@@ -88,7 +88,7 @@ class Survivors:
         if trainer and (left := ulfm.settle(trainer.requests())):
             self.kept.append((trainer, left))
 
-        # See who is lost.
+        # Find the lost ranks.
         what = ", ".join(self.peers.name(rank) for rank in gone)
         self.false_alarms = 0 if gone else self.false_alarms + 1
         self.peers, self.comm = self.peers.without(gone), comm

@@ -1,6 +1,6 @@
 """The live status of each rank: its step and its time by part, written twice a second to a small file.
 
-Each rank has a file of its own, so that hosts on a shared file system never write to the same page.
+Each rank has its own file, so that hosts on a shared file system never write to the same page.
 """
 
 import os

@@ -328,7 +328,7 @@ def _shares(layer: Residual, count: int) -> list[dict[str, Any]]:
         inner: list[dict[str, Any]] = [{**up.to_table(), "units": part * up.units // inside}]
         if attention:
             inner.append({"type": "attention", "heads": size})
-        # Deviations of start values go by what comes in: here by what comes into all pieces together.
+        # Deviations of start values depend on the number of inputs: here on that of all pieces together.
         last = {
             "type": "dense",
             "units": width,
