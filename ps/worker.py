@@ -9,6 +9,7 @@ from ps.batch_split import BatchSplit
 from ps.exchange import Exchange, ServerExchange
 from ps.membership import Standing, WorkerDroppedError
 from ps.messages import Alive, Skip, StepDone, Stop, TestDone
+from ringtmp.action_kinds import F, I, W
 from ringtmp.comm import mpi
 from ringtmp.comm.messages import Mailbox
 from ringtmp.comm.waiting import Backoff
@@ -17,7 +18,6 @@ from ringtmp.emulate.nodes import Pace
 from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import StepContext, pieces
 from ringtmp.nn.stage import Stage, Work
-from ringtmp.schedule.local_rule import F, I, W
 from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 

@@ -23,7 +23,7 @@ from ringtmp.analysis.steady import steady
 from ringtmp.emulate import node_speed as speed
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate import planner
 from ringtmp.simulate.pipeline import Scene, simulate
 

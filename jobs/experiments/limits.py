@@ -21,7 +21,7 @@ from jobs.lib.experiment import Experiment, Table, experiment
 from jobs.lib.page import Page, make_table
 from jobs.lib.plot import figure, frame
 from jobs.lib.provenance import provenance
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.simulate.planner import AHEAD
 

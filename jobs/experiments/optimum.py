@@ -22,12 +22,13 @@ import numpy as np
 from jobs.lib.experiment import Experiment, Table, experiment
 from jobs.lib.page import Page, make_table
 from jobs.lib.provenance import provenance
-from ringtmp.schedule.plan import SCHEDULES, Plan, build
+from ringtmp.schedule.plan import Plan
+from ringtmp.schedule.registry import build, plan_names
 from ringtmp.simulate.pipeline import Scene, simulate
 
 MICRO_BATCHES = (1, 2, 3, 4, 5, 6, 8, 12)
 RULE = "the rule"
-NAMES = [name for name in SCHEDULES if name != "interleaved"]  # that is 1F1B where ranks have one stage
+NAMES = [name for name in plan_names() if name != "interleaved"]  # that is 1F1B where ranks have one stage
 
 State = tuple[int, ...]  # how many F, I, W each rank has done since the start: F, I, W of rank 0, of rank 1, ...
 

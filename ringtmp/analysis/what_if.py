@@ -10,8 +10,8 @@ from ringtmp.analysis.steady import Steady, steady
 from ringtmp.config.units import show_seconds
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
-from ringtmp.schedule.plan import SCHEDULES, build
-from ringtmp.schedule.policies import default_most
+from ringtmp.schedule.local_rule import default_most
+from ringtmp.schedule.registry import SCHEDULES, build, plan_names, schedule_named
 from ringtmp.simulate.pipeline import Outcome, Scene, simulate
 from ringtmp.simulate.planner import ENGINE, RULE
 
@@ -63,7 +63,7 @@ def _latency(events: pd.DataFrame) -> float:
 def cases(run: Run) -> tuple[Steady, list[Case]]:
     """The run as it was measured; then under the clock: as it was, in every other way, and with one thing mended."""
     first = run.ranks().iloc[0]
-    if first["schedule"] in ("2bw", "pipedream"):
+    if not schedule_named(first["schedule"] or None).synchronous:
         raise UserError(f"trace: {run.path} was trained with {first['schedule']}: other schedules give other numbers")
     name = first["schedule"] or RULE
     measured = steady(run.events())
@@ -75,10 +75,10 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
         return simulate(scene, plan, steps=16, most=most, ahead=ahead)
 
     found = [Case(f"{name}, as it was run", under(scene, name))]
-    for other in [RULE, *SCHEDULES]:
+    for other in [RULE, *plan_names()]:
         if other == name or (other == "interleaved" and scene.chunks == 1):  # that is 1f1b
             continue
-        if other == RULE or scene.chunks == 1 or SCHEDULES[other][1]:
+        if other == RULE or scene.chunks == 1 or SCHEDULES[other].takes_chunks:
             found.append(Case(f"with {other}", under(scene, other)))
     even = replace(scene, seconds=np.tile(scene.seconds.mean(0), (len(scene.seconds), 1)))
     found.append(Case("if the work were dealt evenly", under(even, name)))

@@ -70,7 +70,7 @@ def _trace(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int] | 
 
 def _simulation(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int]]:
     """Events of a plan or of the rule on equal ranks, and the steps to show."""
-    from ringtmp.schedule.plan import build
+    from ringtmp.schedule.registry import build
     from ringtmp.simulate.pipeline import Scene, simulate
 
     if options.launch is not None:

@@ -180,13 +180,13 @@ def _problem(options: argparse.Namespace) -> Any:
 
 
 def _words(options: argparse.Namespace) -> list[str]:
-    from ringtmp.schedule.plan import SCHEDULES
+    from ringtmp.schedule.registry import plan_names
     from ringtmp.simulate.planner import RULE
 
     words = options.schedule.split(",") if options.schedule else []
     for word in words:
-        if word not in (RULE, *SCHEDULES):
-            raise UserError(f"schedule: expected some of {', '.join([RULE, *SCHEDULES])}, got {word!r}")
+        if word not in (RULE, *plan_names()):
+            raise UserError(f"schedule: expected some of {', '.join([RULE, *plan_names()])}, got {word!r}")
     return words
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ringtmp.action_kinds import F, I, U, W
 from ringtmp.emulate.nodes import Pace
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Work
@@ -17,7 +18,7 @@ from ringtmp.ring.inbox import Inbox
 from ringtmp.ring.links import SendRequests
 from ringtmp.ring.load_balance import LoadBalance
 from ringtmp.run.timetable import Phase
-from ringtmp.schedule.local_rule import NONE, F, I, U, W
+from ringtmp.schedule.local_rule import NONE
 from ringtmp.schedule.policies import Policy
 from ringtmp.trace.recorder import Recorder, clock
 

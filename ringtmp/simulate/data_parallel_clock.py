@@ -17,8 +17,9 @@ import numpy as np
 
 from kernels._jit import jit
 from kernels.registry import declare
+from ringtmp.action_kinds import F, I, U, W
 from ringtmp.emulate.jitter import stretch
-from ringtmp.schedule.local_rule import NONE, F, I, U, W
+from ringtmp.schedule.local_rule import NONE
 from ringtmp.simulate.event_heap import pop, push
 
 READY, FREE, RELEASE, SUMMED = range(4)  # a gradient exists, a link is free, weights are made, gradients are there

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
+from ringtmp.action_kinds import B, F, I, U, W
 from ringtmp.emulate.jitter import stretch
-from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
+from ringtmp.schedule.local_rule import NONE, adapt, fill, held_back, urgent
 from ringtmp.simulate.event_heap import enlarged, new_heap, schedule, take
 
 Floats = NDArray[np.float64]

@@ -17,9 +17,11 @@ from ringtmp.nn.layer import pieces
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import LOOK, join
+from ringtmp.schedule.local_rule import default_most
 from ringtmp.schedule.partition import partition
-from ringtmp.schedule.plan import SCHEDULES, Plan, build, peak_in_flight
-from ringtmp.schedule.policies import POSTED, default_most
+from ringtmp.schedule.plan import Plan, peak_in_flight
+from ringtmp.schedule.policies import POSTED
+from ringtmp.schedule.registry import SCHEDULES, build, plan_names
 from ringtmp.simulate.pipeline import Outcome, Scene, simulate
 
 ENGINE = 8e-6  # seconds the engine takes beside each action (`make bench` measures it)
@@ -273,8 +275,8 @@ def explore(
         raise UserError(f"micro_batches: {max(ms)} need a sample each, batch_size is {problem.batch}")
     problem.ends(1)  # a layer for each rank, or an error that says so
     found = []
-    for schedule in list(schedules) or [RULE, *SCHEDULES]:
-        takes_chunks = schedule == RULE or SCHEDULES[schedule][1]
+    for schedule in list(schedules) or [RULE, *plan_names()]:
+        takes_chunks = schedule == RULE or SCHEDULES[schedule].takes_chunks
         for v in list(chunks) or (1, 2, 3):
             if (v > 1 and not takes_chunks) or problem.ranks * v > len(problem.model.layers):
                 continue
@@ -289,7 +291,7 @@ def explore(
                     for ahead in ((list(aheads) or AHEAD) if schedule == RULE else (0.0,))
                 ]
     if not found:
-        several = ", ".join([RULE, *(name for name, (_, chunked) in SCHEDULES.items() if chunked)])
+        several = ", ".join([RULE, *(name for name in plan_names() if SCHEDULES[name].takes_chunks)])
         raise UserError(
             f"chunks: several a rank need {problem.ranks} layers each (the model has {len(problem.model.layers)}) and "
             f"a schedule that takes them: {several}"
