@@ -9,4 +9,8 @@ optimizers    one file an update rule; declared by means of `update`
 compression   float16 and largest numbers, for what travels between workers and servers
 denormals     numbers below the smallest normal one count as 0
 machine       what one core of this machine can do
+
+In docstrings `float[m, n]` is a C-contiguous array of shape (m, n) whose dtype is that of the run, float32 or float64;
+all such arrays of a call have the same dtype. `m` is a number of samples or of rows. Kernels check neither shapes nor
+ranges.
 """

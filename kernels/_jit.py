@@ -24,7 +24,7 @@ def _cache_folder() -> str:
     shared = Path(tempfile.gettempdir()) / f"ringtmp-numba-{os.getuid()}"
     shared.mkdir(mode=0o700, exist_ok=True)
     if shared.stat().st_uid != os.getuid() or shared.stat().st_mode & 0o077:
-        raise PermissionError(f"{shared} belongs to somebody else; set NUMBA_CACHE_DIR")
+        raise PermissionError(f"{shared} belongs to another user; set NUMBA_CACHE_DIR")
     return str(shared)
 
 
@@ -51,10 +51,10 @@ else:
     os.environ["NUMBA_CACHE_DIR"] = _before  # processes that this one starts find their own way
 
 # Sums may be reordered into vectors and multiplications fused, the same way every time for the same shapes. Never
-# "nnan" or "ninf": a NaN must stay one, or a run that has diverged goes on unseen.
+# "nnan" or "ninf": a NaN must stay NaN, or a run that has diverged continues unnoticed.
 FAST = {"contract", "reassoc", "nsz"}
 
-# A kernel that becomes part of those that call it. Called as a plain `jit` it would come as a copy that LLVM has
+# A kernel that becomes part of its callers. Called as a plain `jit` it would come as a copy that LLVM has
 # optimised twice: half as fast, and with other roundings; which of the two ran depended on which was loaded first.
 inlined = numba.njit(inline="always", error_model="numpy", fastmath=FAST)
 
@@ -95,6 +95,16 @@ def stamp_of(function: Callable[..., Any]) -> str:
 
     That is its own file, the files of the compiled functions that it calls, and theirs, and the plain constants that
     these functions read, which may come from further modules.
+
+    Parameters
+    ----------
+    function : callable
+        The Python function, before compilation.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
     """
     return hashlib.sha256("\n".join(_sources(function, set())).encode()).hexdigest()[:16]
 

@@ -10,7 +10,19 @@ SLOPED = ("gelu", "silu")  # their slope does not follow from their value: F kee
 
 @kernel("base", (2, 2), (2, 2), 0, 2, 0)
 def activate(y, slope, first, last, activation):
-    """Rows `first`...`last` - 1 of y[m, n] become activation(y); slope[m, n] takes its derivative if `SLOPED`."""
+    """Apply the activation to rows `first` to `last` - 1 of `y`, in place.
+
+    Parameters
+    ----------
+    y : float[m, n]
+        Values before the activation; replaced by those after it.
+    slope : float[m, n]
+        Receives the activation's derivative if the activation is in `SLOPED`; otherwise unused, of any size.
+    first, last : int
+        Range of rows, 0 <= first <= last <= m.
+    activation : int
+        Code of the activation, a value of `ACTIVATIONS`.
+    """
     kind = y.dtype.type
     n = y.shape[1]
     one, half = kind(1), kind(0.5)
@@ -40,7 +52,21 @@ def activate(y, slope, first, last, activation):
 
 @kernel("base", (2, 2), (2, 2), (2, 2), 0, 2, 0)
 def deactivate(y, slope, dy, first, last, activation):
-    """The gradient at y, in dy[m, n], becomes the gradient before the activation."""
+    """Multiply rows `first` to `last` - 1 of `dy` by the activation's derivative, in place.
+
+    Parameters
+    ----------
+    y : float[m, n]
+        Values after the activation, from F.
+    slope : float[m, n]
+        Derivatives kept by `activate`, if the activation is in `SLOPED`; otherwise unused, of any size.
+    dy : float[m, n]
+        Gradient at y; becomes the gradient at the values before the activation.
+    first, last : int
+        Range of rows, 0 <= first <= last <= m.
+    activation : int
+        Code of the activation, a value of `ACTIVATIONS`.
+    """
     kind = y.dtype.type
     n = dy.shape[1]
     zero, one = kind(0), kind(1)

@@ -1,7 +1,8 @@
-"""Causal multi-head self-attention without parameters: y = softmax(q k.T / sqrt(d)) v over the places up to one's own.
+"""Causal multi-head self-attention without parameters: y = softmax(q k.T / sqrt(d)) v.
 
-Queries are taken in blocks, so that of the T x T matrix of a head only `BLOCK` rows exist at a time; the way back makes
-them again from the logarithm of each row's sum (Dao et al. 2022, "FlashAttention", algorithms 1 and 4).
+A query attends to its own position and those before it. Queries are taken in blocks, so that of the T x T matrix of a
+head only `BLOCK` rows exist at a time; the backward pass recomputes them from the logarithm of each row's sum (Dao et
+al. 2022, "FlashAttention", algorithms 1 and 4).
 """
 
 import math
@@ -15,7 +16,21 @@ BLOCK = 32  # queries
 
 @kernel("sequences", (1, 2, 3), (1, 2, 1), (1, 1, 2), 1, (512,))
 def attention_forward(qkv, y, logsum, heads, room):
-    """y[m, T, n] of qkv[m, T, 3 n]; logsum[m, heads, T] is kept for I; room: (d + BLOCK) T numbers, d = n / heads."""
+    """Attention of each sequence and head.
+
+    Parameters
+    ----------
+    qkv : float[m, T, 3 n]
+        Queries, keys and values side by side; within each, the heads side by side, d = n / heads numbers each.
+    y : float[m, T, n]
+        Receives the result, the heads side by side.
+    logsum : float[m, heads, T]
+        Receives the logarithm of each row's sum of exponentials, which I needs.
+    heads : int
+        Number of heads; divides n.
+    room : float[(d + BLOCK) T or more]
+        Scratch.
+    """
     m, steps, n = y.shape
     d, wide = n // heads, 3 * n
     kind = y.dtype.type
@@ -67,7 +82,25 @@ def attention_forward(qkv, y, logsum, heads, room):
 
 @kernel("sequences", (1, 2, 3), (1, 2, 1), (1, 1, 2), (1, 2, 1), (1, 2, 3), 1, (512,))
 def attention_backward_input(qkv, y, logsum, dy, dqkv, heads, room):
-    """dqkv[m, T, 3 n] from dy[m, T, n]; room: 2 (d + BLOCK) T numbers."""
+    """Gradient at `qkv`, from the gradient at `y`.
+
+    Parameters
+    ----------
+    qkv : float[m, T, 3 n]
+        Input of F.
+    y : float[m, T, n]
+        Result of F.
+    logsum : float[m, heads, T]
+        Kept by F.
+    dy : float[m, T, n]
+        Gradient at y; stays.
+    dqkv : float[m, T, 3 n]
+        Receives the gradient at qkv.
+    heads : int
+        Number of heads; divides n; d = n / heads.
+    room : float[2 (d + BLOCK) T or more]
+        Scratch.
+    """
     m, steps, n = y.shape
     d, wide = n // heads, 3 * n
     kind = y.dtype.type

@@ -21,7 +21,7 @@ def _(x):
     return lambda x: x.view(kind)
 
 
-# Numba widens 32-bit integers to 64 bits in every operation; `_int` takes them back, which doubles the speed.
+# Numba widens 32-bit integers to 64 bits in every operation; `_int` converts them back, which doubles the speed.
 _int = np.int32
 _SUBNORMAL, _OVERFLOW, _INFINITY = _int(0x38800000), _int(0x47800000), _int(0x7F800000)  # 2^-14, 2^16 as float32
 _REBIAS, _HALF, _SMALLEST = _int(0x37FFF001), np.float32(0.5), np.float32(2.0**-126)
@@ -39,9 +39,9 @@ def _number(bits):
 
 @jit
 def _to_half(x):
-    """Bits of x as float16, to the nearest, ties to even. In integers: not every processor converts.
+    """Bits of x as float16, rounded to the nearest, ties to even. In integers: not every processor converts.
 
-    What float32 cannot hold of a float64 is kept as its last bit, so that nothing is rounded twice.
+    Where float32 cannot represent a float64 exactly, the last bit records it, so that nothing is rounded twice.
     """
     near = np.float32(x)
     word = _bits(near)
@@ -68,11 +68,19 @@ def _from_half(half):
 
 @kernel("serve", (1,), np.zeros(3, np.uint16))
 def to_half(source, half):
-    """Pack flat source[n] into uint16 half[n + 2]: its largest magnitude as float32, then source / that as float16.
+    """Pack numbers as one scale and float16: the scale is their largest magnitude, and each number is divided by it.
 
-    If a number is infinite or NaN the scale is 1, and such numbers stay what they are: a run that diverges must not go
-    on unseen. The scale is 1 too if all are 0 or below float32's normal numbers: some ranks take those for 0 and would
-    divide by it, and LLVM, which knows nothing of that, makes an integer's comparison of `scale > 0`.
+    If a number is infinite or NaN the scale is 1, and such numbers keep their values: a run that diverges must not
+    continue unnoticed. The scale is 1 too if all numbers are 0 or below float32's normal numbers: some ranks flush
+    those to 0 and would divide by it, and LLVM, which does not know of flushing, makes an integer's comparison of
+    `scale > 0`.
+
+    Parameters
+    ----------
+    source : float[n]
+        Numbers to pack; stay.
+    half : uint16[n + 2]
+        Receives the scale's bits as float32 in the first two words (low half first), then the n numbers as float16.
     """
     words, top = _words(source), np.zeros(1, source.dtype)
     kind = words.dtype.type
@@ -90,7 +98,15 @@ def to_half(source, half):
 
 @kernel("serve", np.zeros(3, np.uint16), (1,))
 def from_half(half, target):
-    """Unpack what `to_half` packed into flat target[n]."""
+    """Unpack the numbers that `to_half` packed.
+
+    Parameters
+    ----------
+    half : uint16[n + 2]
+        Result of `to_half`.
+    target : float[n]
+        Receives the numbers.
+    """
     scale = target.dtype.type(_number(np.int32(half[0]) | np.int32(half[1]) << 16))
     for i in range(target.size):
         target[i] = _from_half(half[i + 2]) * scale
@@ -98,7 +114,7 @@ def from_half(half, target):
 
 @jit
 def _find(count, left):
-    """The bin that holds the number `left` from the top, and how many are left to take from it."""
+    """Bin that holds the number of rank `left` from the top, and that number's rank from the top within the bin."""
     place = count.size - 1
     while count[place] < left:
         left -= count[place]
@@ -108,14 +124,24 @@ def _find(count, left):
 
 @kernel("serve", (1,), 1, np.zeros(1, np.int32), (1,))
 def top_k(residual, k, indices, values):
-    """Move the k numbers of largest magnitude of flat residual[n] out; what is left is fed back into the next step.
+    """Move the k numbers of largest magnitude out of `residual`; the rest stays for the next step (error feedback).
 
-    Their places go into int32 indices[k], ascending, the numbers into values[k], and 0 where they were; k is 1 to n.
     The choice is exact: NaN counts as largest, and of equal magnitudes at the threshold the first places are taken.
 
     A radix selection on the bits of |x|: one pass counts the numbers by their top bits, one notes the places of those
-    that may be chosen; the threshold's other bits are found among those that share its top bits, ever fewer. Nothing
-    branches on a number, so that time does not depend on how they lie.
+    that may be chosen; the threshold's other bits are found among those that share its top bits, fewer with each pass.
+    Nothing branches on a number, so that time does not depend on their order.
+
+    Parameters
+    ----------
+    residual : float[n]
+        Numbers to choose from; 0 afterwards at the chosen places.
+    k : int
+        Numbers to choose, 1 to n.
+    indices : int32[k]
+        Receives the places of the chosen numbers, ascending.
+    values : float[k]
+        Receives the chosen numbers, in the order of `indices`.
     """
     words = _words(residual)
     mask = np.iinfo(words.dtype).max
@@ -126,7 +152,7 @@ def top_k(residual, k, indices, values):
         count[min(words[i] & mask, nan) >> shift] += 1
     threshold, left = _find(count, k)
 
-    # Each number is written down before it is judged, so there is room for one more.
+    # Each place is stored before the comparison, so the array holds one more.
     places = np.empty(count[threshold:].sum() + 1, np.int32)
     size, low = 0, threshold << shift
     for i in range(words.size):
@@ -165,7 +191,17 @@ def top_k(residual, k, indices, values):
 
 @kernel("serve", np.zeros(1, np.int32), (1,), (1,))
 def scatter(indices, values, row):
-    """Numbers that `top_k` has chosen back to their places in a flat row, 0 elsewhere."""
+    """Write the numbers that `top_k` chose to their places in a row, and 0 everywhere else.
+
+    Parameters
+    ----------
+    indices : int32[k]
+        Places, each 0 to n - 1, from `top_k`.
+    values : float[k]
+        Numbers, from `top_k`.
+    row : float[n]
+        Receives the numbers.
+    """
     row[:] = 0
     for i in range(indices.size):
         row[indices[i]] = values[i]

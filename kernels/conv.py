@@ -16,7 +16,7 @@ from kernels.tile import PANEL
 
 @jit
 def _spread(x, x0, h, w, c, room, high, wide, top, apart):
-    """An image [h, w, c] into a room [high, wide, c] of zeros, `top` from its edges, pixels `apart` from each other."""
+    """Copy an image [h, w, c] into zeros [high, wide, c] from (`top`, `top`) on, pixels `apart` from each other."""
     for j in range(high * wide * c):
         room[uintp(j)] = 0
     for u in range(h):
@@ -30,7 +30,7 @@ def _spread(x, x0, h, w, c, room, high, wide, top, apart):
 
 @jit
 def _padded(x, x0, high, wide, c, pad, room):
-    """An image with `pad` zeros round it: the array that it lies in, and its place there."""
+    """Array and offset of an image surrounded by `pad` zeros: `room`, or `x` itself without padding."""
     if not pad:
         return x, x0
     _spread(x, x0, high, wide, c, room, high + 2 * pad, wide + 2 * pad, pad, 1)
@@ -39,9 +39,26 @@ def _padded(x, x0, high, wide, c, pad, room):
 
 @kernel("images", (1, 2, 2, 1), (1,), (1,), (1, 2, 2, 1), (4, 1), 1, 1, 0, 0, (64,))
 def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room):
-    """y[m, h, w, o] = activation(conv(x[m, H, W, c]) + bias[o]); slope[m * h * w, o] if the activation is `SLOPED`.
+    """Convolve, add the bias and apply the activation: y = activation(conv(x, weight) + bias).
 
-    room: (H + 2 pad) (W + 2 pad) c numbers.
+    Parameters
+    ----------
+    x : float[m, H, W, c]
+        Input.
+    weight : float[size * size * c * o]
+        `size` matrices [size * c, o] in panels, one for each row of the kernel.
+    bias : float[o]
+        Added to each pixel; of size 0: no bias.
+    y : float[m, h, w, o]
+        Receives the result.
+    slope : float[m * h * w, o]
+        Receives the activation's derivative if the activation is in `SLOPED`; otherwise unused, of any size.
+    size, stride, pad : int
+        Side of the kernel, 1 or more; step between windows, 1 or more; zeros added at each edge, 0 or more. In pixels.
+    activation : int
+        Code of the activation, a value of `ACTIVATIONS`.
+    room : float[(H + 2 pad) (W + 2 pad) c or more]
+        Scratch; unused if `pad` is 0.
     """
     m, high, wide, c = x.shape
     _, h, w, o = y.shape
@@ -75,7 +92,17 @@ def conv_forward(x, weight, bias, y, slope, size, stride, pad, activation, room)
 
 @kernel("images", (1,), (1,), 1, 1, 1)
 def conv_turn(weight, turned, size, c, o):
-    """The weights that I needs: rows and columns of the kernel backwards, channels and outputs exchanged."""
+    """Make the weights that I needs: kernel rows and columns reversed, channels and outputs exchanged.
+
+    Parameters
+    ----------
+    weight : float[size * size * c * o]
+        Weights as `conv_forward` takes them.
+    turned : float[size * size * o * c]
+        Receives `size` matrices [size * o, c] in panels.
+    size, c, o : int
+        Side of the kernel; channels; outputs.
+    """
     for row in range(size):
         for column in range(size):
             for j in range(c):
@@ -91,10 +118,28 @@ def conv_turn(weight, turned, size, c, o):
 
 @kernel("images", (1, 2, 2, 1), (4, 1), (1, 2, 2, 1), (1,), (1, 2, 2, 1), 1, 1, 0, 0, (64,))
 def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation, room):
-    """dy[m, h, w, o] becomes the gradient before the activation; dx[m, H, W, c] follows (left out if of size 0).
+    """Gradients before the activation and at `x`.
 
     The gradient, its pixels `stride` apart among zeros, is convolved with the turned kernel (`conv_turn`).
-    room: (H + size - 1) (W + size - 1) o numbers.
+
+    Parameters
+    ----------
+    y : float[m, h, w, o]
+        Result of F.
+    slope : float[m * h * w, o]
+        Kept by F if the activation is in `SLOPED`; otherwise unused, of any size.
+    dy : float[m, h, w, o]
+        Gradient at y; becomes the gradient before the activation, which W needs.
+    turned : float[size * size * o * c]
+        Result of `conv_turn`.
+    dx : float[m, H, W, c]
+        Receives the gradient at x; not computed if its size is 0.
+    size, stride, pad : int
+        Those of `conv_forward`.
+    activation : int
+        Code of the activation, a value of `ACTIVATIONS`.
+    room : float[(H + size - 1) (W + size - 1) o or more]
+        Scratch.
     """
     m, h, w, o = dy.shape
     _, high, wide, c = dx.shape
@@ -136,9 +181,24 @@ def conv_backward_input(y, slope, dy, turned, dx, size, stride, pad, activation,
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), (1,), (1,), 1, 1, 0, False, (64,))
 def conv_backward_weight(x, delta, grad_weight, grad_bias, size, stride, pad, add, room):
-    """Gradients of weight and bias from x[m, H, W, c] and delta[m, h, w, o], samples and rows in ascending order.
+    """Gradients of weight and bias, summed over samples and rows of pixels in ascending order.
 
-    Added onto what is there if `add`. room as in `conv_forward`.
+    Parameters
+    ----------
+    x : float[m, H, W, c]
+        Input of F.
+    delta : float[m, h, w, o]
+        Gradient before the activation, from `conv_backward_input`.
+    grad_weight : float[size * size * c * o]
+        Receives the gradient of the weights, in their layout.
+    grad_bias : float[o]
+        Receives the gradient of the bias; of size 0: no bias.
+    size, stride, pad : int
+        Those of `conv_forward`.
+    add : bool
+        Whether to add to the contents of `grad_weight` and `grad_bias` instead of replacing them.
+    room : float[(H + 2 pad) (W + 2 pad) c or more]
+        Scratch; unused if `pad` is 0.
     """
     m, high, wide, c = x.shape
     _, h, w, o = delta.shape

@@ -2,8 +2,8 @@
 
 Gradients of units that have died decay through the denormal range, where divisions and roots are slow: AdamW on
 denormal slots took 3.1 times as long on AMD EPYC (Zen 4); products cost nothing there, but do on Intel. So the
-processor's flush-to-zero and denormals-are-zero bits are set while a rank trains, and given back afterwards. x86 only:
-elsewhere nothing is changed.
+processor's flush-to-zero and denormals-are-zero bits are set while a rank trains, and restored afterwards. x86 only:
+nothing changes on other processors.
 """
 
 import platform
@@ -69,13 +69,13 @@ if _X86:
 
 
 def flush_for_good() -> int:
-    """Denormal numbers of this thread count as 0 from here on; what the control register was."""
+    """Count denormal numbers of this thread as 0 from now on; returns the previous control register (0: not x86)."""
     return _set(_get() | _FLUSH) if _X86 and not config.DISABLE_JIT else 0
 
 
 @contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Denormal numbers of this thread count as 0 within."""
+    """Count denormal numbers of this thread as 0 inside the `with` block."""
     before = flush_for_good()
     try:
         yield

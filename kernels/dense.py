@@ -13,9 +13,22 @@ _ROWS = 64  # of a block that stays in the cache between product and activation
 
 @kernel("base", (2, 2), (16,), (2,), (2, 2), (2, 2), 0)
 def dense_forward(x, weight, bias, y, slope, activation):
-    """y[m, n] = activation(x[m, k] @ weight + bias[n]); weight [k, n] in panels; bias of size 0: none.
+    """Multiply, add the bias and apply the activation: y = activation(x @ weight + bias).
 
-    slope[m, n] takes the activation's derivative where y does not give it (`SLOPED`).
+    Parameters
+    ----------
+    x : float[m, k]
+        Input.
+    weight : float[k * n]
+        Matrix [k, n] in panels.
+    bias : float[n]
+        Added to each row; of size 0: no bias.
+    y : float[m, n]
+        Receives the result.
+    slope : float[m, n]
+        Receives the activation's derivative if the activation is in `SLOPED`; otherwise unused, of any size.
+    activation : int
+        Code of the activation, a value of `ACTIVATIONS`.
     """
     m, n = y.shape
     k = x.shape[1]
@@ -32,9 +45,22 @@ def dense_forward(x, weight, bias, y, slope, activation):
 
 @kernel("base", (2, 2), (2, 2), (2, 2), (16,), (2, 2), 0)
 def dense_backward_input(y, slope, dy, transposed, dx, activation):
-    """dy[m, n] becomes the gradient at x @ weight + bias; dx[m, k] = that @ weight.T (left out if dx has size 0).
+    """Gradients before the activation and at `x`: dx = dy @ weight.T.
 
-    transposed: weight.T [n, k] in panels.
+    Parameters
+    ----------
+    y : float[m, n]
+        Result of F.
+    slope : float[m, n]
+        Kept by F if the activation is in `SLOPED`; otherwise unused, of any size.
+    dy : float[m, n]
+        Gradient at y; becomes the gradient at x @ weight + bias, which W needs.
+    transposed : float[n * k]
+        weight.T, a matrix [n, k] in panels.
+    dx : float[m, k]
+        Receives the gradient at x; not computed if its size is 0.
+    activation : int
+        Code of the activation, a value of `ACTIVATIONS`.
     """
     m, n = dy.shape
     k = dx.shape[1]
@@ -49,7 +75,19 @@ def dense_backward_input(y, slope, dy, transposed, dx, activation):
 
 @kernel("base", (2, 2), (2, 2), (16,), 0, 2)
 def dense_stack(x, delta, room, at, total):
-    """Rows x[m, k] and delta[m, n] become rows `at`... of `total` in panels, in room[total * (k + n)], for W."""
+    """Copy a micro-batch's rows into the panels that one product of W takes.
+
+    Parameters
+    ----------
+    x : float[m, k]
+        Input of F.
+    delta : float[m, n]
+        Gradient before the activation, from `dense_backward_input`.
+    room : float[total * (k + n)]
+        Receives two matrices in panels: inputs [total, k], then gradients [total, n].
+    at, total : int
+        First row that this micro-batch takes; rows of both matrices, at least at + m.
+    """
     m, k = x.shape
     n = delta.shape[1]
     rows_to_panels(x.reshape(x.size), 0, k, m, k, room, 0, total, at)
@@ -58,9 +96,20 @@ def dense_stack(x, delta, room, at, total):
 
 @kernel("base", (16,), 2, 2, 2, (4,), (2,), False)
 def dense_backward_weight(room, total, k, n, grad_weight, grad_bias, add):
-    """grad_weight (in panels) and grad_bias[n] = x.T @ delta and the column sums of delta, from `dense_stack`.
+    """Gradients of weight and bias: x.T @ delta, and the column sums of delta.
 
-    Added onto what is there if `add`.
+    Parameters
+    ----------
+    room : float[total * (k + n)]
+        Stacked inputs and gradients, from `dense_stack`.
+    total, k, n : int
+        Rows of both matrices; columns of the inputs; columns of the gradients.
+    grad_weight : float[k * n]
+        Receives the gradient of the weights, a matrix [k, n] in panels.
+    grad_bias : float[n]
+        Receives the gradient of the bias; of size 0: no bias.
+    add : bool
+        Whether to add to the contents of `grad_weight` and `grad_bias` instead of replacing them.
     """
     across(room, 0, 0, room, total * k, 0, grad_weight, 0, 0, k, n, total, add)
     if grad_bias.size > 0:

@@ -1,4 +1,4 @@
-"""Element-wise work that no product takes along: sums of branches, dropout, clipping."""
+"""Element-wise operations that are not part of a product: sums of branches, dropout, clipping."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _S30, _S27, _S31, _S40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 
 @kernel("base", (2,), (2,))
 def add_to(y, x):
-    """y += x, both flat."""
+    """Add `x`, float[n], to `y`, float[n], in place."""
     for i in range(y.size):
         y[i] += x[i]
 
@@ -26,10 +26,25 @@ def _mix(z):
 
 @kernel("base", (2, 2), (2, 2), 0.5, 0, 0, 0)
 def dropout(x, y, rate, key, step, sample):
-    """y[m, n] = x / (1 - rate), or 0 with probability `rate`; x and y may be one array.
+    """Set each number to 0 with probability `rate` and divide the others by 1 - rate.
 
-    Row i belongs to sample number `sample` + i of optimizer step `step`; whether number j of it is kept depends on
-    (key, step, sample, j) alone, so any rank with any micro-batches draws the same mask, and I draws it again.
+    Row i belongs to sample `sample` + i of optimizer step `step`. Whether number j of it is kept depends on
+    (key, step, sample + i, j) alone, so any rank with any micro-batches draws the same mask, and I draws it again.
+
+    Parameters
+    ----------
+    x : float[m, n]
+        Input of F, or the gradient in I.
+    y : float[m, n]
+        Receives the result; may be `x` itself.
+    rate : float
+        Probability of 0, from 0 up to but not 1.
+    key : int
+        Key of the layer, 0 to 2**64 - 1; different layers draw different masks.
+    step : int
+        Optimizer step, from 0.
+    sample : int
+        Number of the first row's sample within the step's batch.
     """
     m, n = x.shape
     kind = x.dtype.type
@@ -45,7 +60,15 @@ def dropout(x, y, rate, key, step, sample):
 
 @kernel("base", (2,), 1.0)
 def clip_value(g, limit):
-    """Every number of flat g to [-limit, limit]; NaN stays."""
+    """Limit every number to [-limit, limit] in place; NaN stays.
+
+    Parameters
+    ----------
+    g : float[n]
+        Numbers to limit.
+    limit : float
+        Bound of the absolute value, above 0.
+    """
     low, high = g.dtype.type(-limit), g.dtype.type(limit)
     for i in range(g.size):
         value = high if g[i] > high else g[i]
@@ -54,7 +77,7 @@ def clip_value(g, limit):
 
 @kernel("base", (2,))
 def squared_norm(g):
-    """Sum of squares of flat g, in float64."""
+    """Sum of squares of `g`, float[n], in float64 and in ascending order."""
     total = 0.0
     for i in range(g.size):
         value = np.float64(g[i])
@@ -64,7 +87,7 @@ def squared_norm(g):
 
 @kernel("base", (2,), 1.0)
 def scale_by(g, factor):
-    """g *= factor."""
+    """Multiply `g`, float[n], by `factor` in place."""
     f = g.dtype.type(factor)
     for i in range(g.size):
         g[i] *= f

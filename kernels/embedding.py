@@ -7,7 +7,19 @@ from kernels.registry import kernel
 
 @kernel("sequences", np.zeros((1, 2), np.int64), (2, 1), (2, 1), (1, 2, 1))
 def embedding_forward(tokens, table, position, y):
-    """y[m, T, n] for tokens[m, T] (int64, in range)."""
+    """Look up the tokens and add their positions.
+
+    Parameters
+    ----------
+    tokens : int64[m, T]
+        Tokens, each 0 to V - 1.
+    table : float[V, n]
+        One row for each token.
+    position : float[T, n]
+        One row for each position.
+    y : float[m, T, n]
+        Receives the result.
+    """
     m, steps, n = y.shape
     for i in range(m):
         for t in range(steps):
@@ -18,7 +30,21 @@ def embedding_forward(tokens, table, position, y):
 
 @kernel("sequences", np.zeros((1, 2), np.int64), (1, 2, 1), (2, 1), (2, 1), False)
 def embedding_backward_weight(tokens, dy, grad_table, grad_position, add):
-    """Gradients of table [tokens, n] and position [T, n], in ascending order of samples and places."""
+    """Gradients of table and positions, summed over samples and positions in ascending order.
+
+    Parameters
+    ----------
+    tokens : int64[m, T]
+        Input of F.
+    dy : float[m, T, n]
+        Gradient at y; stays.
+    grad_table : float[V, n]
+        Receives the gradient of `table`.
+    grad_position : float[T, n]
+        Receives the gradient of `position`.
+    add : bool
+        Whether to add to the contents of both instead of replacing them.
+    """
     m, steps, n = dy.shape
     if not add:
         grad_table[:] = 0

@@ -1,8 +1,9 @@
 """Matrix products on the register tile, blocked for the caches.
 
-Operands are flat arrays with the place of their first number and a step between rows. A step of 0 says that the matrix
-lies in *panels*: its columns in groups of `PANEL`, each group contiguous, row after row, the last one narrower. Weights
-and their gradients lie so always; a panel is read from front to back, which is what caches and prefetchers like.
+A matrix is a flat array, the offset of its first number in it, and the distance between its rows, both in numbers. A
+distance of 0 means that the matrix lies in *panels*: its columns in groups of `PANEL`, each group contiguous, row after
+row, the last one narrower. Weights and their gradients always lie so; a panel is read from front to back, which is what
+caches and prefetchers like. A matrix with its rows one after another is called natural.
 
     along    C = start + A @ B      activations by weights (F), output gradients by transposed weights (I)
     across   C = start + A.T @ B    inputs by output gradients (W): k runs over samples
@@ -23,9 +24,24 @@ DEPTH = 256  # samples that one product of W takes at once
 
 @jit
 def along(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, start, relu, bias):
-    """C[m, n] = start + A[m, k] @ B[k, n]; start is 0, C itself (1) or `bias`[n] for every row (2); then relu.
+    """C = start + A @ B, and then relu if asked for.
 
-    B natural or in panels (ldb 0); A and C natural.
+    Parameters
+    ----------
+    a, a0, lda : float[:], int, int
+        A [m, k], natural: array, offset, distance between rows.
+    b, b0, ldb : float[:], int, int
+        B [k, n], natural or in panels (`ldb` 0).
+    c, c0, ldc : float[:], int, int
+        C [m, n], natural; receives the result.
+    m, n, k : int
+        Rows of A and C; columns of B and C; columns of A and rows of B. Each 1 or more.
+    start : int
+        What the products are added to: 0 (nothing), C's contents (1), or `bias` in every row (2).
+    relu : bool
+        Whether negative results become 0; NaN stays.
+    bias : float[n]
+        Read if `start` is 2; otherwise any array of the dtype.
     """
     item = c.itemsize
     rows = _ROWS4 if item == 4 else _ROWS8
@@ -85,7 +101,21 @@ def along(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, start, relu, bias):
 
 @jit
 def across(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, add):
-    """C[m, n] = A[k, m].T @ B[k, n], added onto C if `add`. Each of A, B and C natural or in panels (step 0)."""
+    """C = A.T @ B, or C += A.T @ B. Each of the three matrices is natural or in panels (distance 0).
+
+    Parameters
+    ----------
+    a, a0, lda : float[:], int, int
+        A [k, m]: array, offset, distance between rows.
+    b, b0, ldb : float[:], int, int
+        B [k, n].
+    c, c0, ldc : float[:], int, int
+        C [m, n]; receives the result.
+    m, n, k : int
+        Columns of A and rows of C; columns of B and C; rows of A and B. Each 1 or more.
+    add : bool
+        Whether to add to C's contents instead of replacing them.
+    """
     item = c.itemsize
     rows = _ROWS4 if item == 4 else _ROWS8
     columns = _COLUMNS4 if item == 4 else _COLUMNS8
@@ -125,7 +155,19 @@ def across(a, a0, lda, b, b0, ldb, c, c0, ldc, m, n, k, add):
 
 @jit
 def column_sums(b, b0, ldb, k, n, out, add):
-    """out[n] = the sum over the rows of B[k, n], in ascending order, added onto out if `add`."""
+    """Sum the rows of B, in ascending order.
+
+    Parameters
+    ----------
+    b, b0, ldb : float[:], int, int
+        B [k, n], natural or in panels (`ldb` 0): array, offset, distance between rows.
+    k, n : int
+        Rows and columns of B.
+    out : float[n]
+        Receives the sums.
+    add : bool
+        Whether to add to the contents of `out` instead of replacing them.
+    """
     for panel in range(0, n, PANEL):
         width = min(PANEL, n - panel)
         at, step = (b0 + panel * k, width) if ldb == 0 else (b0 + panel, ldb)
@@ -139,7 +181,19 @@ def column_sums(b, b0, ldb, k, n, out, add):
 
 @kernel("base", (4,), 0, 2, 2, 2, (4,), 0, 2, 0)
 def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):
-    """Rows of a natural x[m, n] become rows `at`... of a matrix of `total` rows in panels."""
+    """Copy the rows of a natural matrix to rows `at` to `at` + m - 1 of a matrix in panels.
+
+    Parameters
+    ----------
+    x, x0, ldx : float[:], int, int
+        Matrix [m, n], natural: array, offset, distance between rows.
+    m, n : int
+        Rows and columns to copy.
+    out, out0 : float[:], int
+        Matrix [total, n] in panels: array, offset. Receives the rows.
+    total, at : int
+        Rows of the matrix in panels, at least at + m; first row that is written.
+    """
     for panel in range(0, n, PANEL):
         width = min(PANEL, n - panel)
         place = out0 + panel * total + at * width
@@ -154,7 +208,17 @@ def rows_to_panels(x, x0, ldx, m, n, out, out0, total, at):
 
 @kernel("base", (4,), 2, 2, (2, 2))
 def panels_to_rows(p, m, n, out):
-    """A matrix in panels, as the natural out[m, n]."""
+    """Copy a matrix in panels to a natural one.
+
+    Parameters
+    ----------
+    p : float[m * n]
+        Matrix [m, n] in panels.
+    m, n : int
+        Rows and columns.
+    out : float[m, n]
+        Receives the matrix.
+    """
     for panel in range(0, n, PANEL):
         width = min(PANEL, n - panel)
         for i in range(m):
@@ -164,7 +228,17 @@ def panels_to_rows(p, m, n, out):
 
 @jit
 def transpose(a, a0, a_step, m, n, out, out0, out_step):
-    """out[n, m] = a[m, n].T, both natural."""
+    """Transpose a natural matrix into another.
+
+    Parameters
+    ----------
+    a, a0, a_step : float[:], int, int
+        Matrix [m, n]: array, offset, distance between rows.
+    m, n : int
+        Rows and columns of `a`.
+    out, out0, out_step : float[:], int, int
+        Receives the matrix [n, m]; the arrays must not overlap.
+    """
     lanes = _LANES4 if a.itemsize == 4 else _LANES8
     for i in range(0, m, lanes):
         for j in range(0, n, lanes):
@@ -178,7 +252,17 @@ def transpose(a, a0, a_step, m, n, out, out0, out_step):
 
 @kernel("base", (4,), 2, 2, (4,))
 def transpose_panels(p, k, n, out):
-    """A matrix [k, n] in panels, transposed into panels: out holds [n, k]."""
+    """Transpose a matrix in panels into panels.
+
+    Parameters
+    ----------
+    p : float[k * n]
+        Matrix [k, n] in panels.
+    k, n : int
+        Rows and columns of `p`.
+    out : float[n * k]
+        Receives the matrix [n, k] in panels.
+    """
     for column in range(0, n, PANEL):
         width = min(PANEL, n - column)
         for row in range(0, k, PANEL):

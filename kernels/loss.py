@@ -1,7 +1,7 @@
 """How a loss is declared: by a kernel that gives the loss and its gradient.
 
-The gradient takes the place of the outputs, so no second copy of them exists. It is always the same place, and never
-another array: whether two arrays may be one decides which machine code a loop takes, and with it the order of its sums.
+The gradient replaces the outputs, so no second copy of them exists. It is always written to the same array, never to
+another: whether two arrays may be one decides which machine code a loop takes, and with it the order of its sums.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from kernels.registry import kernel
 def loss(
     name: str, target: Literal["classes", "values"], probabilities: str | None = None, gives_r2: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a loss by its kernel, which Numba compiles; `Loss` explains arguments and results.
+    """Declare a loss by its kernel, which Numba compiles; `Loss` explains the kernel's arguments and results.
 
     Parameters
     ----------
     name : str
-        As `--loss` takes it; no other loss's.
+        Value of `--loss`; no other loss's.
     target : str
         ``classes`` or ``values``.
     probabilities : str, optional
-        Operator of ONNX that makes probabilities of the outputs.
+        ONNX operator that turns the outputs into probabilities.
     gives_r2 : bool
         Whether the loss is a mean of squared errors, so that R2 follows from it.
 

@@ -11,7 +11,15 @@ from kernels.gemm import along
 
 
 def best(call: Callable[[], object], seconds: float = 0.2) -> float:
-    """The least time of a call, over at least five calls and `seconds`."""
+    """Shortest time of a call, in seconds.
+
+    Parameters
+    ----------
+    call : callable
+        Called without arguments: once untimed, then timed until both limits are reached.
+    seconds : float
+        Least total time of the timed calls; there are at least five.
+    """
     call()
     times: list[float] = []
     began = time.perf_counter()
@@ -29,13 +37,25 @@ def _products(a, b, c, m, n, k, times):
 
 
 def peak_flops(dtype: DTypeLike) -> float:
-    """Floating-point operations per second of one core: of products whose operands stay in its first-level cache."""
+    """Floating-point operations per second of one core, for products whose operands stay in its first-level cache.
+
+    Parameters
+    ----------
+    dtype : numpy dtype
+        float32 or float64.
+    """
     m, n, k, times = 16, 32, 96, 2000
     a, b, c = np.ones(m * k, dtype), np.ones(k * n, dtype), np.ones(m * n, dtype)
     return times * 2.0 * m * n * k / best(lambda: _products(a, b, c, m, n, k, times))
 
 
 def bandwidth(size: int = 1 << 28) -> float:
-    """Bytes per second that one core reads and writes past its caches (a copy; each byte counts twice)."""
+    """Bytes per second that one core reads and writes outside its caches (a copy; each byte counts twice).
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the array that is copied; well above the last-level cache.
+    """
     a, b = np.ones(size // 8), np.zeros(size // 8)
     return 2.0 * a.nbytes / best(lambda: np.copyto(b, a))

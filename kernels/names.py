@@ -51,7 +51,7 @@ class Registry(Generic[Thing]):
         self._files: dict[str, str] | None = None  # module of each file, by the name that it stands for
 
     def add(self, name: str, thing: Thing) -> None:
-        """Let `thing` be found as `name`. Raises `ValueError` if another module has taken the name."""
+        """Register `thing` under `name`. Raises `ValueError` if another module has taken the name."""
         other = self._things.get(name)
         if other is not None and getattr(other, "__module__", None) != getattr(thing, "__module__", None):
             raise ValueError(f"{self.what} {name!r} is declared twice")
@@ -73,7 +73,7 @@ class Registry(Generic[Thing]):
         return iter(self.names())
 
     def __getitem__(self, name: str) -> Thing:
-        """The thing called `name`, its file imported if need be. Raises `KeyError` naming what is known."""
+        """The thing called `name`; its file is imported if necessary. Raises `KeyError` that lists the known names."""
         if name not in self:
             raise KeyError(f"{self.what}: expected {one_of(self.names())}, got {name!r}")
         if name not in self._things:
@@ -93,7 +93,7 @@ class Registry(Generic[Thing]):
 
 
 def one_of(names: list[str]) -> str:
-    """'a', 'b' or 'c'."""
+    """The words of `names`, quoted and joined for a message: 'a', 'b' or 'c'."""
     quoted = [repr(name) for name in names]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 

@@ -13,7 +13,19 @@ EPSILON = 1e-5
 
 @kernel("sequences", (2, 1), (1,), (1,), (2, 1), (2, 2))
 def layer_norm_forward(x, gain, bias, y, moments):
-    """y[m, n] of x[m, n]; moments[m, 2] takes each row's mean and 1 / deviation."""
+    """Layer norm of each row.
+
+    Parameters
+    ----------
+    x : float[m, n]
+        Input.
+    gain, bias : float[n]
+        Parameters.
+    y : float[m, n]
+        Receives the result.
+    moments : float[m, 2]
+        Receives each row's mean and 1 / deviation.
+    """
     m, n = x.shape
     kind = x.dtype.type
     for i in range(m):
@@ -32,7 +44,21 @@ def layer_norm_forward(x, gain, bias, y, moments):
 
 @kernel("sequences", (2, 1), (1,), (2, 2), (2, 1), (2, 1))
 def layer_norm_backward_input(x, gain, moments, dy, dx):
-    """dx[m, n] from dy[m, n]."""
+    """Gradient at `x`.
+
+    Parameters
+    ----------
+    x : float[m, n]
+        Input of F.
+    gain : float[n]
+        Parameter.
+    moments : float[m, 2]
+        Kept by F.
+    dy : float[m, n]
+        Gradient at y; stays.
+    dx : float[m, n]
+        Receives the gradient at x.
+    """
     m, n = x.shape
     kind = x.dtype.type
     for i in range(m):
@@ -49,7 +75,21 @@ def layer_norm_backward_input(x, gain, moments, dy, dx):
 
 @kernel("sequences", (2, 1), (2, 2), (2, 1), (1,), (1,), False)
 def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
-    """Gradients of gain and bias [n], rows in ascending order, added onto what is there if `add`."""
+    """Gradients of gain and bias, summed over rows in ascending order.
+
+    Parameters
+    ----------
+    x : float[m, n]
+        Input of F.
+    moments : float[m, 2]
+        Kept by F.
+    dy : float[m, n]
+        Gradient at y.
+    grad_gain, grad_bias : float[n]
+        Receive the gradients.
+    add : bool
+        Whether to add to the contents of both instead of replacing them.
+    """
     m, n = x.shape
     if not add:
         grad_gain[:] = 0
@@ -64,7 +104,19 @@ def layer_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
 
 @kernel("images", (1, 2, 2, 1), (1, 1), (1, 1), (1, 2, 2, 1), (1, 2, 2))
 def group_norm_forward(x, gain, bias, y, moments):
-    """y[m, pixels, groups, n] of x; gain, bias [groups, n]; moments[m, groups, 2]: mean and 1 / deviation."""
+    """Group norm of each sample and group of channels.
+
+    Parameters
+    ----------
+    x : float[m, pixels, groups, n]
+        Input; n channels in each group.
+    gain, bias : float[groups, n]
+        Parameters.
+    y : float[m, pixels, groups, n]
+        Receives the result.
+    moments : float[m, groups, 2]
+        Receives each group's mean and 1 / deviation.
+    """
     m, pixels, groups, n = x.shape
     kind = x.dtype.type
     count = kind(pixels * n)
@@ -88,7 +140,21 @@ def group_norm_forward(x, gain, bias, y, moments):
 
 @kernel("images", (1, 2, 2, 1), (1, 1), (1, 2, 2), (1, 2, 2, 1), (1, 2, 2, 1))
 def group_norm_backward_input(x, gain, moments, dy, dx):
-    """dx[m, pixels, groups, n] from dy."""
+    """Gradient at `x`.
+
+    Parameters
+    ----------
+    x : float[m, pixels, groups, n]
+        Input of F.
+    gain : float[groups, n]
+        Parameter.
+    moments : float[m, groups, 2]
+        Kept by F.
+    dy : float[m, pixels, groups, n]
+        Gradient at y; stays.
+    dx : float[m, pixels, groups, n]
+        Receives the gradient at x.
+    """
     m, pixels, groups, n = x.shape
     kind = x.dtype.type
     count = kind(pixels * n)
@@ -110,7 +176,21 @@ def group_norm_backward_input(x, gain, moments, dy, dx):
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2), (1, 2, 2, 1), (1, 1), (1, 1), False)
 def group_norm_backward_weight(x, moments, dy, grad_gain, grad_bias, add):
-    """Gradients of gain and bias [groups, n], samples and pixels in ascending order."""
+    """Gradients of gain and bias, summed over samples and pixels in ascending order.
+
+    Parameters
+    ----------
+    x : float[m, pixels, groups, n]
+        Input of F.
+    moments : float[m, groups, 2]
+        Kept by F.
+    dy : float[m, pixels, groups, n]
+        Gradient at y.
+    grad_gain, grad_bias : float[groups, n]
+        Receive the gradients.
+    add : bool
+        Whether to add to the contents of both instead of replacing them.
+    """
     m, pixels, groups, n = x.shape
     if not add:
         grad_gain[:] = 0

@@ -1,11 +1,24 @@
-"""Max and average pooling over square windows of images [m, height, width, channels]: no padding, cut at the edge."""
+"""Max and average pooling over square windows of images [m, height, width, channels].
+
+There is no padding; pixels at the right and lower edge that fill no window are left out.
+"""
 
 from kernels.registry import kernel
 
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def max_pool_forward(x, y, size, stride):
-    """y[m, h, w, c] = the largest of each window; a NaN in a window is the result."""
+    """Largest value of each window and channel; NaN if the window holds one.
+
+    Parameters
+    ----------
+    x : float[m, H, W, c]
+        Input.
+    y : float[m, h, w, c]
+        Receives the result.
+    size, stride : int
+        Side of a window and distance between windows, in pixels, each 1 or more.
+    """
     m, h, w, c = y.shape
     for i in range(m):
         for u in range(h):
@@ -21,7 +34,21 @@ def max_pool_forward(x, y, size, stride):
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def max_pool_backward_input(x, y, dy, dx, size, stride):
-    """dx = dy at the first place of each window that holds its largest value, else 0. dy is used up."""
+    """Gradient at `x`: that of each window goes to the first pixel that holds the window's largest value.
+
+    Parameters
+    ----------
+    x : float[m, H, W, c]
+        Input of F.
+    y : float[m, h, w, c]
+        Result of F.
+    dy : float[m, h, w, c]
+        Gradient at y; overwritten.
+    dx : float[m, H, W, c]
+        Receives the gradient at x.
+    size, stride : int
+        Those of `max_pool_forward`.
+    """
     m, h, w, c = y.shape
     zero = x.dtype.type(0)
     for i in range(m):
@@ -38,7 +65,17 @@ def max_pool_backward_input(x, y, dy, dx, size, stride):
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def average_pool_forward(x, y, size, stride):
-    """y[m, h, w, c] = the mean of each window."""
+    """Mean of each window and channel.
+
+    Parameters
+    ----------
+    x : float[m, H, W, c]
+        Input.
+    y : float[m, h, w, c]
+        Receives the result.
+    size, stride : int
+        Side of a window and distance between windows, in pixels, each 1 or more.
+    """
     m, h, w, c = y.shape
     share = x.dtype.type(1 / (size * size))
     for i in range(m):
@@ -54,7 +91,17 @@ def average_pool_forward(x, y, size, stride):
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)
 def average_pool_backward_input(dy, dx, size, stride):
-    """dx = dy spread evenly over each window."""
+    """Gradient at `x`: that of each window is spread evenly over its pixels.
+
+    Parameters
+    ----------
+    dy : float[m, h, w, c]
+        Gradient at y; stays.
+    dx : float[m, H, W, c]
+        Receives the gradient at x.
+    size, stride : int
+        Those of `average_pool_forward`.
+    """
     m, h, w, c = dy.shape
     share = dy.dtype.type(1 / (size * size))
     for i in range(m):

@@ -1,4 +1,4 @@
-"""The register of compiled kernels, and their compilation ahead of time: once per machine, whoever starts first.
+"""The register of compiled kernels, and their compilation ahead of time: once per machine, by the first process.
 
     @kernel("images", (1, 2, 2, 1), 1)
     def some_kernel(x, stride): ...
@@ -44,8 +44,8 @@ def kernel(family: str, *arguments: Any) -> Callable[[Callable[..., Any]], Calla
     family : str
         Kernels that are needed together: a layer names the family that it needs (`Layer.family`).
     *arguments
-        Those of one small call. A tuple of int stands for an array of ones of that shape and of the run's dtype; all
-        else, named tuples included, is passed as it is. Kernels may overwrite their arguments.
+        Arguments of one small call. A tuple of int stands for an array of ones of that shape and of the run's dtype;
+        all else, named tuples included, is passed as it is. Kernels may overwrite their arguments.
 
     Returns
     -------
@@ -62,7 +62,17 @@ def kernel(family: str, *arguments: Any) -> Callable[[Callable[..., Any]], Calla
 
 
 def declare(family: str, compiled: Callable[..., Any], *arguments: Any) -> None:
-    """Let `compile_all` make this call of a compiled function as well: one for each signature that real calls have."""
+    """Let `compile_all` make this call of a compiled function too; declare one call for each signature of real calls.
+
+    Parameters
+    ----------
+    family : str
+        Family that the function is compiled with.
+    compiled : callable
+        Function compiled by `jit`.
+    *arguments
+        Arguments of the small call, in the form that `kernel` takes.
+    """
     _FAMILIES.setdefault(family, []).append(_Call(compiled, arguments))
 
 
@@ -77,21 +87,22 @@ def compile_all(
     """Make the declared kernels of `families` ready for `dtype` in this process.
 
     Numba's cache breaks when processes fill it together. The first process to take a lock compiles, and leaves a stamp;
-    the others wait for the lock, find the stamp, and only load. The stamp is that of the kernels which are declared: a
-    process that has imported more of them takes the lock again.
+    the others wait for the lock, find the stamp, and only load. The stamp covers the kernels declared so far: a process
+    that has imported more of them takes the lock again.
 
     Parameters
     ----------
     dtype : numpy dtype
         float32 or float64.
     families : iterable of str
+        Names of the families.
     log : callable, optional
-        Gets one line of text before a real compilation.
+        Receives one line of text before a compilation that is not loaded from the cache.
 
     Returns
     -------
     float
-        Seconds that it took.
+        Seconds that compiling or loading took.
 
     Raises
     ------
@@ -131,7 +142,7 @@ def _fingerprint(family: str, dtype: np.dtype) -> str:
 
 @cache
 def _machine() -> str:
-    """What compiled code depends on besides its source; `CACHE` stands for the sources of this package."""
+    """Facts besides the sources that compiled code depends on; `CACHE` stands for the sources of this package."""
     folder = Path(__file__).absolute().parent  # as Numba's cache has it: with its links
     facts = [
         str(CACHE),

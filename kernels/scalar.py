@@ -81,17 +81,17 @@ def _normal32(z):
 
 
 def exp(x):
-    """e^x in the precision of x."""
+    """e^x of a number `x`, in the precision of x."""
     return math.exp(x) if x < 709 else math.inf
 
 
 def tanh(x):
-    """Hyperbolic tangent in the precision of x."""
+    """Hyperbolic tangent of a number `x`, in the precision of x."""
     return math.tanh(x)
 
 
 def normal(z):
-    """Distribution of the standard normal at z, and exp(-z^2 / 2)."""
+    """Distribution of the standard normal at a number `z`, and exp(-z^2 / 2), in the precision of z."""
     return 0.5 * (1 + math.erf(z * SQRT_HALF)), math.exp(-0.5 * z * z)
 
 

@@ -33,7 +33,17 @@ _I64, _I32, _I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 
 @dataclass(frozen=True)
 class Shape:
-    """Lanes of a vector, rows of the tile, vectors of a row."""
+    """Shape of the register tile.
+
+    Attributes
+    ----------
+    lanes : int
+        Numbers in a vector register.
+    rows : int
+        Rows of the tile.
+    vectors : int
+        Vectors in a row.
+    """
 
     lanes: int
     rows: int
@@ -46,7 +56,7 @@ class Shape:
 
 
 def cpu_features() -> set[str]:
-    """What the processor that is compiled for can do; NUMBA_CPU_FEATURES overrides."""
+    """Features of the processor that code is compiled for, by LLVM's names; NUMBA_CPU_FEATURES overrides."""
     if config.CPU_FEATURES is not None:
         return {word[1:] for word in config.CPU_FEATURES.split(",") if word.startswith("+")}
     return {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
@@ -68,7 +78,7 @@ SHAPES = {4: _shape(4), 8: _shape(8)}
 
 
 def simd() -> dict[str, Any]:
-    """Processor, bits of its vectors, and the float32 tile, rows x columns: what traces say of the machine."""
+    """Processor, bits of its vectors, and the float32 tile, rows x columns, for the head of traces."""
     shape = SHAPES[4]
     name = config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
     return {"cpu": name, "vector_bits": 32 * shape.lanes, "tile": f"{shape.rows} x {shape.columns}"}
@@ -141,7 +151,7 @@ class _Code:
         return cgutils.get_or_insert_function(self.module, ir.FunctionType(result, arguments), name)
 
     def _loop(self, b: ir.IRBuilder, function: ir.Function, rows: int, vectors: int, cut: bool) -> None:
-        """The loop over k for so many rows and vectors; `cut`: the last vector is `width`'s remainder only."""
+        """Write the loop over k for `rows` and `vectors`; `cut`: the last vector holds the remainder of `width`."""
         arg, item, lanes, suffix = self.arg, self.item, self.shape.lanes, self.suffix
         pointer, zero = self.vector.as_pointer(), ir.Constant(self.vector, [0.0] * self.shape.lanes)
         fma = self._intrinsic(f"llvm.fmuladd.{suffix}", self.vector, [self.vector] * 3)
@@ -218,7 +228,7 @@ def _address(context: Any, builder: ir.IRBuilder, array: Any, kind: Any, offset:
 def _make(across: bool) -> Any:
     @intrinsic
     def tile(typingctx, rows, a, a0, a_step, b, b0, b_step, s, s0, s_step, c, c0, c_step, k, width, relu):
-        """Arrays are flat, with the place of the first number and the step between rows, in numbers."""
+        """Arrays are flat, each with the offset of its first number and the distance between rows, in numbers."""
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
             rows, a, a0, a_step, b, b0, b_step, s, s0, s_step, c, c0, c_step, k, width, relu = arguments
@@ -258,7 +268,15 @@ tile_along, tile_across = _make(False), _make(True)
 
 @intrinsic
 def transpose_square(typingctx, a, a0, a_step, c, c0, c_step):
-    """c = a.T for a square of `lanes` numbers each way, in registers."""
+    """Transpose a square of `lanes` by `lanes` numbers in registers: c = a.T.
+
+    Parameters
+    ----------
+    a, a0, a_step : float[:], int, int
+        Source: flat array, offset of its first number, distance between rows in numbers.
+    c, c0, c_step : float[:], int, int
+        Receives the square; must not overlap `a`.
+    """
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         a, a0, a_step, c, c0, c_step = arguments
@@ -291,7 +309,7 @@ def transpose_square(typingctx, a, a0, a_step, c, c0, c_step):
 
 @intrinsic
 def copy_panel_row(typingctx, a, a0, c, c0):
-    """`PANEL` numbers from one flat array to another."""
+    """Copy `PANEL` numbers from `a`, float[:], starting at offset `a0`, to `c`, float[:], starting at offset `c0`."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         a, a0, c, c0 = arguments

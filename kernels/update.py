@@ -3,15 +3,15 @@
     @optimizer("momentum", slots=("velocity",), constants=constants)
     def rule(velocity, g, w, rate, decay, keep): return new w, new velocity
 
-in place        the new numbers take the place of the old ones
-into            they go to other arrays, and the old ones stay as they are
+in place        the new numbers replace the old ones
+into            the new numbers go to other arrays; the old ones stay
 served          the gradient is the sum of several workers', the update in place; both go over blocks that stay in the
                 first-level cache, so that sum, factor, bound and rule cost one pass over memory
 
 All three give the same bits. The rule becomes part of each kernel, so that LLVM sees whether old and new are one array.
 One kernel for both lost: given one array as old and new, the check at run time that they do not overlap fails, and a
 loop number by number is left (2.3 instead of 0.33 ns for a number of AdamW; AMD EPYC, Zen 4). Beside the old arrays an
-update takes what it takes to copy them; stores that bypass the caches lost there, at every size (1.3 instead of 0.9 ns
+update takes the time of a copy; stores that bypass the caches lost there, at every size (1.3 instead of 0.9 ns
 from memory, 1.0 instead of 0.34 ns in the second-level cache).
 
 All of a number is read before any of it is written. With the new m written before v was read, AdamW took 0.49 instead
@@ -60,27 +60,27 @@ def served_{name}(w, rows, which, scale, clip, room, {old}{settings}, first, las
 
 @jit
 def summed(rows, which, scale, clip, room, a, b):
-    """Sum of numbers a to b - 1 of some rows' gradients, times a factor, within a bound.
+    """Sum numbers `a` to `b` - 1 of some rows' gradients, multiply by a factor, and limit the result.
 
-    Equal bits rest on one pass for each row: between passes the sums stand in memory, so no compiler may regroup them.
-    A factor of 1 and an infinite bound are passed over, and leave every bit as it is.
+    Equal bits require one pass for each row: between passes the sums stand in memory, so no compiler may regroup them.
+    A factor of 1 and an infinite bound are skipped, and leave every bit unchanged.
 
     Parameters
     ----------
-    rows : array [workers, n]
+    rows : float[workers, n]
         Gradients, C-contiguous.
-    which : int64 array [k]
-        Rows that count, at least one; they are summed in this order.
+    which : int64[k]
+        Rows to sum, at least one; they are summed in this order.
     scale, clip : float
         Factor of the sum (1: none); bound of the absolute value of each number of it (inf: none). NaN stays.
-    room : array [BLOCK or more]
-        Takes the sum where it is no row by itself; each thread has its own.
+    room : float[BLOCK or more]
+        Scratch for the sum; unused if the result is a row itself. Each thread has its own.
     a, b : int
         Range, of at most BLOCK numbers.
 
     Returns
     -------
-    array [b - a]
+    float[b - a]
         Part of `room`, or of the only row.
     """
     if which.size == 1 and scale == 1.0 and clip == np.inf:
@@ -107,20 +107,21 @@ def optimizer(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare an optimizer by its rule for one number, which Numba compiles.
 
-    The rule's parameters are `w`, `g` and the slots, by these names and in any order, and then what `constants` makes.
-    Their order is that in which a number's values are read; it decides how LLVM groups sums, so it is part of the bits.
-    The rule returns the new w and the new number of each slot, in the order of `slots`, all of the parameters' dtype.
+    The rule's parameters are `w`, `g` and the slots, by these names and in any order, followed by the results of
+    `constants`. Their order is that in which a number's values are read; it decides how LLVM groups sums, so the bits
+    depend on it. The rule returns the new w and the new number of each slot, in the order of `slots`, all of the
+    parameters' dtype.
 
     Parameters
     ----------
     name : str
-        As `--optimizer` takes it: letters and digits, and no other optimizer's.
+        Value of `--optimizer`: letters and digits, and no other optimizer's.
     slots : tuple of str
         Names of the rule's slots.
     constants : callable
         Called once for each update and compiled by Numba. Its first parameter, `kind`, is the dtype of the arrays; the
-        others are named as in `RUN` or in `fixed`. Returns the rule's last arguments as a tuple. They must be cast by
-        `kind`, so that float32 arrays are updated in float32 vectors; what comes is float64, and `step` int64, from 1.
+        others have names of `RUN` or `fixed`, and are float64 (`step`: int64, from 1). Returns the rule's last
+        arguments as a tuple, each cast by `kind`, so that float32 arrays are updated in float32 vectors.
     weight_decay : float
         Weight decay of a run that does not set it.
     fixed : mapping
@@ -129,7 +130,7 @@ def optimizer(
     Returns
     -------
     callable
-        The decorator; it returns the rule as it is.
+        The decorator; it returns the rule unchanged.
     """
 
     def declare(rule: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 
 
 class ServerParts:
-    """A server, and what goes with it.
+    """A server with its checkpoints and its copies in node memory.
 
     Parameters
     ----------
     setup : RankSetup
-        Of a rank that serves.
+        Setup of a rank that serves.
     mailbox : Mailbox
+        Delivers control messages.
     checkpoint_comm : Intracomm
         Carries parts of checkpoints alone.
     replica_comm : Intracomm or None
-        Carries copies for node memory alone; None: there are none.
+        Carries copies for node memory alone; None: no copies are kept.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ServerParts:
 
 
 def load_ranges(setup: RankSetup, ranges: list[ServedRange]) -> None:
-    """Give this server's ranges their first weights and slots: from node memory, a checkpoint, or the seed."""
+    """Give this server's `ranges` their first weights and slots: from node memory, a checkpoint, or `setup`'s seed."""
     job = setup.job
     if job.recalled:
         for served in ranges:
@@ -122,7 +123,18 @@ def make_replica(
 ) -> ServerReplica | None:
     """This server's copies in node memory, with the channel to the rank that holds them too; None if it has no ranges.
 
-    Collective over the servers and holders of `comm`.
+    Collective over the servers and holders of `comm`, which carries nothing else.
+
+    Parameters
+    ----------
+    setup : RankSetup
+        Setup of this rank.
+    ranges : list of ServedRange
+        This server's ranges.
+    mailbox : Mailbox
+        Delivers control messages.
+    comm : Intracomm
+        Carries the copies.
     """
     session = setup.session
     pair = setup.replica_pairs.get(session.rank)
@@ -147,7 +159,7 @@ def make_replica(
 
 
 def _mark_lost_holder(mirror: Outgoing, mailbox: Mailbox) -> None:
-    """Let nobody wait for copies on a rank that does not answer."""
+    """Make `mirror` stop waiting for a holder that does not answer."""
 
     def dropped(sender: int, message: Drop) -> None:
         if message.worker == mirror.holder and message.loss != Loss.FAILED:
@@ -162,7 +174,7 @@ def _mark_lost_holder(mirror: Outgoing, mailbox: Mailbox) -> None:
 
 
 def make_incoming(setup: RankSetup, comm: "Intracomm") -> list[Incoming]:
-    """The ends of the channels by which this rank receives other servers' copies."""
+    """The ends of the channels on `comm` by which the rank of `setup` receives other servers' copies."""
     return [
         Incoming(comm, server, setup.replica_pairs[server], [k for k in setup.ranges if k.server == server])
         for server, holder in setup.replica_holders.items()
@@ -178,12 +190,13 @@ def make_worker(
     Parameters
     ----------
     setup : RankSetup
-        Of a rank that works.
+        Setup of a rank that works.
     mailbox : Mailbox
+        Delivers control messages.
     own_server : Server or None
-        This rank's.
+        The server of this rank.
     poll_others : callable
-        Polls what this rank does beside working; returns whether anything has happened.
+        Polls this rank's other work; returns whether anything has happened.
     """
     session, config, job, stage = setup.session, setup.config, setup.job, setup.stage
     servers = setup.roles.servers
@@ -235,7 +248,7 @@ def make_worker(
 
 
 def _local_step(setup: RankSetup) -> Callable[[int, int], None]:
-    """An optimizer step of a worker's own, of one layer; the slots start at 0 after each exchange."""
+    """An optimizer step of one layer on the worker itself; the slots start at 0 after each exchange."""
     assert setup.stage
     states, optimizer = setup.stage.states, setup.stage.optimizer
     start, period, rate = setup.job.start, setup.config.local_steps, setup.job.rate

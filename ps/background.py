@@ -1,4 +1,4 @@
-"""What a rank does beside training: it serves, moves checkpoints and copies on, and watches the other ranks."""
+"""The work of a rank besides training: it serves, moves checkpoints and copies, and watches the other ranks."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,15 @@ class Background:
     Parameters
     ----------
     setup : RankSetup
+        Setup of this rank.
     mailbox : Mailbox
+        Delivers control messages.
     serving : ServerParts or None
-        Of a rank that serves.
+        The server of a rank that serves.
     incoming : sequence of Incoming
         Other servers' copies that this rank holds.
     coordinator : Coordinator or None
-        Of rank 0.
+        The coordinator on rank 0.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Background:
         self._watched = clock()
 
     def poll(self) -> bool:
-        """Go on with everything; True if anything has happened."""
+        """Advance all of it; True if anything has happened."""
         moved = False
         if self.serving:
             moved = self.serving.server.poll()
@@ -57,7 +59,7 @@ class Background:
             moved = True
         now = clock()
         if now - self._watched > _WATCH_INTERVAL:
-            # If this rank stood still it heard nobody, and nobody was silent.
+            # If this rank stood still it received nothing, so no worker counts as silent.
             if self.serving and now - self._watched > 4 * _WATCH_INTERVAL:
                 self.serving.server.excuse_silence(now)
             self._watched = now
@@ -65,10 +67,10 @@ class Background:
         return moved
 
     def _watch(self, now: int) -> None:
-        """Pass on a signal, and look whether the other ranks are alive.
+        """Pass on a signal, and check whether the other ranks are alive.
 
-        No rank can go on without a server: raises `RunFailure` if one on this host was killed. All can go on without a
-        worker: rank 0 drops those that are lost.
+        No rank can continue without a server: raises `RunFailure` if one on this host was killed. All can continue
+        without a worker: rank 0 drops those that are lost.
         """
         setup, session = self.setup, self.setup.session
         if session.stop_request() and not self._stop_requested:

@@ -1,4 +1,4 @@
-"""Which samples of a batch each worker trains on."""
+"""The division of a batch among workers."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def proportional_counts(samples: int, weights: Sequence[float]) -> list[int]:
     Returns
     -------
     list of int
-        A count for each weight; at least 1 each where there are as many samples as weights.
+        A count for each weight; at least 1 each if `samples` is at least the number of weights.
     """
     ideal = samples * np.asarray(weights, float) / sum(weights)
     counts = np.maximum(np.floor(ideal), samples >= len(weights)).astype(int)
@@ -37,7 +37,7 @@ class BatchSplit:
     Parameters
     ----------
     membership : Membership
-        Tells the workers of a step.
+        Gives the workers of a step.
     speeds : sequence of float, optional
         Samples per second of each of `membership.workers`; by default all are equally fast.
     """
@@ -48,7 +48,22 @@ class BatchSplit:
         self._speeds = dict(zip(workers, speeds or [1.0] * len(workers), strict=True))
 
     def part(self, worker: int, step: int, samples: int) -> tuple[int, int]:
-        """First sample and number of samples that `worker` has of the `samples` of `step`."""
+        """Samples of a worker in a step.
+
+        Parameters
+        ----------
+        worker : int
+            Rank of the worker.
+        step : int
+            Step, from 0.
+        samples : int
+            Samples of the step's batch.
+
+        Returns
+        -------
+        int, int
+            Number of the worker's first sample in the batch, and number of its samples.
+        """
         workers = self.membership.workers_in(step)
         place, counts = workers.index(worker), proportional_counts(samples, [self._speeds[w] for w in workers])
         return sum(counts[:place]), counts[place]

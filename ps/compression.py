@@ -1,4 +1,4 @@
-"""How gradients and weights are compressed on their way: not at all, to half precision, or to the largest numbers."""
+"""Compression of gradients and weights in messages: none, half precision, or only the largest numbers."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ from ringtmp.nn.layer import Array, aligned
 
 
 class Compressor:
-    """No compression: gradients and weights travel as they are. Base class of the others.
+    """No compression: messages carry the numbers themselves. Base class of the others.
 
     Attributes
     ----------
     compresses_gradients, compresses_weights : bool
-        Whether what travels differs from the numbers themselves. If not, they are sent from where they lie, and none
-        of the methods is called.
+        Whether messages differ from the numbers themselves. If not, the numbers are sent from their own arrays, and
+        none of the methods is called.
 
     Parameters
     ----------
     dtype : numpy dtype
-        Of gradients and weights: float32 or float64.
+        Dtype of gradients and weights: float32 or float64.
     """
 
     compresses_gradients = compresses_weights = False
@@ -36,19 +36,29 @@ class Compressor:
         return aligned(size, self.dtype)
 
     def compress_gradient(self, number: int, gradient: Array, message: Array) -> None:
-        """Write the gradient of key range `number` into `message`; `gradient` stays as it is (on the worker)."""
+        """Write a gradient into a message (on the worker).
+
+        Parameters
+        ----------
+        number : int
+            Number of the key range.
+        gradient : array [size]
+            The gradient; stays.
+        message : array
+            Receives it; from `gradient_buffer`.
+        """
         message[...] = gradient
 
     def decompress_gradient(self, message: Array, gradient: Array) -> None:
-        """Overwrite `gradient` with what `message` carries (on the server)."""
+        """Overwrite `gradient`, array [size], with the contents of `message` (on the server)."""
         gradient[...] = message
 
     def compress_weights(self, weights: Array, message: Array) -> None:
-        """Write weights into `message` (on the server)."""
+        """Write `weights`, array [size], into `message`, from `weights_buffer` (on the server)."""
         message[...] = weights
 
     def decompress_weights(self, message: Array, weights: Array) -> None:
-        """Overwrite `weights` with what `message` carries (on the worker)."""
+        """Overwrite `weights`, array [size], with the contents of `message` (on the worker)."""
         weights[...] = message
 
 
@@ -84,6 +94,7 @@ class TopK(Compressor):
     Parameters
     ----------
     dtype : numpy dtype
+        Dtype of gradients and weights: float32 or float64.
     share : float
         Share of a gradient's numbers that is sent, in (0, 1].
     """
@@ -96,7 +107,7 @@ class TopK(Compressor):
         self.residual: dict[int, Array] = {}  # by key range: what has not been sent
 
     def count(self, size: int) -> int:
-        """How many numbers of a gradient of `size` are sent: at least 1."""
+        """Number of values sent of a gradient of `size` numbers: at least 1."""
         return max(1, round(self.share * size))
 
     def gradient_buffer(self, size: int) -> Array:
@@ -127,8 +138,9 @@ def make_compressor(name: str, dtype: np.dtype, share: float) -> Compressor:
     Parameters
     ----------
     name : {"none", "float16", "topk"}
+        Value of `--compression`.
     dtype : numpy dtype
-        Of gradients and weights.
+        Dtype of gradients and weights: float32 or float64.
     share : float
         For "topk": the share of a gradient's numbers that is sent, in (0, 1].
     """

@@ -1,9 +1,9 @@
-"""Who may read what when: BSP, SSP and ASP as one rule over a vector clock.
+"""When a worker may read new weights: BSP, SSP and ASP as one rule over a vector clock.
 
 A worker that has pushed step t of a key range reads its new weights once all workers have pushed step t - `bound`: at
-once with ASP, after all of step t with BSP. Since a worker goes on only with that answer, which holds its own gradient,
-it reads its own writes. (Ho et al. 2013; Cui et al. 2014, whose client caches are not needed where every worker reads
-all parameters in each step. Backup workers: Chen et al. 2016.)
+once with ASP, after all of step t with BSP. A worker continues only with that answer, which contains its own gradient,
+so it reads its own writes. (Ho et al. 2013; Cui et al. 2014, whose client caches are not needed where every worker
+reads all parameters in each step. Backup workers: Chen et al. 2016.)
 """
 
 from collections.abc import Iterable
@@ -12,35 +12,43 @@ ANY = -1  # bound of ASP
 
 
 class VectorClock:
-    """How many steps each worker has pushed of a key range; those who left count no more."""
+    """Number of steps that each active worker has pushed of a key range.
+
+    Parameters
+    ----------
+    workers : iterable of int
+        Ranks of the workers.
+    start : int
+        Steps made before this launch.
+    """
 
     def __init__(self, workers: Iterable[int], start: int) -> None:
         self.ticks = dict.fromkeys(workers, start)
 
     def tick(self, worker: int, steps: int) -> None:
-        """A worker has pushed all steps before `steps`, or has passed them over."""
+        """Note that `worker` has pushed, or skipped, all steps before step `steps`."""
         assert steps > self.ticks[worker]
         self.ticks[worker] = steps
 
     def drop(self, worker: int) -> None:
-        """A worker is gone."""
+        """Remove `worker`, which is lost."""
         self.ticks.pop(worker, None)
 
     def join(self, worker: int, steps: int) -> None:
-        """A worker is back, as if it had pushed all steps before `steps`."""
+        """Add `worker` again, as if it had pushed all steps before step `steps`."""
         self.ticks[worker] = steps
 
     def least(self) -> int:
-        """Steps that all have pushed."""
+        """Number of steps that all workers have pushed."""
         return min(self.ticks.values())
 
     def reached(self, steps: int) -> int:
-        """How many workers have pushed that many."""
+        """Number of workers that have pushed `steps` steps."""
         return sum(ticks >= steps for ticks in self.ticks.values())
 
 
 class Consistency:
-    """The rule.
+    """The rule that decides when a worker may read.
 
     Parameters
     ----------
@@ -54,7 +62,7 @@ class Consistency:
         self.bound, self.backup = bound, backup
 
     def may_read(self, clock: VectorClock, step: int) -> bool:
-        """Whether a worker that has pushed `step` may have new weights."""
+        """Whether a worker that has pushed step `step` of the range of `clock` may have new weights."""
         if self.bound == ANY:
             return True
         if self.backup:
@@ -62,7 +70,7 @@ class Consistency:
         return clock.least() >= step + 1 - self.bound
 
     def check(self, clock: VectorClock, worker: int, step: int) -> None:
-        """Assert the bound at a read: an answer that breaks it must not leave."""
+        """Assert the bound when `worker`, after its push of `step`, reads the range of `clock`."""
         if self.bound != ANY and not self.backup:
             ahead = step + 1 - clock.least()
             assert ahead <= self.bound, f"worker {worker} would read {ahead} steps ahead, bound {self.bound}"

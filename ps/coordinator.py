@@ -1,4 +1,4 @@
-"""What rank 0 does beside serving or working: collects reports of steps, decides on membership, orders stops."""
+"""Rank 0's work besides serving or working: collects reports of steps, decides on membership, orders stops."""
 
 import math
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Coordinator:
     Parameters
     ----------
     mailbox : Mailbox
+        Delivers control messages.
     workers : sequence of int
         Ranks that work.
     ranks : sequence of int
@@ -37,7 +38,9 @@ class Coordinator:
     writers : sequence of int
         Ranks that write a part of each checkpoint.
     listener : RunListener
+        Receives the reports of steps, tests and checkpoints.
     peers : Peers
+        Names and processes of the other ranks.
     batch_size, test_samples : int
         Samples of a step, and of an evaluation.
     start : int
@@ -103,7 +106,7 @@ class Coordinator:
         self._report()
 
     def _on_done(self, worker: int, message: Done) -> None:
-        """A worker trains no further step; with backup workers it may have skipped the last ones."""
+        """Note that a worker trains no further step; with backup workers it may have skipped the last ones."""
         self._newest[worker] = math.inf
         self._report()
 
@@ -151,7 +154,7 @@ class Coordinator:
     def _safe_step(self) -> int:
         """First step that no worker can start before a message sent now arrives.
 
-        To start the next step but one a worker needs rank 0's answer to the next one, which it must have begun.
+        To start the step after the next one a worker needs rank 0's answer to the next one, which it must have begun.
         """
         return self._begun + 1 + self.period
 
@@ -168,14 +171,16 @@ class Coordinator:
             self.mailbox.send_all(self.ranks, Stop(step), step)
 
     def drop(self, worker: int, why: str, loss: Loss) -> None:
-        """Go on without a worker.
+        """Continue without a worker.
 
         Parameters
         ----------
         worker : int
+            Rank of the worker.
         why : str
-            For the user, after "rank N on HOST (process PID)".
+            Reason for the user, after "rank N on HOST (process PID)".
         loss : Loss
+            How it was lost.
 
         Raises
         ------
@@ -188,7 +193,7 @@ class Coordinator:
         left = len(self.members.active)
         self.listener.say(
             f"warning: {self.peers.name(worker)} {why} and is dropped; "
-            f"{left} worker{'s' * (left != 1)} go on and divide its samples from step {step} on"
+            f"{left} worker{'s' * (left != 1)} continue and divide its samples from step {step} on"
         )
         if not left:
             raise RunFailure("no worker is left; the last checkpoint is kept")
@@ -213,8 +218,9 @@ class Coordinator:
         Parameters
         ----------
         silent : sequence of int
-            Workers from which nothing has come for `limit` seconds.
+            Workers that have sent nothing for `limit` seconds.
         limit : float
+            The limit, in seconds, for the message.
         """
         for worker in self.members.active:
             if self.peers.has_ended(worker):

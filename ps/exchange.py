@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 
 class Exchange(Protocol):
-    """How a worker comes from gradients to new weights."""
+    """How a worker turns gradients into new weights."""
 
     def begin(self, step: int, samples: int) -> None:
-        """The gradients that follow are of `step` and of `samples` samples."""
+        """Announce that the gradients that follow are of step `step` and of `samples` samples."""
 
     def ready(self, layer: int) -> None:
-        """The gradient of `layer` is complete."""
+        """Note that the gradient of layer `layer` is complete."""
 
     def missing(self, layer: int) -> int:
-        """Number of a key range whose new weights `layer` waits for; -1: it has them all."""
+        """Number of a key range whose new weights layer `layer` still waits for; -1: it has them all."""
 
     def poll(self) -> bool:
         """Start and complete messages; True if anything has happened."""
 
     def reuse(self, layer: int) -> None:
-        """Return once the gradient of `layer` may be overwritten."""
+        """Return once the gradient of layer `layer` may be overwritten."""
 
     def close(self) -> None:
         """Free all requests; call when nothing is missing."""
 
 
 class KeyRangeViews:
-    """Where the key ranges lie in a worker's layers.
+    """The places of the key ranges in a worker's layers.
 
     Parameters
     ----------
@@ -72,7 +72,17 @@ class KeyRangeViews:
         return None if others else getattr(self.states[first.layer], what)[first.start : first.stop]
 
     def gather(self, number: int, what: str, into: Array) -> None:
-        """Copy range `number` of each layer's `what` ("flat" or "gradient") to `into` [size of the range]."""
+        """Copy a range from the layers.
+
+        Parameters
+        ----------
+        number : int
+            Number of the range.
+        what : {"flat", "gradient"}
+            Array of `LayerState` that is copied.
+        into : array [size of the range]
+            Receives the numbers.
+        """
         for layer, start, stop, at in self.ranges[number].segments:
             into[at : at + stop - start] = getattr(self.states[layer], what)[start:stop]
 
@@ -88,17 +98,22 @@ class ServerExchange:
     Parameters
     ----------
     comm : Intracomm
+        Carries gradients and weights.
     views : KeyRangeViews
+        The places of the key ranges in this worker's layers.
     compressor : Compressor
+        Compresses gradients, and decompresses weights.
     mailbox : Mailbox
+        Delivers control messages.
     recorder : Recorder
+        Records sends and receives.
     own_server : Server or None
-        This rank's.
+        The server of this rank.
     membership : Membership or None
-        Tells the generation of a step; None: no worker ever rejoins.
+        Gives the generation of a step; None: no worker ever rejoins.
     weight : callable or None
-        With local steps: the factor of a worker's difference, from its number of samples. What is pushed is then not
-        the gradient but the weights received last minus the worker's own, times that factor.
+        With local steps: the factor of a worker's difference, from its number of samples. The push is then not the
+        gradient but the weights received last minus the worker's own, times that factor.
     """
 
     def __init__(
@@ -200,9 +215,9 @@ class ServerExchange:
         self._send_queue.add(keys.server, number, self._step)
 
     def request_weights(self, step: int) -> None:
-        """After a rejoin: have all weights sent again, as if `step` had been made.
+        """After a rejoin: request all weights again, as if step `step` had been made.
 
-        Pushes of no samples do that; their contents do not count. Nothing may be missing.
+        Pushes of no samples do that; their contents do not count. No weights may be missing.
         """
         assert self.membership
         self._step = step
@@ -240,7 +255,7 @@ class ServerExchange:
         return self._send_queue.poll() or bool(done)
 
     def _arrived(self, number: int, weights: Array) -> None:
-        """New weights of a range are here; copy them to its layers if they did not arrive there."""
+        """Note that new weights of a range have arrived; copy them to its layers if they are not there yet."""
         if weights is not self._weights[number] or len(self.views.ranges[number].segments) > 1:
             self.views.spread(number, weights)
         if self.weight:

@@ -33,7 +33,7 @@ class WorkerDroppedError(Exception):
 
 
 class Membership:
-    """The workers that take part in each step, as far as this rank has heard.
+    """The workers that take part in each step, as far as this rank knows.
 
     A worker is active at first; `drop` makes it lost (`Loss`), and `rejoin` makes a silent one active again.
 
@@ -65,13 +65,30 @@ class Membership:
         return len(self._rejoins)
 
     def loss(self, worker: int) -> Loss | None:
-        """How a worker was lost; None: it is active."""
+        """How worker `worker` was lost; None: it is active."""
         return self._losses.get(worker)
 
     def drop(self, worker: int, step: int, loss: Loss) -> bool:
-        """Let `worker` take no part from `step` on; False if it takes none already.
+        """Exclude a worker from a step on.
 
-        Raises `MembershipError` if `worker` is no worker.
+        Parameters
+        ----------
+        worker : int
+            Rank of the worker.
+        step : int
+            First step in which it takes no part.
+        loss : Loss
+            How it was lost.
+
+        Returns
+        -------
+        bool
+            False if it is excluded already.
+
+        Raises
+        ------
+        MembershipError
+            The rank is no worker.
         """
         turns = self._turns_of(worker)
         if worker in self._losses:
@@ -81,9 +98,21 @@ class Membership:
         return True
 
     def rejoin(self, worker: int, step: int, generation: int) -> None:
-        """Let `worker` take part again from `step` on; this is rejoin number `generation`.
+        """Include a worker again from a step on.
 
-        Raises `MembershipError` if `worker` is not silent, would come back before it left, or if a rejoin is missing.
+        Parameters
+        ----------
+        worker : int
+            Rank of the worker.
+        step : int
+            First step in which it takes part again.
+        generation : int
+            Number of this rejoin, from 1.
+
+        Raises
+        ------
+        MembershipError
+            The worker is not silent, would come back before it left, or a rejoin is missing.
         """
         turns, loss = self._turns_of(worker), self._losses.get(worker)
         if loss != Loss.SILENT:
@@ -123,15 +152,16 @@ class Membership:
 
 
 class MembershipLeader:
-    """Rank 0's decisions. While they travel they are ahead of each rank's `Membership`, also of rank 0's.
+    """Rank 0's decisions, which it knows before they reach the `Membership` of each rank, its own included.
 
     Parameters
     ----------
     workers : sequence of int
         Ranks of all workers.
     mailbox : Mailbox
+        Sends the decisions.
     ranks : sequence of int
-        Ranks that are told: all. Those that are silent are told too, since they may come back.
+        Ranks that receive them: all, also silent ones, since they may come back.
     """
 
     def __init__(self, workers: Sequence[int], mailbox: Mailbox, ranks: Sequence[int]) -> None:
@@ -144,14 +174,17 @@ class MembershipLeader:
         return self.decided.active
 
     def drop(self, worker: int, step: int, loss: Loss) -> bool:
-        """Decide that `worker` takes no part from `step` on, and tell all ranks; False if it takes none already."""
+        """Decide that `worker` takes no part from `step` on, lost as `loss` says, and send that to all ranks.
+
+        False if it takes none already.
+        """
         if not self.decided.drop(worker, step, loss):
             return False
         self._mailbox.send_all(self._ranks, Drop(worker, step, loss), step)
         return True
 
     def rejoin(self, worker: int, step: int, pushes: int) -> bool:
-        """Decide that a worker, which has made `pushes` pushes, takes part from `step` on, and tell all ranks.
+        """Decide that `worker`, which has made `pushes` pushes, takes part from `step` on, and send that to all ranks.
 
         False if it is not silent.
         """
@@ -187,7 +220,7 @@ class PushLedger:
         self._early: list[tuple[int, Begin]] = []  # of a generation whose Rejoin has not arrived here
 
     def announce(self, worker: int, message: Begin) -> None:
-        """Note a worker's Begin message."""
+        """Note the Begin message `message` of worker `worker`."""
         if message.generation > self._generation:
             self._early.append((worker, message))
         elif message.generation >= self._since[worker]:
@@ -195,9 +228,9 @@ class PushLedger:
             self._announced[worker] += 1
 
     def match(self, worker: int, push: int) -> tuple[int, int] | None:
-        """Step and samples of a push that has arrived for one range; `push` counts from 0.
+        """Step and samples of a push that has arrived for one range; each range must be matched once.
 
-        None: its Begin message has not arrived. Each range must be matched once.
+        `push` is its number among the pushes of `worker`, from 0. None: its Begin message has not arrived.
         """
         known = self._open[worker].get(push)
         if known is None:
@@ -209,7 +242,7 @@ class PushLedger:
         return step, samples
 
     def void(self, worker: int) -> int:
-        """How many of a worker's pushes are void: the first ones."""
+        """Number of void pushes of worker `worker`: its first ones."""
         return self._void[worker]
 
     def rejoin(self, worker: int, pushes: int, generation: int) -> None:
@@ -227,13 +260,14 @@ class PushLedger:
 
 
 class Standing:
-    """On a worker: whether the others have dropped it, and whether they have taken it back.
+    """A worker's own view: whether the other ranks have dropped it, and whether it has rejoined.
 
     Parameters
     ----------
     rank : int
-        Of this worker.
+        Rank of this worker.
     mailbox : Mailbox
+        Delivers control messages.
     """
 
     def __init__(self, rank: int, mailbox: Mailbox) -> None:
@@ -256,12 +290,12 @@ class Standing:
         self._over = True
 
     def check(self) -> None:
-        """Raise `WorkerDroppedError` if the others have dropped this worker."""
+        """Raise `WorkerDroppedError` if the other ranks have dropped this worker."""
         if self.dropped:
             raise WorkerDroppedError
 
     def request(self, pushes: int) -> None:
-        """Ask rank 0 to be taken back; `pushes`: how often this worker has pushed every range."""
+        """Ask rank 0 for a rejoin; this worker has pushed every range `pushes` times."""
         self.rejoined = -1
         self._mailbox.send(0, RejoinRequest(pushes))
 

@@ -30,8 +30,8 @@ class Loss(IntEnum):
 class Begin(NamedTuple):
     """Worker -> servers: its next push of every key range is of `step`.
 
-    `samples` is the number of samples in the gradient; 0: the push only requests weights. `generation` is the number
-    of rejoins that the worker knows of.
+    `samples` is the number of samples in the gradient; 0: the push only requests weights. `generation` is the number of
+    rejoins that the worker knows of.
     """
 
     step: int
@@ -66,7 +66,7 @@ class Skip(NamedTuple):
 
 
 class Alive(NamedTuple):
-    """Worker -> servers: it is computing; sent where it would otherwise be silent for long."""
+    """Worker -> servers: it is computing; sent if it would otherwise be silent for long."""
 
 
 class Done(NamedTuple):
@@ -97,7 +97,7 @@ class RejoinRequest(NamedTuple):
 class Rejoin(NamedTuple):
     """Rank 0 -> all: from `step` on `worker` has samples again.
 
-    Its first `pushes` pushes count no more. `generation` is the number of rejoins, this one included.
+    Its first `pushes` pushes are void. `generation` is the number of rejoins, this one included.
     """
 
     worker: int
@@ -184,6 +184,7 @@ def make_mailbox(comm: "Intracomm", peers: Iterable[int], recorder: Recorder) ->
     peers : iterable of int
         Ranks to exchange messages with; each must name this rank as a peer too. This rank itself may be among them.
     recorder : Recorder
+        Records sends and receives.
     """
     channels = {peer: ControlChannel(comm, peer, peer) for peer in peers if peer != comm.rank}
     mailbox = Mailbox(comm.rank, KINDS, channels, recorder)

@@ -1,4 +1,4 @@
-"""Who serves and who works, and with which settings that is possible."""
+"""Which ranks serve and which work, and the settings with which that is possible."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,20 @@ from ringtmp.errors import UserError
 
 @dataclass(frozen=True)
 class Roles:
-    """Who serves and who works."""
+    """Which ranks serve and which work.
+
+    Attributes
+    ----------
+    servers, workers : tuple of int
+        Ranks that serve, and ranks that work; ascending.
+    """
 
     servers: tuple[int, ...]
     workers: tuple[int, ...]
 
     @classmethod
     def of(cls, config: RunConfig, ranks: int) -> "Roles":
-        """As the configuration says. Raises `UserError` if nobody would be left to work."""
+        """Roles of `ranks` ranks by the configuration `config`. Raises `UserError` if no rank would work."""
         everybody = tuple(range(ranks))
         if config.consistency == "allreduce":
             return cls((), everybody)
@@ -32,12 +38,12 @@ class Roles:
         return cls(everybody[: config.servers], everybody[config.servers :])
 
     def word(self, rank: int) -> str:
-        """`server`, `worker` or `both`."""
+        """Role of rank `rank`: `server`, `worker` or `both`."""
         return "both" if {rank} <= {*self.servers} & {*self.workers} else "server" if rank in self.servers else "worker"
 
 
 def check(config: RunConfig, ranks: int) -> None:
-    """Raise `UserError` for settings with which so many ranks cannot train."""
+    """Raise `UserError` for settings in `config` with which `ranks` ranks cannot train."""
     workers = len(Roles.of(config, ranks).workers)
     if config.batch_size < workers:
         raise UserError(f"batch_size: {config.batch_size} leaves some of {workers} workers without a sample")

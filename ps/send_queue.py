@@ -12,7 +12,7 @@ _SLOW = 20_000_000  # nanoseconds; a link on which a message takes longer gets f
 def _limit(slow: bool) -> int:
     """Messages under way at once to one rank.
 
-    Over 100 Mbit/s two hide 8 points more of the exchange than four (where computing lasts as long as one way of it);
+    Over 100 Mbit/s two hide 8 points more of the exchange than four (if computing takes as long as one way of it);
     within a host, where a message takes a fraction of a millisecond, four keep both sides busy.
     """
     return 2 if slow else 4
@@ -29,7 +29,7 @@ class _Flight(NamedTuple):
 
 
 class SendQueue:
-    """A queue for each of some ranks, of messages named by key range and step.
+    """A queue for each of some ranks, of messages identified by key range and step.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class SendQueue:
         self._unresponsive: set[int] = set()
 
     def add(self, peer: int, number: int, step: int) -> None:
-        """Queue a message; it leaves with one of the next `poll`s."""
+        """Queue the message of key range `number` and step `step` to rank `peer`; one of the next `poll`s sends it."""
         heapq.heappush(self._queues[peer], (number, step))
 
     def poll(self) -> bool:
@@ -86,14 +86,14 @@ class SendQueue:
         self._on_left(flight.number, flight.mark)
 
     def complete(self, number: int) -> None:
-        """Note that the messages of a key range have left: they have been answered, so that this does not wait."""
+        """Note that the messages of key range `number` have left: they have been answered, so this does not wait."""
         for index in reversed(range(len(self._flights))):
             if self._flights[index].number == number:
                 self._flights[index].request.Wait()
                 self._land(index)
 
     def drop(self, peer: int, killed: bool = False) -> None:
-        """Send nothing more to a rank that does not answer, and do not wait for what is under way to it.
+        """Send nothing more to rank `peer`, which does not answer, and do not wait for messages under way to it.
 
         The buffers of such messages stay busy: for ever if the rank was `killed`, else until it answers.
         """
@@ -103,9 +103,9 @@ class SendQueue:
             self._flights = [flight for flight in self._flights if flight.peer != peer]
 
     def rejoin(self, peer: int) -> None:
-        """Wait again for what is under way to a rank: it answers."""
+        """Wait again for messages that are under way to rank `peer`, which answers again."""
         self._unresponsive.discard(peer)
 
     def idle(self) -> bool:
-        """Whether every message has left, but for those to ranks that do not answer."""
+        """Whether every message has left, except those to ranks that do not answer."""
         return not any(self._queues.values()) and all(flight.peer in self._unresponsive for flight in self._flights)

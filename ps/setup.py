@@ -1,4 +1,4 @@
-"""What one rank's loop needs beside the session."""
+"""The data that one rank's loop needs besides the session."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class NodeSpeed:
     Attributes
     ----------
     paces : sequence of Pace
-        For each layer of a worker; empty where no node is emulated.
+        One for each layer of a worker; empty if no node is emulated.
     updates : Paced or None
-        For a server's updates, or a worker's without servers.
+        Pace of a server's updates, or of a worker's without servers.
     nanoseconds : float
         Duration of an update of one parameter at the node's first speed.
     """
@@ -46,11 +46,15 @@ class RankSetup:
     Attributes
     ----------
     session : Session
-        Complete.
+        The complete session.
     table : Timetable
+        Steps and evaluations of the run.
     roles : Roles
+        Which ranks serve and which work.
     membership : Membership
+        Workers of each step, as this rank knows them.
     batch_split : BatchSplit
+        Samples of each worker.
     ranges : sequence of KeyRange
         All ranges, with the server of each.
     stage : Stage or None
@@ -60,12 +64,13 @@ class RankSetup:
     listener : RunListener or None
         Receives reports on rank 0.
     speed : NodeSpeed
+        The emulated node of this rank.
     restored : dict
-        This rank's ranges from node memory, if the run resumes from there.
+        This rank's ranges from node memory, if the run resumes from it.
     read_layers : callable
         Reads some layers, by index, from the checkpoint that the run resumes from.
     own_layers : callable
-        Layers that this rank writes where there are no servers.
+        Layers that this rank writes if no rank serves.
     replica_holders : mapping of int to int
         By server that has ranges: rank of another node that holds its copies, or -1; empty without node memory.
     replica_pairs : mapping of int to pair of copies

@@ -41,16 +41,16 @@ def train(
 ) -> Result:
     """Train with parameter servers, or with an all-reduce, on the ranks of `comm`. Collective over `comm`.
 
-    Takes and gives back what `ringtmp.train` does; settings of the ring alone are not heeded.
+    Parameters and result are those of `ringtmp.train`; settings of the ring alone are ignored.
 
     Parameters
     ----------
     comm : Intracomm, optional
         By default the world. Its first `servers` ranks serve, unless settings say otherwise.
     data : str or tuple of arrays, optional
-        As `--data`, or (x, y) or (x, y, x_test, y_test) from Python (those of rank 0 count).
+        Value of `--data`, or (x, y) or (x, y, x_test, y_test) from Python (those of rank 0 count).
     out : str, optional
-        Where to make a run folder; by default nothing is written, unless `resume` names a folder to go on in.
+        Folder in which to make a run folder; by default nothing is written, unless `resume` names a run folder.
     progress : bool
         Whether rank 0 prints its progress.
     **settings
@@ -70,6 +70,7 @@ class ServerTrainer:
     Parameters
     ----------
     session : Session
+        The session of this rank.
     """
 
     traits = Traits("role", uses_node_memory=True, survives_losses=False, side_by_side=False)
@@ -83,12 +84,12 @@ class ServerTrainer:
 
     @staticmethod
     def check(config: RunConfig, ranks: int) -> None:
-        """Raise `UserError` for settings with which servers and workers cannot train on `ranks` ranks (rank 0)."""
+        """Raise `UserError` for settings in `config` with which `ranks` ranks cannot train (rank 0)."""
         check(config, ranks)
 
     @staticmethod
     def members(comm: "Intracomm", job: Job) -> list[int]:
-        """Ranks that take part: all."""
+        """Ranks of `comm` that take part in `job`: all."""
         return list(range(comm.size))
 
     def build(self) -> None:
@@ -180,11 +181,11 @@ class ServerTrainer:
 
     @property
     def server_slots(self) -> tuple[str, ...]:
-        """Slots that servers keep; none with local steps, where workers' own optimizers are at work."""
+        """Slots that servers keep; none with local steps, where workers update with their own optimizers."""
         return () if self.config.local_steps > 1 else self.job.optimizer().slots
 
     def stored(self, layers: Sequence[int]) -> list[checkpoint.LayerRecord]:
-        """Some layers of the checkpoint that is resumed."""
+        """Layers with the numbers `layers` from the checkpoint that is resumed."""
         assert self.job.resume and self.job.marker
         names = [self.model.layer_name(index) for index in layers]
         return list(checkpoint.read_layers(self.job.resume.checkpoints, self.job.marker, names))
@@ -205,7 +206,7 @@ class ServerTrainer:
         return NodeSpeed(paces, updates, UPDATE_FLOPS / course.first)
 
     def connect(self) -> None:
-        """Make what serves, works and coordinates on this rank."""
+        """Make the server, worker and coordinator parts of this rank."""
         session, listener = self.session, None
         if session.reporter:
             assert self.job.data
@@ -250,7 +251,7 @@ class ServerTrainer:
         return self.mine()
 
     def mine(self) -> list[LayerArrays]:
-        """The layers that this worker writes where there are no servers."""
+        """The layers that this worker writes if no rank serves."""
         assert self.stage
         states = self.stage.states
         mine = [state for state in states if self.homes[state.index] == self.rank]

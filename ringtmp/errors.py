@@ -24,5 +24,5 @@ def print_line(text: object) -> None:
 
 
 def warn(text: str, rank: int) -> None:
-    """Print a warning of `rank` that does not end the run."""
+    """Print the warning `text` of rank `rank`; the run continues."""
     print_line(f"warning: rank {rank} on {socket.gethostname()} {text}")

@@ -18,7 +18,7 @@ _read = partial(read_settings, "ringtmp.train", _ABOUT, without="Server")
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Parse the flags, train, and return the exit status. Collective over `comm`."""
+    """Parse the flags, train on the ranks of `comm`, and return the exit status; `stop` holds a received signal."""
     settings = from_rank_0(comm, _read)
     if settings is None:  # --help has been printed
         return 0

@@ -1,9 +1,9 @@
-"""What checkpoints cost: the same run with a set about every second and with none, by turns, in one job.
+"""Cost of checkpoints: the same run with a set about every second and with none, by turns, in one job.
 
 Usage: python -m jobs.bench.checkpoints [--pairs 5]. About 20 MB of weights and moments on each rank. On 2 ranks of 2
 cores there is no core for the thread that writes; on 1 rank there is. The window that is timed begins half a second
-before the first set and ends half a second after the last one, so that all that they cost is in it; as a yardstick also
-with each set awaited where it is due, as it is without a thread.
+before the first set and ends half a second after the last one, so that it contains their whole cost; for comparison
+also with each set awaited when it is due, like without a thread.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WAYS = ("beside", "awaited")
 
 
 def measure(settings: dict[str, Any]) -> None:
-    """Train with and without sets and print all rates as JSON. Collective over the world."""
+    """Train with and without checkpoints as `settings` says, and print all rates as JSON. Collective over the world."""
     comm, train = MPI.COMM_WORLD, settings["train"]
     folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
     costs: list[float] = []

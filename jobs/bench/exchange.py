@@ -1,8 +1,8 @@
 """Push and pull beside a bare Isend / Irecv loop of the same bytes between the same ranks.
 
 Usage: mpirun -n 2 python -m jobs.bench.exchange [--rounds 9]. Rank 0 serves, the others push and pull; nothing computes
-but the server, which updates (SGD). The bare loop sends the same ranges as fresh requests and echoes each as soon as it
-has come; it neither adds nor updates. By turns; a round moves all parameters there and back several times.
+but the server, which updates (SGD). The bare loop sends the same ranges as new requests and echoes each as soon as it
+has arrived; it neither adds nor updates. By turns; a round moves all parameters there and back several times.
 """
 
 import argparse
@@ -34,7 +34,17 @@ CASES = {"8 layers of 1024, 32 MiB": "mlp:1024-1024x8", "8 layers of 256, 2 MiB"
 
 
 class Ours:
-    """A server on rank 0 and workers on the others, exchanging without computing."""
+    """A server on rank 0 and workers on the others, exchanging without computing.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        At least 2 ranks.
+    model : str
+        Network whose parameters are exchanged.
+    message_size : int
+        Most bytes of a key range.
+    """
 
     def __init__(self, comm: MPI.Intracomm, model: str, message_size: int) -> None:
         width = int(model.split("-")[-1].split("x")[0])
@@ -58,7 +68,7 @@ class Ours:
             self.link = ServerExchange(comm, views, compressor, self.mailbox, recorder, None)
 
     def run(self, times: int) -> None:
-        """All parameters there and back, `times` times."""
+        """Send all parameters there and back, `times` times."""
         for _ in range(times):
             self.backoff.reset()
             if self.link:
@@ -78,7 +88,15 @@ class Ours:
 
 
 class Bare:
-    """The same ranges there and back with nothing but Isend, Irecv and Waitany."""
+    """The same ranges there and back with nothing but Isend, Irecv and Waitany.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        At least 2 ranks.
+    sizes : list of int
+        Numbers of each range.
+    """
 
     def __init__(self, comm: MPI.Intracomm, sizes: list[int]) -> None:
         self.comm = comm
@@ -87,7 +105,7 @@ class Bare:
         self.outgoing = [np.zeros(size, np.float32) for size in sizes]
 
     def run(self, times: int) -> None:
-        """All of them there and back, `times` times."""
+        """Send all ranges there and back, `times` times."""
         comm, count = self.comm, len(self.outgoing)
         for _ in range(times):
             if comm.rank:

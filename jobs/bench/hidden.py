@@ -1,9 +1,9 @@
-"""How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts of their own.
+"""How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts.
 
 Usage: python -m jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host (`jobs.lib.hosts`), nodes
 emulated so that a worker computes 1, 2 or 4 times as long as the server's link is busy one way. A worker's transfer
 time is the union of the times in which one of its messages is under way, from the sender's post to the receiver's look;
-hidden is what of it the worker does not wait.
+hidden is the share of it in which the worker does not wait.
 """
 
 import argparse
@@ -29,7 +29,21 @@ RATIOS = (1.0, 2.0, 4.0)
 
 
 def settings(way: Way, ratio: float, ranks: int, bits: float, out: str, name: str) -> dict[str, Any]:
-    """A run in which computing lasts `ratio` times as long as all gradients take over one link."""
+    """A run in which computing lasts a given multiple of the time that all gradients take over one link.
+
+    Parameters
+    ----------
+    way : Way
+        The way.
+    ratio : float
+        That multiple.
+    ranks : int
+        Ranks of the launch.
+    bits : float
+        Bits a second of a link.
+    out, name : str
+        Folder of the run folder, and its name.
+    """
     parameters = LAYERS * (WIDTH * WIDTH + WIDTH)
     exchange = (ranks - 1) * 4 * parameters * 8 / bits
     workers = ranks - way.serves
@@ -53,7 +67,7 @@ def settings(way: Way, ratio: float, ranks: int, bits: float, out: str, name: st
 
 
 def read(path: Path) -> dict[str, float]:
-    """What a trace says of its workers and servers."""
+    """Measures of the trace of the run folder `path`: hidden share, step, idle share, use of the server's link."""
     run = open_run(path)
     events, ranks = run.events(), run.ranks()
     workers = ranks.loc[ranks["role"] != "server", "rank"]

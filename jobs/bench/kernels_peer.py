@@ -32,7 +32,25 @@ from ringtmp.nn.stage import Stage, Work
 
 @dataclass
 class Case:
-    """A network, its batch and the pieces that it comes in, and what is counted."""
+    """A network and its batch.
+
+    Attributes
+    ----------
+    spec : str
+        The network.
+    batch, pieces : int
+        Samples of a step, and micro-batches that they are divided into.
+    optimizer : str
+        Name of the optimizer.
+    unit : str
+        Unit of the rate.
+    shape : tuple of int
+        Shape of one sample.
+    outputs, labels : int
+        Classes, and labels per sample.
+    aim : float or None
+        Ratio to reach.
+    """
 
     spec: str
     batch: int
@@ -61,7 +79,15 @@ CASES = {
 
 
 class Ours:
-    """Our network on one rank's stage, stepped as the engine steps it in ready mode."""
+    """Our network on one rank's stage, stepped like the engine in ready mode.
+
+    Parameters
+    ----------
+    model : Model
+        The network.
+    case : Case
+        Its batch.
+    """
 
     def __init__(self, model: Model, case: Case) -> None:
         rows = -(-case.batch // case.pieces)
@@ -74,7 +100,7 @@ class Ours:
         self.stage.warm_up([rows])
 
     def step(self, x: Array, y: Array, lr: float) -> float:
-        """One optimizer step; the mean loss."""
+        """Make one optimizer step with learning rate `lr` on samples `x` and labels `y`; return the mean loss."""
         total, fresh = 0.0, True
         waiting: list[Work] = []
         for number in range(self.case.pieces):
@@ -95,7 +121,10 @@ class Ours:
 
 
 def floor_seconds(model: Model, case: Case, flops: float, bytes_per_s: float) -> float:
-    """What a step takes at least on this core."""
+    """Least seconds of a step of `case` on this core, for its peak `flops` and memory bandwidth `bytes_per_s`.
+
+    `model` is the network.
+    """
     rows = case.batch // case.pieces
     return case.pieces * sum(
         max(layer.flops(rows) / flops, layer.traffic(rows, 4) / bytes_per_s) for layer in model.layers
@@ -103,7 +132,7 @@ def floor_seconds(model: Model, case: Case, flops: float, bytes_per_s: float) ->
 
 
 def batches(model: Model, case: Case, count: int) -> list[tuple[Array, Array]]:
-    """Random samples and labels, the same for both."""
+    """`count` batches of random samples and labels for `model` and `case`, the same for both contestants."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -116,7 +145,21 @@ def batches(model: Model, case: Case, count: int) -> list[tuple[Array, Array]]:
 
 
 def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float, compiled: bool) -> dict[str, Any]:
-    """A row of the table."""
+    """A row of the table.
+
+    Parameters
+    ----------
+    name : str
+        Name of the case.
+    case : Case
+        The case.
+    pairs : int
+        Runs of each contestant.
+    flops, bytes_per_s : float
+        Peak and memory bandwidth of this core.
+    compiled : bool
+        Whether PyTorch uses `torch.compile`.
+    """
     lr = 1e-3
     model = build_model(case.spec, "auto", case.shape, "classes", case.outputs, case.labels, case.labels > 1)
     ours = Ours(model, case)
@@ -164,7 +207,7 @@ def compare(name: str, case: Case, pairs: int, flops: float, bytes_per_s: float,
 
 
 def curve(steps: int = 200) -> dict[str, Any]:
-    """Loss of a language model over some steps beside PyTorch's: same start values, same batches of a real text."""
+    """Loss of a language model over `steps` steps beside PyTorch's: same start values, same batches of a real text."""
     text = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
     source = text if text.is_file() else ROOT / "README.md"
     case = Case("gpt:layers=4,width=128,heads=4,context=64", 8, 2, "adamw", shape=(64,))

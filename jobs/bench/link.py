@@ -1,13 +1,13 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
 Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled as in
-`ringtmp.ring.chunk.Chunk.poll`;
-the bare side has as many messages in flight and nothing else to do. It comes in two forms, windows that are waited for
-whole (as in the OSU benchmarks) and one that waits for its oldest message only; the faster one is the peer.
+`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled like in
+`ringtmp.ring.chunk.Chunk.poll`; the bare side has the same number of messages in flight and nothing else to do. It
+comes in two forms, windows that are waited for whole (as in the OSU benchmarks) and one that waits for its oldest
+message only; the faster one is the peer.
 
-Also: the same messages cut in pieces, and what is left of an 8 MB message to wait for after a compute action, by how
-often the inbox is polled in the middle of it.
+Also: the same messages cut in pieces, and the remaining wait for an 8 MB message after a compute action, by the
+number of polls in the middle of it.
 """
 
 import argparse
@@ -45,15 +45,16 @@ PRODUCTS = 10  # of a compute action: 32 rows through 1024 x 1024, 0.7 ms each o
 
 
 class EngineLink:
-    """Messages from rank 0 to rank 1 as the engine sends and receives them. Collective over `comm`.
+    """Messages from rank 0 to rank 1, sent and received like in the engine. Collective over `comm`.
 
     Parameters
     ----------
     comm : Intracomm
+        Two ranks.
     buffers : list of array
         A message for each slot.
     pieces : int
-        Parts that a message is cut in, each with a request of its own.
+        Parts that a message is cut into, each with its own request.
     """
 
     def __init__(self, comm: "Intracomm", buffers: list[Array], pieces: int = 1) -> None:
@@ -99,7 +100,7 @@ class EngineLink:
             self.retired += 1
 
     def wait(self, retired: int, taken: int) -> None:
-        """Poll until `retired` messages have left rank 0 and `taken` have arrived on rank 1; back off as the engine."""
+        """Poll, and back off like the engine, until `retired` messages have left rank 0 and rank 1 has `taken`."""
         self.poll()
         if self.retired < retired or self.taken < taken:
             self.backoff.reset()
@@ -128,7 +129,7 @@ class EngineLink:
 
 
 def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """The bare loop: send from all slots at once, then Waitall."""
+    """Bare loop: send or receive `count` messages over `comm`, from all `buffers` at once, then Waitall."""
     from mpi4py.MPI import Request
 
     for first in range(0, count, len(buffers)):
@@ -140,7 +141,7 @@ def windows(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
-    """The bare loop: wait for the oldest message, and use its slot again at once."""
+    """Bare loop: send or receive `count` messages over `comm`; wait for the oldest, and reuse its slot of `buffers`."""
     slots = len(buffers)
     begin = (
         partial(comm.Isend, dest=1, tag=TAG_STREAM) if comm.rank == 0 else partial(comm.Irecv, source=0, tag=TAG_STREAM)
@@ -155,7 +156,17 @@ def rolling(comm: "Intracomm", buffers: list[Array], count: int) -> None:
 
 
 def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
-    """Call each way once a round, in every other round backwards; drop the first round, which warms up. Collective."""
+    """Call each way once a round, in every other round backwards. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        Two ranks.
+    ways : dict of callable
+        By name: returns a measurement.
+    count : int
+        Rounds that count; one more before them warms up.
+    """
 
     def timed(some: list[Callable[[], float]]) -> list[float]:
         values = []
@@ -169,7 +180,7 @@ def by_turns(comm: "Intracomm", ways: dict[str, Callable[[], float]], count: int
 
 
 def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float]]:
-    """GB/s of each way for messages of `size` bytes; on rank 0. Collective over `comm`."""
+    """GB/s of each way in `turns` rounds for messages of `size` bytes; on rank 0. Collective over `comm`."""
     buffers = [aligned(size // 4, np.float32) for _ in range(SLOTS)]
     for buffer in buffers:
         buffer[...] = 1 - comm.rank  # maps all pages; what rank 1 holds in the end shows that all has arrived
@@ -191,7 +202,7 @@ def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float
     }
     links = []
     for pieces in (1, *PIECES):
-        link = EngineLink(comm.Dup(), buffers, pieces)  # receives stay posted: each needs messages of its own
+        link = EngineLink(comm.Dup(), buffers, pieces)  # receives stay posted: each needs its own messages
         links.append(link)
         ways[f"engine in {pieces}"] = partial(timed, partial(link.stream, count))
     found = by_turns(comm, ways, turns)
@@ -204,7 +215,7 @@ def bandwidths(comm: "Intracomm", size: int, turns: int) -> dict[str, list[float
 
 
 def stream_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
-    """The engine's stream beside the bare loops, and in pieces beside whole. Collective over `comm`."""
+    """The engine's stream beside the bare loops, and in pieces beside whole, `count` times. Collective over `comm`."""
     whole, cut = [], []
     for name, size in SIZES.items():
         found = bandwidths(comm, size, count)
@@ -238,7 +249,7 @@ class Compute:
 
 
 def overlap_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
-    """What an 8 MB message costs beside a compute action on both ranks. Collective over `comm`."""
+    """Cost of an 8 MB message beside a compute action on both ranks, in `count` rounds. Collective over `comm`."""
     compute, size = Compute(), SIZES["8 MB"]
     buffers = [aligned(size // 4, np.float32) for _ in range(2)]
     links = {pieces: EngineLink(comm.Dup(), buffers, pieces) for pieces in (1, 4)}
@@ -278,7 +289,7 @@ def overlap_rows(comm: "Intracomm", count: int) -> list[dict[str, Any]]:
 
 
 def main(comm: "Intracomm", count: int) -> int:
-    """Measure all and publish it. Collective over `comm`."""
+    """Measure all in `count` rounds and publish it; return the exit status. Collective over `comm`."""
     if comm.size != 2:
         raise UserError(f"bench-link: expected 2 ranks, got {comm.size}")
     rows = stream_rows(comm, count) + overlap_rows(comm, count)

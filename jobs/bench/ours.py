@@ -25,7 +25,20 @@ DEFAULT = {"batch_size": 64, "micro_batches": 8, "lr": 1e-3, "eval_every": 0, "s
 
 
 def job(ranks: int, *flags: str) -> tuple[float, float, float]:
-    """Seconds of a whole job, seconds from its launch to the end of rank 0's first step, and its test accuracy."""
+    """Run a whole job.
+
+    Parameters
+    ----------
+    ranks : int
+        Ranks of the job.
+    *flags : str
+        Flags of the trainer.
+
+    Returns
+    -------
+    float, float, float
+        Seconds of the job; seconds from its launch to the end of rank 0's first step; test accuracy in percent.
+    """
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter_ns()
         done = subprocess.run(
@@ -46,7 +59,7 @@ def job(ranks: int, *flags: str) -> tuple[float, float, float]:
 
 
 def overhead(ranks: int) -> tuple[float, float]:
-    """Microseconds per action that are neither compute, wait nor reading data; and those of sends and receives."""
+    """Microseconds per action on `ranks` ranks that are neither compute, wait nor reading; and those of messages."""
     with tempfile.TemporaryDirectory() as folder:
         train = DEFAULT | {"model": "mlp:64-64x7-10", "steps": 300, "out": folder}
         launch(ranks, [{"trainer": "ring", "train": train | {"name": "run", "checkpoint_every": 0}, "skip": 20}])
@@ -60,7 +73,7 @@ def overhead(ranks: int) -> tuple[float, float]:
 
 
 def event_cost(repeats: int) -> tuple[list[float], list[float]]:
-    """Nanoseconds to record one event: with a trace file, and without one."""
+    """Nanoseconds to record one event, `repeats` times: with a trace file, and without one."""
 
     def cost(path: Path | None) -> float:
         recorder = Recorder(path, {})
@@ -75,7 +88,7 @@ def event_cost(repeats: int) -> tuple[list[float], list[float]]:
 
 
 def simulator(repeats: int) -> tuple[list[float], list[float]]:
-    """Millions of actions a second of the clock, and seconds for one step of 1024 ranks and 4096 micro-batches."""
+    """Millions of actions a second, and seconds for a step of 1024 ranks and 4096 micro-batches, `repeats` times."""
     scene = Scene.even(1024, 4096, latency=0.05)
     simulate(Scene.even(2, 2), steps=1)  # compiles
     rates, whole = [], []

@@ -2,7 +2,7 @@
 
 Usage: make bench-pipelines [ARGS="--rounds 7 --only GPT"]. All train the same network in float32 from the same start
 values on batches of the same size, one thread a process, PyTorch in eager mode with fused optimizers; its pipelines are
-cut where ours are. A round runs each once, in processes of its own, the first steps left out; every other round goes
+cut where ours are. A round runs each once, in separate processes, the first steps left out; every other round goes
 backwards. The last rows are beside the best of PyTorch's ways, whichever that was.
 """
 
@@ -27,9 +27,24 @@ TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
 
 @dataclass
 class Case:
-    """A network, its batch, what is counted, and PyTorch's ways with the pieces of a batch that each takes.
+    """A network, its batch, and PyTorch's ways with the number of pieces that each takes.
 
-    DDP is at its best with one piece on each rank, and pipelines with larger pieces than ours: both may have them.
+    DDP is fastest with one piece on each rank, and pipelines with larger pieces than ours: both may have them.
+
+    Attributes
+    ----------
+    net : dict
+        The network, in the form of `jobs.bench.torch_job`.
+    data : str
+        Value of `--data`.
+    batch, pieces : int
+        Samples of a step, and micro-batches of our runs.
+    optimizer : str
+        Name of the optimizer.
+    ways : list of (str, int)
+        PyTorch's ways, and the pieces of each.
+    unit : str
+        Unit of the rate.
     """
 
     net: dict[str, Any]  # as `jobs.bench.torch_job` takes it
@@ -70,7 +85,7 @@ def cases() -> dict[str, Case]:
 
 
 def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
-    """Each by its name, as something that runs once and returns the rate."""
+    """Each contestant of `case` by its name: a callable that runs `steps` steps once and returns the rate."""
     skip, scored = steps // 8, case.net["labels"]
 
     def ours(flags: dict[str, str]) -> float:
@@ -110,7 +125,19 @@ def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
 
 
 def measure(name: str, case: Case, count: int, steps: int) -> list[dict[str, Any]]:
-    """The rows of a case."""
+    """The rows of a case.
+
+    Parameters
+    ----------
+    name : str
+        Name of the case.
+    case : Case
+        The case.
+    count : int
+        Number of rounds.
+    steps : int
+        Steps of a run.
+    """
     runs = contestants(case, steps)
     rates: dict[str, list[float]] = {who: [] for who in runs}
     for number, found in rounds(runs, count, lambda some: [run() for run in some]):

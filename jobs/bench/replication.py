@@ -1,13 +1,13 @@
-"""What replication costs while nothing fails: the same run with copies of each update and without, by turns.
+"""Cost of replication while nothing fails: the same run with copies of each update and without, by turns.
 
 Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies 1`
 beside `off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels and
-a rank only writes its new state beside the old one; on nodes with memory of their own, where each rank's state goes to
+a rank only writes its new state beside the old one; on nodes with separate memory, where each rank's state goes to
 its neighbour after every update; and on emulated nodes, which compute by sleeping, so that a core is free for copying.
 On 2 cores 2 ranks that compute leave none.
 
-Memory: bytes of the nodes' memory beside the state (weights and moments) of their ranks, taken while it trains. What a
-rank trains lies there itself, so 1 of it is the state that is there without replication too. And the most resident
+Memory: bytes of the nodes' memory beside the state (weights and moments) of their ranks, taken while it trains. The
+state that a rank trains lies there itself, so a ratio of 1 is without replication. And the most resident
 memory of a rank, with and without.
 """
 
@@ -51,7 +51,7 @@ QUICK = ("2 ranks on 2 nodes", "batch 32")
 
 
 class Weighed:
-    """The most bytes of the nodes' memory while a run goes on (rank 0)."""
+    """Measures the most bytes below the node memory `root` during a run (rank 0)."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.bytes, self._over = root, 0, threading.Event()
@@ -72,7 +72,7 @@ class Weighed:
 
 
 def measure(settings: dict[str, Any]) -> None:
-    """Train with and without copies and print all rates and sizes as JSON. Collective over the world."""
+    """Train with and without copies as `settings` says; print rates and sizes as JSON. Collective over the world."""
     comm, train = MPI.COMM_WORLD, settings["train"]
     folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
 
@@ -99,7 +99,7 @@ def measure(settings: dict[str, Any]) -> None:
 
 @contextmanager
 def surroundings(nodes: str) -> Iterator[None]:
-    """Node memory of this benchmark's own, and the names of the ranks' nodes."""
+    """Set the node memory for this benchmark, and the names `nodes` of the ranks' nodes, separated by commas."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="replication-", dir=shared) as root:
         os.environ.update(RINGTMP_NODE_MEMORY=f"{root}/memory", RINGTMP_NODES=nodes)

@@ -74,13 +74,13 @@ CASES = [
 
 
 def describe(case: Bound) -> str:
-    """Ranks, what bounds it, network and batch."""
+    """Ranks, bound, network and batch of `case`, as text."""
     speed = f"nodes of {case.pace:g} GFLOP/s" if case.pace else "full speed"
     return f"{case.ranks} ranks, {speed}, {LAYERS} x {case.width}, batch {case.batch}: bound by {case.by}"
 
 
 def measure(case: Bound, count: int, torch: bool) -> list[dict[str, Any]]:
-    """The rows of a case."""
+    """The rows of `case` in `count` rounds; `torch`: whether to measure PyTorch's DDP too."""
     runs = {way.label: case.case.run(way, STEPS, SKIP) for way in case.ways()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     waits: dict[str, list[float]] = {name: [] for name in runs}
@@ -115,7 +115,7 @@ def measure(case: Bound, count: int, torch: bool) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """One table."""
+    """Print `rows` as one table."""
     heads = ("case", "way", "samples/s", "times bsp", "quartiles", "idle")
     table = make_table("Samples/s; idle: of the workers", heads, ("case", "way"))
     before = ""

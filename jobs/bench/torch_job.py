@@ -2,8 +2,8 @@
 
 Usage: python -m jobs.bench.torch_job '{"widths": [...], "batch_size": 256, "micro_batches": 8, "steps": 40, "skip": 5,
 "optimizer": "momentum", "ranks": 1}'. Instead of `widths`: `"net": {"spec": "gpt:...", "shape": [128], "outputs": 65,
-"labels": 128}`, as `ringtmp.nn.model.build_model` takes it. With `ranks` 2 or more `way` names how they work together
-over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of the batch.
+"labels": 128}`, in the form of `ringtmp.nn.model.build_model`. With `ranks` 2 or more `way` names how they work
+together over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of the batch.
 
 Every run proves that it trains: the loss of the first step is that of one process with the same weights and batch, the
 loss of the last pass over the samples is below that of the first, and every parameter has changed.
@@ -80,7 +80,7 @@ class Settings:
 
 
 def network(model: Model) -> list[list[nn.Module]]:
-    """The twin's modules, layer by layer, from the start values that our own runs have."""
+    """The twin's modules, layer by layer, with the start values of our own runs of `model`."""
     parameters = []
     for index, layer in enumerate(model.layers):
         flat = aligned(layer.count, np.dtype(np.float32))
@@ -92,24 +92,24 @@ def network(model: Model) -> list[list[nn.Module]]:
 
 
 def chain(layers: list[list[nn.Module]]) -> nn.Sequential:
-    """Layers one after the other."""
+    """The modules of `layers`, one after the other."""
     return nn.Sequential(*[module for layer in layers for module in layer])
 
 
 def criterion(out: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss over all predictions."""
+    """Mean loss over all predictions `out` with the classes `labels`."""
     return functional.cross_entropy(out.flatten(0, -2), labels.flatten())
 
 
 def optimizer_of(parameters: Iterator[nn.Parameter], name: str) -> torch.optim.Optimizer:
-    """PyTorch's fused CPU kernels: its fastest."""
+    """PyTorch's fused optimizer, its fastest, for `parameters`; `name` is "momentum" or "adamw"."""
     if name == "momentum":
         return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, fused=True)
     return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.3, fused=True)
 
 
 def samples(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, labels and an order, in memory."""
+    """Inputs, labels and an order, in memory, for `model` and steps of `batch` samples."""
     torch.manual_seed(0)
     n, outputs = BATCHES * batch, model.layers[-1].out_shape[-1]
     if model.takes_tokens:
@@ -122,7 +122,7 @@ def samples(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def accumulating(net: nn.Module, pieces: int, quiet: Callable[[], Any] = nullcontext) -> Step:
-    """One net; several micro-batches add up their gradients, all but the last of them `quiet`."""
+    """Step of `net` in which `pieces` micro-batches add up their gradients, all but the last inside a `quiet` block."""
 
     def step(x: Tensor, y: Tensor) -> list[Tensor]:
         losses = []
@@ -137,7 +137,10 @@ def accumulating(net: nn.Module, pieces: int, quiet: Callable[[], Any] = nullcon
 
 
 def data_parallel(net: nn.Sequential, rank: int, settings: Settings) -> Step:
-    """A whole net on each rank, micro-batches dealt evenly; gradients are exchanged with the last one."""
+    """Step of `net`, whole on each rank; micro-batches are divided evenly, and the last one exchanges gradients.
+
+    `rank` is this rank, `settings` are those of the run.
+    """
     ranks = settings.ranks
     parallel = DistributedDataParallel(net, gradient_as_bucket_view=True)
     step = accumulating(parallel, max(1, settings.micro_batches // ranks), parallel.no_sync)
@@ -147,7 +150,19 @@ def data_parallel(net: nn.Sequential, rank: int, settings: Settings) -> Step:
 def pipeline(
     layers: list[list[nn.Module]], model: Model, rank: int, settings: Settings
 ) -> tuple[list[nn.Module], Step]:
-    """Stages of whole layers, cut as our own runs cut them: by floating-point operations."""
+    """Modules of this rank and its step: stages of whole layers, split like our own runs by floating-point operations.
+
+    Parameters
+    ----------
+    layers : list of list of Module
+        Modules of each layer.
+    model : Model
+        Our network.
+    rank : int
+        This rank.
+    settings : Settings
+        Settings of the run.
+    """
     ranks, m = settings.ranks, settings.micro_batches
     make, chunks = SCHEDULES[settings.way]
     count = ranks * chunks
@@ -174,7 +189,13 @@ def pipeline(
 
 
 def train(rank: int, settings: Settings) -> dict[str, float]:
-    """Train, check, and measure on one rank; samples/s and the losses of the first and the last step."""
+    """Train, check, and measure on rank `rank` with `settings`.
+
+    Returns
+    -------
+    dict
+        Samples a second, and the losses of the first and the last step.
+    """
     torch.set_num_threads(1)
     model, batch = settings.model(), settings.batch_size
     layers = network(model)
@@ -215,7 +236,22 @@ def train(rank: int, settings: Settings) -> dict[str, float]:
 
 
 def checked(losses: list[list[Tensor]], expected: float, settings: Settings) -> dict[str, float]:
-    """The first and the last loss, after a look at them: that of one process at first, and lower in the end."""
+    """First and last loss, after a check: the first is that of one process, and the last is lower.
+
+    Parameters
+    ----------
+    losses : list of list of Tensor
+        Losses of the micro-batches of each step.
+    expected : float
+        First loss of one process.
+    settings : Settings
+        Settings of the run.
+
+    Raises
+    ------
+    SystemExit
+        The run does not train.
+    """
     sums = torch.tensor([[float(sum(parts)), len(parts)] for parts in losses], dtype=torch.float64)
     if settings.ranks > 1:
         dist.all_reduce(sums)  # only the last stage has losses; with ddp every rank has its own
@@ -229,7 +265,19 @@ def checked(losses: list[list[Tensor]], expected: float, settings: Settings) -> 
 
 
 def process(rank: int, settings: Settings, port: int, out: str) -> None:
-    """One of several ranks."""
+    """Program of one of several ranks.
+
+    Parameters
+    ----------
+    rank : int
+        This rank.
+    settings : Settings
+        Settings of the run.
+    port : int
+        Port on which the ranks meet.
+    out : str
+        File to which rank 0 writes the result.
+    """
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=settings.ranks)
     found = train(rank, settings)
@@ -240,7 +288,7 @@ def process(rank: int, settings: Settings, port: int, out: str) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Train and print."""
+    """Train with `settings` and print the result."""
     if settings.ranks == 1:
         found = train(0, settings)
     else:

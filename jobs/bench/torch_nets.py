@@ -72,7 +72,7 @@ def _fill(parameter: Any, array: Any) -> None:
 
 
 def _plain(layer: Layer, p: dict[str, Any]) -> nn.Module:
-    """A layer that has no activation of its own."""
+    """Twin of a layer without an activation of its own."""
     made: nn.Module
     if isinstance(layer, Embedding):
         made = _Embedding(layer.tokens, layer.shape[0], layer.width)
@@ -134,10 +134,11 @@ class Twin:
     Parameters
     ----------
     model : Model
+        The RingTMP model.
     parameters : list of dict
-        Of each layer, as `Layer.unpack` gives them.
+        Parameters of each layer, from `Layer.unpack`.
     optimizer, lr : str, float
-        momentum or adamw (without weight decay).
+        "momentum" or "adamw" (without weight decay); learning rate.
     """
 
     def __init__(self, model: Model, parameters: list[dict[str, Any]], optimizer: str, lr: float) -> None:
@@ -154,18 +155,18 @@ class Twin:
             self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=lr, weight_decay=0.0, fused=True)
 
     def compile(self) -> None:
-        """Use `torch.compile` from here on."""
+        """Use `torch.compile` from now on."""
         self.run = torch.compile(self.net)
 
     def inputs(self, x: Any) -> torch.Tensor:
-        """Samples [rows, features] as the network takes them."""
+        """Samples `x` [rows, features] in the shape that the network takes."""
         tensor = _tensor(x)
         if self.images:
             tensor = tensor.reshape(len(tensor), *self.model.layers[0].shape).permute(0, 3, 1, 2).contiguous()
         return tensor
 
     def step(self, x: torch.Tensor, y: torch.Tensor, pieces: int) -> float:
-        """One optimizer step on a batch in some micro-batches; the mean loss."""
+        """Make one optimizer step on samples `x` and labels `y` in `pieces` micro-batches; return the mean loss."""
         total, predictions = 0.0, y.numel()
         self.optimizer.zero_grad(set_to_none=True)
         for part, labels in zip(x.chunk(pieces), y.chunk(pieces), strict=True):

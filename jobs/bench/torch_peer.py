@@ -1,7 +1,7 @@
 """Samples/s beside PyTorch: one process on one thread, and two ranks against its 1F1B pipelining over Gloo.
 
 Usage: make bench-torch [ARGS="--pairs 9"]. Both sides train the same dense networks on random numbers in memory, in
-float32, eager, with fused optimizers; a run of each by turns, each in processes of its own, the first steps left out.
+float32, eager, with fused optimizers; a run of each by turns, in separate processes, the first steps left out.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from jobs.lib.on_ranks import steady_rate
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Train 2 x pairs times and print. Collective over the world."""
+    """Train with and without traces as `settings` says, and print the rates."""
     comm, train = MPI.COMM_WORLD, settings["train"]
     folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
 

@@ -3,14 +3,14 @@
 Usage: python -m jobs.experiments architectures [--width 1024] [--gflops 100] [--bandwidth 10Gbit/s] ...
 
 Every architecture gets the same p nodes, the same dense network and the same batch of each step; the batch grows with
-the nodes (weak scaling) or stays (strong). Servers take nodes of their own away from the workers, but for colocated
-ones. What is tuned is tuned for everybody: the ring tries several numbers of micro-batches, the others several sizes
-of messages. A second part looks for the batch from which the ring is no longer the fastest. Prints tables, writes
+the nodes (weak scaling) or stays (strong). Dedicated servers take nodes away from the workers, colocated ones do not.
+Every architecture is tuned: the ring tries several numbers of micro-batches, the others several sizes of messages. A
+second part looks for the batch from which the ring is no longer the fastest. Prints tables, writes
 results/architectures.h5 and jobs/figures/architectures.png; about three minutes on one core.
 
-What a node computes takes its operations at `--gflops`, whatever the number of rows. Each node has one full-duplex
-link, which the ring's two directions share. Whether a worker's memory holds the model is not asked. Nothing varies
-unless `--jitter` says so.
+The time of a computation is its operations at `--gflops`, whatever the number of rows. Each node has one full-duplex
+link, which the ring's two directions share. It is not checked whether a worker's memory can hold the
+model. Durations vary only with `--jitter`.
 """
 
 import argparse
@@ -34,7 +34,17 @@ NAMES = ("ring", WAYS["bsp"].label, SERVERS.label, WAYS["colocated"].label, WAYS
 
 
 def scale(machine: Machine, nodes: Sequence[int], batches: dict[str, Callable[[int], int]]) -> list[Row]:
-    """All architectures on all numbers of nodes."""
+    """Simulate all architectures on all numbers of nodes.
+
+    Parameters
+    ----------
+    machine : Machine
+        Network and nodes.
+    nodes : sequence of int
+        Numbers of nodes, ascending.
+    batches : dict of callable
+        By scaling: samples of a step as a function of the number of nodes.
+    """
     rows = []
     for scaling, batch_of in batches.items():
         ratio = 2
@@ -45,7 +55,7 @@ def scale(machine: Machine, nodes: Sequence[int], batches: dict[str, Callable[[i
 
 
 def sweep(machine: Machine, p: int) -> list[Row]:
-    """All architectures on p nodes for batches of p to 65536 p rows."""
+    """Simulate all architectures on `p` nodes of `machine` for batches of p to 65536 p rows."""
     rows = []
     for batch in (p * 4**n for n in range(9)):
         rows += [best_ring(machine, p, batch, 4)[0], *rivals(machine, p, batch)]
@@ -53,7 +63,15 @@ def sweep(machine: Machine, p: int) -> list[Row]:
 
 
 def crossovers(rows: Sequence[Row], name: str) -> list[float]:
-    """Batches at which a rival and the ring take the same time, between those simulated (straight in logarithms)."""
+    """Batches at which a rival and the ring take the same time, interpolated in logarithms between those simulated.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Rows of one sweep over batches, ascending.
+    name : str
+        Label of the rival.
+    """
     pairs = [(a, b) for a in rows for b in rows if (a.name, b.name, a.batch) == ("ring", name, b.batch)]
     found = []
     gaps = [(np.log(a.batch), float(np.log(b.step_seconds / a.step_seconds))) for a, b in pairs]
@@ -64,7 +82,19 @@ def crossovers(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def show(page: Page, title: str, rows: Sequence[dict[str, Any]], by: str) -> None:
-    """A line for each number of nodes or batch (`by`): step time and idle share of every way."""
+    """Print step time and idle share of every way.
+
+    Parameters
+    ----------
+    page : Page
+        Receives the table.
+    title : str
+        Title of the table.
+    rows : sequence of dict
+        Simulated steps.
+    by : str
+        Key of a row by which a line is printed: "nodes" or "batch".
+    """
     table = make_table(title, (by, *NAMES), caption="seconds of a step; idle share; * the fastest", wrap=False)
     for key in dict.fromkeys(row[by] for row in rows):
         line = {row["name"]: row for row in rows if row[by] == key}

@@ -3,15 +3,15 @@
 Usage: python -m jobs.experiments balance [--quick] [--only TEXT] [--rounds 3] [--out FOLDER]
 
 Emulated nodes, 4 and 8 of them, and a chain of equal layers, 12 for each. Cases: one node 2 or 4 times slower from the
-start; one that becomes 4 times slower in mid-run; one that does so by degrees; speeds drawn from 0.25 to 1; all equal,
-with 10 % of noise. Ways: `even` (as many layers each), `measured` (each node times its layers before the start), `auto`
-(even, and rebalanced while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with shares in
-proportion (`measured` at the start: servers do not change them later). The server's rank is one of the nodes.
+start; one that becomes 4 times slower in mid-run; one that does so gradually; speeds drawn from 0.25 to 1; all equal,
+with 10 % of noise. Ways: `even` (equal numbers of layers), `measured` (each node times its layers before the start),
+`auto` (even, and rebalanced while training); of the server `bsp` and `ssp 3`, with even shares of a batch and with
+shares in proportion (`measured` at the start: servers do not change them later). The server's rank is one of the nodes.
 
-The equal nodes of `auto` go on for 50 windows more: no layer may move there. Each case is written as soon as it is
+The equal nodes of `auto` run for 50 more windows: no layer may move there. Each case is written as soon as it is
 measured; --only measures some of them again and keeps the others.
 
-A rate is steps a second in the last third of the run, or in what is left of it after the last move. `gain` is the
+A rate is steps a second in the last third of the run, or in the rest of it after the last move. `gain` is the
 rate beside that of `even` (of the server: with even shares); `possible` is what the best cut between whole layers
 would give, and `ceiling` what any cut could, by the nodes' speeds at the end: (sum of speeds) / (number x slowest).
 `settled` is the number of windows of 8 steps from the change to the last move.
@@ -54,19 +54,20 @@ CURVES = {  # drawn, with the share of their colour
 
 @dataclass(frozen=True)
 class Case:
-    """Nodes whose speeds, beside that of a node that is not slowed, follow `courses`.
+    """Nodes whose speeds, relative to a node that is not slowed, follow `courses`.
 
     Parameters
     ----------
     name : str
+        Name in tables and result files.
     ranks : int
-        As many as there are courses.
+        Number of nodes, that of `courses`.
     courses : tuple of str
-        See `jobs.lib.case.chain_on_nodes`.
+        Speed of each node over the steps; see `jobs.lib.case.chain_on_nodes`.
     change : int
         Step of the change; 0: none.
     jitter : float
-        Relative standard deviation of the duration of actions.
+        Bound of the relative change of each action's duration, from 0 to below 1.
     """
 
     name: str
@@ -77,22 +78,22 @@ class Case:
 
     @property
     def training(self) -> Training:
-        """What all ways train."""
+        """The training of all ways."""
         return chain_on_nodes(self.name, self.courses, self.jitter)
 
     def speeds(self, step: int) -> np.ndarray:
-        """Of each node in a step, beside one that is not slowed."""
+        """Speed of each node in step `step`, relative to one that is not slowed."""
         courses = parse_courses(",".join(self.courses), self.ranks)
         return np.array([course.first / course.slowness(step) for course in courses])
 
     def possible(self, step: int) -> tuple[float, float]:
-        """Times the rate of an even cut: with the best cut of whole layers, and with any."""
+        """Speed-up over an even split in step `step`: with the best split of whole layers, and with any split."""
         speeds, count = self.speeds(step), CHAIN_LAYERS * self.ranks
         best = split_layers([StageCosts.of(np.full(count, 1.0 / speed)) for speed in speeds]).slowest
         return CHAIN_LAYERS / speeds.min() / best, speeds.sum() / (self.ranks * speeds.min())
 
     def ways(self, steps: int) -> list[Way]:
-        """What is compared."""
+        """The ways that are compared, for runs of `steps` steps."""
         ring, calm = WAYS["ring"].named("ring", micro_batches=MICRO * self.ranks), CALM if self.jitter else 0
         found = [
             ring.variant("even", layer_split="even"),
@@ -107,7 +108,7 @@ class Case:
 
 
 def cases(steps: int) -> list[Case]:
-    """All of them."""
+    """All cases, for runs of `steps` steps."""
     found = []
     for ranks in (4, 8):
         rest, at, over = ("1",) * (ranks - 1), steps // 4, steps // 2
@@ -124,14 +125,27 @@ def cases(steps: int) -> list[Case]:
 
 
 def rate(run: dict[str, Any]) -> float:
-    """Steps a second in the last third, or once nothing moves any more (but for the last few steps, then in those)."""
+    """Steps a second of the result `run`, in the last third or, if later, once no layer moves any more.
+
+    The last `LAST` steps always count.
+    """
     seconds = run["seconds"]
     first = min(max([len(seconds) * 2 // 3, *(step + WARM for step in run["moves"])]), len(seconds) - LAST)
     return (len(seconds) - 1 - first) / (seconds[-1] - seconds[first])
 
 
 def tabulate(case: Case, steps: int, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a case."""
+    """Rows of a case.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    steps : int
+        Steps of a run.
+    found : list of dict
+        For each round: result of each way, by label.
+    """
     possible, ceiling = case.possible(steps)
     rows = []
     for name in found[0]:
@@ -157,13 +171,23 @@ def tabulate(case: Case, steps: int, found: list[dict[str, Any]]) -> list[dict[s
 
 
 def order(measured: dict[str, Any]) -> int:
-    """Where the case stands among all."""
+    """Place among all cases of the case whose results are `measured`."""
     every = [(case.ranks, case.name) for case in cases(1)]
     return every.index((measured["case"]["ranks"], measured["case"]["name"]))
 
 
 def measure(case: Case, steps: int, count: int) -> dict[str, Any]:
-    """One case: a row for each way, and the course of each way in the first round."""
+    """Measure one case: a row for each way, and the course of each way in the first round.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    steps : int
+        Steps of a run.
+    count : int
+        Number of rounds.
+    """
     began, results = time.perf_counter(), []
     runs = {way.label: case.training.run(way, steps, 0) for way in case.ways(steps)}
     for number, found in rounds(runs, count, lambda some: launch(case.ranks, some)):

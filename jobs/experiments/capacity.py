@@ -41,7 +41,7 @@ SERVER = WAYS["bsp"].label
 
 
 def ways() -> list[tuple[Way, int]]:
-    """What is compared, and on how many ranks."""
+    """The ways that are compared, each with its number of ranks."""
     found = []
     for ranks in (2, 4, 8):
         found += [(WAYS["ring"], ranks), (WAYS["ring"].named("ring, recomputation", recompute=True), ranks)]
@@ -49,22 +49,36 @@ def ways() -> list[tuple[Way, int]]:
 
 
 def model(sweep: str, size: int, ranks: int) -> tuple[str, int, int]:
-    """The network of a point, its width, and its parameters."""
+    """The network of a point, its width, and its number of parameters.
+
+    Parameters
+    ----------
+    sweep : {"depth", "width"}
+        What grows.
+    size : int
+        Number of layers, or width.
+    ranks : int
+        Number of layers if the width grows.
+    """
     width, layers = (WIDTH, size) if sweep == "depth" else (size, ranks)
     return f"mlp:{width}-{width}x{layers}", width, layers * (width * width + width)
 
 
 def attempt(way: Way, ranks: int, limit: int, spec: str, width: int, **more: Any) -> dict[str, Any]:
-    """One launch: what the ranks took, or why it did not train.
+    """Launch one run: the memory that the ranks took, or why it did not train.
 
     Parameters
     ----------
     way : Way
+        The way.
     ranks : int
+        Ranks of the launch.
     limit : int
         Bytes that no rank may exceed.
-    spec, width :
-        The network, and the width of its layers.
+    spec : str
+        The network.
+    width : int
+        Width of its layers.
     **more
         Further settings of the run.
     """
@@ -84,7 +98,21 @@ def attempt(way: Way, ranks: int, limit: int, spec: str, width: int, **more: Any
 
 
 def largest(way: Way, ranks: int, sweep: str, limit: int, steps: int) -> dict[str, Any]:
-    """Double the network until it does not train, then halve the gap; at most `steps` launches."""
+    """Double the network until it does not train, then bisect.
+
+    Parameters
+    ----------
+    way : Way
+        The way.
+    ranks : int
+        Ranks of the launches.
+    sweep : {"depth", "width"}
+        What grows.
+    limit : int
+        Bytes that no rank may exceed.
+    steps : int
+        Most launches.
+    """
     low, high = (ranks, 0) if sweep == "depth" else (256, 0)
     grain = 1 if sweep == "depth" else 32
     best: dict[str, Any] = {}
@@ -108,7 +136,7 @@ def largest(way: Way, ranks: int, sweep: str, limit: int, steps: int) -> dict[st
 
 
 def billion() -> dict[str, Any]:
-    """A billion parameters on 8 ranks."""
+    """Train a billion parameters on 8 ranks."""
     width, layers = 8192, 15
     spec, limit = f"mlp:{width}-{width}x{layers}", 3 << 30
     began = time.perf_counter()

@@ -2,10 +2,10 @@
 
 Usage: python -m jobs.experiments cluster [--quick] [--hosts 4,8] [--rate 100mbit] [--rounds 3] [--out FOLDER]
 
-Hosts are network namespaces with addresses and rate-limited links of their own (`jobs.lib.hosts`); MPI talks
+Hosts are network namespaces, each with its own address and rate-limited link (`jobs.lib.hosts`); MPI uses
 TCP. One rank a host, as emulated nodes of `--gflops`, so that what is measured is the links. Ring, one server (bsp),
-colocated servers, and all-reduce train the same network with the same batch. Predicted is what the simulators say
-given the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
+colocated servers, and all-reduce train the same network with the same batch. Predicted are the simulators' results
+for the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
 
 `link`: bytes that a host sent, or received if that is more, in each step, by the counters of its link, beside what
 the link can carry in that time: of the busiest host, and of the others' mean.
@@ -39,14 +39,28 @@ SKIP, LEAST, MOST = 3, 5, 30  # steps of a run: left out at its beginning, and t
 
 
 def case_of(hosts: int, gflops: float) -> Case:
-    """The training on `hosts` hosts."""
+    """The training on `hosts` hosts, each an emulated node of `gflops` GFLOP/s."""
     batch = BATCHES[hosts]
     samples = batch + batch // 16 + 64
     return Case("cluster", hosts, WIDTH, LAYERS, batch, samples, f"{gflops:g}", message_size="32KiB")
 
 
 def run(hosts: Hosts, case: Case, way: Way, link: Link, seconds: float) -> dict[str, float]:
-    """One launch of one way: seconds of a step, and how busy links were."""
+    """Launch one way once: seconds of a step, and use of the links.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The hosts.
+    case : Case
+        The training.
+    way : Way
+        The way.
+    link : Link
+        Measured link between two hosts.
+    seconds : float
+        Seconds of the run that are timed.
+    """
     micro = MICRO * case.ranks
     steps = steps_for(predict(case, way, link, micro), seconds, SKIP, LEAST, MOST)
     before = hosts.bytes()
@@ -63,7 +77,21 @@ def run(hosts: Hosts, case: Case, way: Way, link: Link, seconds: float) -> dict[
 
 
 def measure(number: int, rate: str, gflops: float, count: int, seconds: float) -> dict[str, Any]:
-    """All ways on `number` hosts, each once a round, every other round backwards."""
+    """Measure all ways, each once a round, every other round backwards.
+
+    Parameters
+    ----------
+    number : int
+        Number of hosts.
+    rate : str
+        Rate of each link, such as "100mbit".
+    gflops : float
+        GFLOP/s of each emulated node.
+    count : int
+        Number of rounds.
+    seconds : float
+        Seconds of each run that are timed.
+    """
     began, case = time.perf_counter(), case_of(number, gflops)
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with Hosts(number, rate) as hosts:

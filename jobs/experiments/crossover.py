@@ -21,7 +21,7 @@ host inside the ring has one link for two cuts: bytes over the busiest link are 
 server moves as many as one cut (`same_bytes`).
 
 What the clock leaves out: see `CAVEATS`. With `--rate 20mbit --gflops 2 --seconds 2` all takes five times as long, and
-the processor is nearly out of it: what is then left of the error is the links'. Prints tables, writes
+the processor hardly matters: the remaining error is that of the links. Prints tables, writes
 results/crossover.h5 and jobs/figures/crossover.png; where hosts are not permitted, predictions alone.
 """
 
@@ -71,16 +71,17 @@ class Setting:
     Attributes
     ----------
     hosts : int
-        Ranks: one on each.
+        Number of hosts, with one rank on each.
     layers, width, batch, micro_batches : int
+        Layers of the network and their width; samples and micro-batches of a step.
     message_size : str
         Most bytes of a message of servers and workers, and of a bucket of the all-reduce.
     gflops : float
-        Of each emulated node.
+        GFLOP/s of each emulated node.
     rate : str
-        Of each link, in each direction, as the kernel limits it.
+        Rate of each link, in each direction, to which the kernel limits it.
     bandwidth : float
-        Bytes a second that it has for messages while both directions are in use.
+        Bytes a second that messages get while both directions are in use.
     latency : float
         Seconds that a small message is under way.
     """
@@ -97,20 +98,20 @@ class Setting:
     latency: float = LATENCY
 
     def at(self, sweep: str, value: float) -> tuple[int, int]:
-        """Batch and width at a point of a sweep, or nearest to it: all workers and micro-batches are equal."""
+        """Batch and width at the point `value` of `sweep`, rounded so that all workers and micro-batches are equal."""
         if sweep == "width":
             return self.batch, max(2, round(value))
         grain = math.lcm(self.micro_batches, self.hosts, self.hosts - 1)
         return max(1, round(value / grain)) * grain, self.width
 
     def case(self, batch: int, width: int) -> Case:
-        """The training at a point: layers of one width, the first and the last one too."""
+        """The training at a point: `batch` samples, and layers of width `width`, the first and the last one too."""
         samples = batch + batch // 16 + 64
         speed = f"{self.gflops:g}"
         return Case("crossover", self.hosts, width, self.layers, batch, samples, speed, message_size=self.message_size)
 
     def run(self, way: str, batch: int, width: int, steps: int) -> dict[str, Any]:
-        """A run of a way (by label) at a point."""
+        """A run of the way labelled `way`, of `steps` steps, at the point (`batch`, `width`)."""
         return self.case(batch, width).run(WAYS[way], steps, SKIP, micro_batches=self.micro_batches)
 
 
@@ -118,13 +119,16 @@ class Setting:
 
 
 def predict(setting: Setting, way: str, batch: int, width: int, shared: int = SHARED) -> float:
-    """Seconds of a step of a way (by label) under the clock; see `jobs.lib.predict.predict`."""
+    """Simulated seconds of a step of the way labelled `way` at the point (`batch`, `width`) of `setting`.
+
+    `shared` is explained by `jobs.lib.predict.predict`.
+    """
     link = Link(setting.bandwidth, setting.latency)
     return predict_step(setting.case(batch, width), WAYS[way], link, setting.micro_batches, shared)
 
 
 def curves(setting: Setting, sweep: str) -> list[dict[str, Any]]:
-    """Predicted seconds of every way, from a fifth of the sweep's middle to five times as much."""
+    """Simulated seconds of every way of `setting`, from a fifth of the middle of `sweep` to five times as much."""
     middle, rows = getattr(setting, sweep), []
     for batch, width in dict.fromkeys(setting.at(sweep, middle * 5 ** (n / 20)) for n in range(-20, 21)):
         each = {way: predict(setting, way, batch, width) for way in WAYS}
@@ -134,7 +138,10 @@ def curves(setting: Setting, sweep: str) -> list[dict[str, Any]]:
 
 
 def equal(values: Sequence[float], ratios: Sequence[float]) -> float | None:
-    """Where a ratio is 1, on straight lines in logarithms between known ones; of several such places the middle one."""
+    """Value at which a ratio is 1, interpolated linearly in logarithms; of several such values the middle one.
+
+    `ratios` holds the ratio at each of `values`, which ascend. None: the ratio does not cross 1.
+    """
     x, y, found = np.log(np.asarray(values, float)), np.log(np.asarray(ratios, float)), []
     for n in range(len(x) - 1):
         if (y[n] < 0) != (y[n + 1] < 0):
@@ -143,9 +150,10 @@ def equal(values: Sequence[float], ratios: Sequence[float]) -> float | None:
 
 
 def same_bytes(setting: Setting, sweep: str) -> dict[str, float]:
-    """Where W M each way is 4 B d each way over a cut of the ring, and over the link of a host between two cuts.
+    """Points of `sweep` at which a server and the ring move the same bytes.
 
-    M is 4 L (d^2 + d): 2 W M = 8 B d at B = W L (d + 1).
+    Over the link of the server W M each way; over a cut of the ring 4 B d each way, and over the link of a host between
+    two cuts twice that. M is 4 L (d^2 + d): 2 W M = 8 B d at B = W L (d + 1). `setting` gives W, L, and d or B.
     """
     layers = (setting.hosts - 1) * setting.layers
     if sweep == "batch":
@@ -158,7 +166,7 @@ def same_bytes(setting: Setting, sweep: str) -> dict[str, float]:
 
 
 def measured(run: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """What a run at a point has given: seconds of a step, and how the workers spent their time."""
+    """Seconds of a step of the run `run` with the result `result`, and how the workers spent their time."""
     workers = [n for n, role in enumerate(result["roles"]) if role != "server"]
     parts = [result["parts"][n] for n in workers]
     return {
@@ -172,7 +180,10 @@ def measured(run: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
 def runs_at(
     setting: Setting, points: Sequence[tuple[int, int]], ways: Sequence[str], seconds: float
 ) -> tuple[dict[Any, dict[str, Any]], float]:
-    """A run of every way at every point, about `seconds` of it timed, and the seconds that all may last at most."""
+    """Runs of all `ways` (labels) at all `points` (batch, width) of `setting`; most seconds that all of them may last.
+
+    The runs are keyed by (way, batch, width). About `seconds` of each are timed.
+    """
     runs, expected = {}, 60.0
     for batch, width in points:
         for way in ways:
@@ -188,7 +199,7 @@ def runs_at(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Median, least and most of `values`."""
     return {"measured": float(np.median(values)), "low": float(min(values)), "high": float(max(values))}
 
 
@@ -199,7 +210,10 @@ def tabulate(
     rounds: Sequence[list[dict[str, Any]]],
     ways: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """A row for each point: of each way and of server / ring, what was predicted and measured."""
+    """A row for each of `points` (batch, width): predicted and measured seconds of each of `ways`, and server / ring.
+
+    `sweep` is "batch" or "width"; `rounds` holds the measured runs of each round.
+    """
     rows = []
     for batch, width in points:
         each = {
@@ -229,7 +243,10 @@ def crossing(
     rows: Sequence[dict[str, Any]],
     rounds: Sequence[list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Where a rival and the ring take as long: predicted, measured, and in the rounds taken alone."""
+    """Point of `sweep` at which `rival` and the ring take the same time: predicted, measured, and in each round.
+
+    `curve` comes from `curves`, `rows` from `tabulate`; `rounds` holds the measured runs of each round.
+    """
     found: dict[str, Any] = {"sweep": sweep, "rival": rival, "measured": None, "rounds": []}
     found["predicted"] = equal([row[sweep] for row in curve], [row[rival] / row[RING] for row in curve])
     measured = [row for row in rows if "measured" in row.get(rival, {})]
@@ -244,7 +261,10 @@ def crossing(
 
 
 def predicted(told: Setting, factors: Sequence[float]) -> tuple[list[dict[str, Any]], dict[str, list[tuple[int, int]]]]:
-    """The predicted curves, and the points to measure of each sweep: `factors` times the predicted crossover."""
+    """The predicted curves of the setting `told`, and the points to measure of each sweep.
+
+    `factors` are the points relative to the predicted crossover. Raises `SystemExit` if the curves do not cross.
+    """
     curve, points = [], {}
     for sweep in SWEEPS:
         some = curves(told, sweep)
@@ -286,7 +306,7 @@ class Crossover(Experiment):
         parser.add_argument("--seconds", type=float, help="of a run that are timed, about [0.8; quick: 0.4]")
 
     def setting(self, options: argparse.Namespace) -> Setting:
-        """What the command line says; --quick: one short round."""
+        """The setting that the command line `options` describes."""
         options.rounds = options.rounds or (1 if options.quick else 3)
         options.seconds = options.seconds or (0.4 if options.quick else 0.8)
         if options.hosts < 3 or options.layers < options.hosts or options.batch < 1:

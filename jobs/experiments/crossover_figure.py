@@ -19,7 +19,7 @@ RATIOS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 def show(table: dict[str, Any], page: Page) -> None:
-    """Print every point, predicted and measured, and where the curves cross."""
+    """Print on `page` every point of the results `table`, predicted and measured, and the crossovers."""
     setting, measured = table["setting"], table["provenance"]["rounds"] > 0
     for sweep in table["same_bytes"]:
         rows = [row for row in table["rows"] if row["sweep"] == sweep]
@@ -74,7 +74,7 @@ def _pair(value: dict[str, float], unit: float, how: str) -> str:
 
 
 def crossed(each: dict[str, Any]) -> str:
-    """A crossover in words: predicted, measured, and by how much they differ."""
+    """The crossover `each` in words: predicted, measured, and their difference."""
     predicted, measured = each["predicted"], each["measured"]
     words = f"{predicted:,.0f} (predicted)" if predicted else "none in sight (predicted)"
     if measured:
@@ -89,7 +89,10 @@ def crossed(each: dict[str, Any]) -> str:
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
-    """Seconds of a step against batch and width, lines predicted and points measured; below, server / ring."""
+    """Draw the results `table` into the file `path`.
+
+    Seconds of a step against batch and width, lines predicted and points measured; below, server / ring.
+    """
     from matplotlib.lines import Line2D
 
     with figure(path, 2, 2, figsize=(13, 8.6), sharex="col", height_ratios=(5, 3)) as (made, axes):

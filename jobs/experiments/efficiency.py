@@ -2,8 +2,8 @@
 
 Usage: python -m jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
-Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Everybody
-gets work in proportion to speed, as each node has timed itself at the start (`--layer-split measured`, `--batch-split
+Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Every node
+gets work in proportion to its speed, which it has measured at the start (`--layer-split measured`, `--batch-split
 measured`); the network is a chain of equal layers, 12 for each node. Shares are of the wall time of the steps, means
 over the workers: a rank that only serves is a node but not a worker. Each way once a round, every other round
 backwards; medians.
@@ -36,7 +36,7 @@ COLOURS = {"compute": "#2a6f97", "transfer": "#e9c46a", "wait": "#d1495b", "othe
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """All cases: equal nodes, and nodes of which one is half as fast."""
     found = []
     for ranks in (2, 4, 8, 16)[: 4 if (os.cpu_count() or 1) >= 16 else 3]:
         found.append(chain_on_nodes("all equal", ("1",) * ranks))
@@ -45,7 +45,7 @@ def cases() -> list[Case]:
 
 
 def ways(ranks: int) -> list[Way]:
-    """What is compared on `ranks` ranks, with work in proportion to the nodes' speed."""
+    """The ways that are compared on `ranks` ranks, with work in proportion to the nodes' speed."""
     servers = [several_servers(2)] if ranks >= 4 else []
     ring = WAYS["ring"].named("ring", micro_batches=MICRO * ranks, layer_split="measured")
     others = [WAYS["bsp"], WAYS["ssp"], WAYS["asp"], *servers, WAYS["colocated"], WAYS["allreduce"]]
@@ -53,7 +53,10 @@ def ways(ranks: int) -> list[Way]:
 
 
 def shares(result: dict[str, Any]) -> list[dict[str, float]]:
-    """Shares of the wall time of each worker; `other` includes checkpoints and tests, of which these runs have none."""
+    """Shares of the wall time of each worker in `result`.
+
+    `other` includes checkpoints and tests, which these runs do not have.
+    """
     found = []
     for part, role in zip(result["parts"], result["roles"], strict=True):
         if role != "server":
@@ -64,7 +67,17 @@ def shares(result: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def measure(case: Case, count: int, steps: int) -> dict[str, Any]:
-    """One case: a row for each way, and the shares of each worker in the first round."""
+    """Measure one case: a row for each way, and the shares of each worker in the first round.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    count : int
+        Number of rounds.
+    steps : int
+        Steps of a run.
+    """
     began = time.perf_counter()
     runs = {way.label: case.run(way, steps, SKIP) for way in ways(case.ranks)}
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}

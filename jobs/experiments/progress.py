@@ -13,7 +13,7 @@ gradients come; with it the machine decides only that order, and no loss depends
 The learning rate is constant, and tuned for each way with the same budget: every rate of one grid with every one of
 the same tuning seeds, and the rate with the least mean of the training loss over the last third of the epochs is taken
 (a run whose loss becomes nan counts as infinite). Other seeds are then trained with it. Momentum is 0.9 an update for
-everybody, so that an asp of 7 workers forgets 7 times as fast; there is no weight decay, which would count once an
+every way, so that an asp of 7 workers forgets 7 times as fast; there is no weight decay, which would count once an
 update. How many updates there are, and how old the weights of their gradients were, is read from traces.
 
 The loss of a step is that on its own samples, before it, with the weights of the ranks that computed it. Tests come
@@ -61,23 +61,23 @@ Trial = tuple[Way, float, int]  # with a learning rate and a seed
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all ways; `tail`: last epochs that are judged; `milliseconds` of a worker's step."""
+    """Settings that all ways share."""
 
-    ranks: int
-    data: str
-    model: str
-    batch: int
-    optimizer: str
-    epochs: int
-    tail: int
-    test_every: int
-    milliseconds: float
-    jitter: float
-    rates: list[float]
-    tuning_seeds: list[int]
-    seeds: list[int]
-    targets: list[float]
-    window: int = WINDOW
+    ranks: int  # of a run; a server is one of them
+    data: str  # value of --data
+    model: str  # value of --model
+    batch: int  # samples of a step
+    optimizer: str  # name of the optimizer
+    epochs: int  # of a run
+    tail: int  # last epochs, whose loss is judged
+    test_every: int  # epochs between two tests
+    milliseconds: float  # duration of a worker's step on an emulated node
+    jitter: float  # bound of the relative change of each action's duration
+    rates: list[float]  # learning rates that are tried
+    tuning_seeds: list[int]  # of the runs that choose the learning rate
+    seeds: list[int]  # of the runs that are compared
+    targets: list[float]  # training losses until which steps are counted
+    window: int = WINDOW  # steps over which a loss is averaged
     steps_per_epoch: int = field(init=False)
     pace: float = field(init=False)  # GFLOP/s of a node
 
@@ -90,7 +90,7 @@ class Setting:
         object.__setattr__(self, "pace", float(f"{flops / self.milliseconds / 1e6:.3g}"))
 
     def run(self, way: Way, rate: float, seed: int, trace: bool) -> dict[str, Any]:
-        """For either trainer."""
+        """Settings of a run of `way` with learning rate `rate` and seed `seed`, with or without `trace`."""
         return {
             "data": self.data,
             "model": self.model,
@@ -116,7 +116,7 @@ class Setting:
 
 
 def train_each(setting: Setting, tried: Sequence[Trial], trace: bool) -> Iterator[dict[str, Any]]:
-    """Train as all of `tried` say, ways of one program, several in one launch; yield what came of each.
+    """Train each of `tried` (ways of one program), several in one launch; yield their results. `trace`: write traces.
 
     A loss of nan ends the whole launch; the runs after that one get another.
     """
@@ -144,7 +144,7 @@ def train_each(setting: Setting, tried: Sequence[Trial], trace: bool) -> Iterato
 
 
 def diverged(folder: Path) -> bool:
-    """Whether a run ended because its loss was no number."""
+    """Whether the run in `folder` ended because its loss was no number."""
     try:
         status = open_run(folder).status
     except (UserError, OSError):  # it had not begun
@@ -153,7 +153,7 @@ def diverged(folder: Path) -> bool:
 
 
 def read(folder: Path, trace: bool, setting: Setting) -> dict[str, Any]:
-    """What the results say of a run: losses, and with a trace updates and staleness."""
+    """Results of the run in `folder`: losses, and with a `trace` updates and staleness."""
     run = open_run(folder)
     history = run.history()
     steps, tests = (history[history["kind"] == kind].sort_values("step") for kind in ("train", "test"))
@@ -176,9 +176,10 @@ def read(folder: Path, trace: bool, setting: Setting) -> dict[str, Any]:
 
 
 def ages(events: pd.DataFrame) -> pd.Series:
-    """How many updates the weights of each gradient were behind: of a worker's share, of a micro-batch in the ring.
+    """Number of updates by which the weights of each gradient were behind: of a worker's share, or of a micro-batch.
 
-    `staleness` says of an update of the ring how old its oldest micro-batch was; these differ in PipeDream.
+    `events` are those of a trace. `staleness` gives the age of the oldest micro-batch of an update of the ring; with
+    PipeDream the micro-batches of an update differ.
     """
     known = events[events["version"] >= 0]
     forwards = known[known["kind"] == "F"]
@@ -193,7 +194,7 @@ def ages(events: pd.DataFrame) -> pd.Series:
 
 
 def best_rate(trials: Sequence[dict[str, Any]]) -> float:
-    """The learning rate whose runs have the least mean loss; runs that diverged have an infinite one."""
+    """The learning rate whose runs, among `trials`, have the least mean loss; a diverged run has an infinite one."""
     means: dict[float, float] = {}
     for rate in dict.fromkeys(trial["lr"] for trial in trials):
         means[rate] = float(np.mean([trial["train_loss"] for trial in trials if trial["lr"] == rate]))
@@ -204,7 +205,7 @@ def best_rate(trials: Sequence[dict[str, Any]]) -> float:
 
 
 def steps_to(losses: Sequence[float], target: float, window: int = WINDOW) -> float:
-    """Steps made when the mean loss of the last `window` of them was first at most `target`; infinite if never."""
+    """Steps until the mean of the last `window` of `losses` was first at most `target`; infinite if never."""
     if len(losses) < window:
         return inf
     means = np.convolve(np.asarray(losses, float), np.ones(window), "valid") / window
@@ -213,9 +214,9 @@ def steps_to(losses: Sequence[float], target: float, window: int = WINDOW) -> fl
 
 
 def beyond(mine: Sequence[float], theirs: Sequence[float]) -> int:
-    """1 or -1 if values are more or less than others' beyond the spread, else 0.
+    """1 or -1 if the values `mine` are more or less than `theirs` beyond the spread, else 0.
 
-    The quartiles must not overlap, and every seed must say the same of itself.
+    The quartiles must not overlap, and the comparison must be the same for every seed.
     """
     (_, low, high), (_, other_low, other_high) = quartiles(mine), quartiles(theirs)
     pairs = list(zip(mine, theirs, strict=True))
@@ -225,7 +226,7 @@ def beyond(mine: Sequence[float], theirs: Sequence[float]) -> int:
 
 
 def measures(setting: dict[str, Any], runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """What each run of a way is judged by: losses, test error, and samples to each target."""
+    """Measures of each of `runs` of one way under `setting`: losses, test error, and samples to each target."""
     found = {
         "train_loss": [run["train_loss"] for run in runs],
         "test_loss": [run["tests"][-1][1] if isfinite(run["train_loss"]) else inf for run in runs],
@@ -238,7 +239,10 @@ def measures(setting: dict[str, Any], runs: Sequence[dict[str, Any]]) -> dict[st
 
 
 def tabulate(setting: dict[str, Any], rates: dict[str, float], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each way: median and quartiles over seeds of all measures, and how they stand to the other ways'."""
+    """A row for each way: median and quartiles over seeds of all measures, and comparisons with the other ways.
+
+    `rates` holds the learning rate of each way, by label; `runs` holds the results of all runs under `setting`.
+    """
     grouped = {way: [run for run in runs if run["way"] == way] for way in rates}
     every = {way: measures(setting, some) for way, some in grouped.items()}
     first = next(iter(every))

@@ -15,7 +15,7 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 def show(table: dict[str, Any], page: Page) -> None:
-    """Print what each way reached, what it took, and what differs beyond the spread."""
+    """Print on `page` the results `table`: quality and cost of each way, and differences beyond the spread."""
     setting, rows = table["setting"], table["rows"]
     first = rows[0]["way"]
     reached = _reached(setting, first)
@@ -112,7 +112,7 @@ def _spread(three: list[float | None], how: str) -> str:
 
 
 def curves(runs: list[dict[str, Any]], window: int) -> np.ndarray:
-    """Quartiles and median (rows 0, 2 and 1) over runs of the loss, a mean of the last `window` steps or those made."""
+    """Quartiles and median (rows 0, 2 and 1) over `runs` of the loss, a mean of the last `window` steps."""
     steps = max(len(run["loss"]) for run in runs)
     smooth = []
     for run in runs:
@@ -122,7 +122,10 @@ def curves(runs: list[dict[str, Any]], window: int) -> np.ndarray:
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
-    """Loss against samples and updates, tests against samples, and what tuning saw."""
+    """Draw the results `table` into the file `path`.
+
+    Loss against samples and updates, tests against samples, and the losses of tuning.
+    """
     setting, rows = table["setting"], {row["way"]: row for row in table["rows"]}
     batch, window = setting["batch"], setting["window"]
     with figure(path, 2, 2, figsize=(13, 9)) as (made, axes):

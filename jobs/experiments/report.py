@@ -4,7 +4,7 @@ Usage: python -m jobs.experiments report [--from FOLDER] [--out FILE]
 
 Gathers what the experiments have left (results, tables, pictures) into one HTML file that needs nothing else
 (jobs/figures/report.html), and writes the table of claims between the two `claims` marks of the README, each row with
-how it was come by (measured, on emulated nodes, simulated) and the command that measures it again. With --from the
+how it was obtained (measured, on emulated nodes, simulated) and the command that repeats it. With --from the
 results and pictures of one folder are taken, where `--out FOLDER` of the experiments has put them, and no README
 is written.
 """
@@ -38,13 +38,13 @@ nav a { margin-right: 1rem; }
 
 
 def results(folder: str | None = None) -> Found:
-    """What all experiments have left: in the project, or in a folder."""
+    """Results of all experiments, by name: the project's, or those in `folder`."""
     paths = {name: places(name, folder)[0] for name in find_experiments()}
     return {name: read(path) for name, path in paths.items() if path.exists()}
 
 
 def claims(found: Found) -> str:
-    """The table of claims in Markdown."""
+    """The table of claims in Markdown, from the results `found`."""
     lines = ["| the ring | the others | how | again with `python -m jobs.experiments` ... |", "|---|---|---|---|"]
     for name, each in find_experiments().items():
         if name in found:
@@ -55,7 +55,7 @@ def claims(found: Found) -> str:
 
 
 def renew(readme: Path, table: str) -> None:
-    """Put the table between the marks. Raises `SystemExit` if they are not there."""
+    """Write `table` between the marks of the file `readme`. Raises `SystemExit` if it has no marks."""
     text = readme.read_text()
     begin, end = (text.find(mark) for mark in MARKS)
     if not 0 <= begin < end:
@@ -67,7 +67,7 @@ def renew(readme: Path, table: str) -> None:
 
 
 def as_html(markdown: str) -> str:
-    """Our own Markdown: tables, bold and code."""
+    """HTML of `markdown`, as this project writes it: tables, bold and code."""
     made: list[str] = []
     for line in markdown.splitlines():
         if not line.startswith("|"):
@@ -97,7 +97,17 @@ def _inline(text: str) -> str:
 
 
 def page(found: Found, table: str, folder: str | None) -> str:
-    """The whole page."""
+    """The whole page.
+
+    Parameters
+    ----------
+    found : dict
+        Results by the name of their experiment.
+    table : str
+        The table of claims in Markdown.
+    folder : str or None
+        Folder of results and figures; None: the project's.
+    """
     sections, names = [], []
     for name, each in find_experiments().items():
         result, figure = places(name, folder)
@@ -127,7 +137,7 @@ def page(found: Found, table: str, folder: str | None) -> str:
 
 
 def origin(table: dict[str, Any]) -> str:
-    """When, where and from which commit results come."""
+    """Date, machine and commit of the results `table`, as text."""
     parts = []
     for each in sources(table):
         if "commit" in each:

@@ -1,10 +1,10 @@
-"""Resilience under the clock: how fast a lost rank is back, what failures cost, and what each fault leaves.
+"""Resilience measured: time until a lost rank is back, cost of failures, and outcome of each fault.
 
 Usage: python -m jobs.experiments resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out FOLDER]
 
 recovery    From the kill of a rank to the first new step, as seen from outside, and by phase: clear, start, agree,
-            split, restore, redo as the run itself tells; detect is what remains until it tells. 4 ranks on nodes
-            with memory of their own, a small model and one of 100 MB of weights and moments, real computing.
+            split, restore, redo as the run reports them; detect is the rest of the time. 4 ranks on nodes with
+            separate memory, a small model and one of 100 MB of weights and moments, real computing.
 throughput  Steps a second before and after one of R nodes is lost for good, with its memory. Emulated nodes; a chain of
             equal layers, 12 for R = 4 and 56 for R = 8, so that they divide evenly before and after.
 efficiency  Useful steps per wall time against the undisturbed run of the same command, where a rank at random is killed
@@ -12,7 +12,7 @@ efficiency  Useful steps per wall time against the undisturbed run of the same c
             the same emulated nodes, all under the supervisor, all with checkpoints as --mtbf places them. A kill that
             falls into a recovery hits its rank as soon as that is back, and so may cost more than it would have. The
             undisturbed run takes the checkpoints of the longest mean.
-outcomes    What role x fault leaves: `jobs.experiments.resilience_outcomes`.
+outcomes    Outcome by role and fault: `jobs.experiments.resilience_outcomes`.
 
 Writes results/resilience.h5 (the parts that are measured; others are kept) and jobs/figures/resilience.png; --quick
 takes small and few runs and writes to --out alone.
@@ -66,7 +66,7 @@ Rows = list[dict[str, Any]]
 
 
 def recovery(quick: bool) -> Rows:
-    """Kill ranks one after the other, and read how long it took until the first new step."""
+    """Kill ranks one after the other, and measure the time until the first new step; `quick`: one way, few kills."""
     rows = []
     for size, model in SIZES.items():
         for way in RECOVERIES:
@@ -151,7 +151,7 @@ def _strike(
     told_of_all: list[tuple[dict[str, float], int]] = []
     for moment, back, told_of in zip(kills_at, backs, recoveries, strict=True):
         seconds = told_of["seconds"]
-        # The line comes with the first step of the new launch; what the lost one had done is told before that.
+        # The line comes with the first step of the new launch, after the report of the lost one.
         totals.append(next(at for at, _ in new if at > back - seconds.get("redo", 0)) - moment)
         detect = max(0.0, back - moment - sum(seconds.values()))
         told_of_all.append(({"detect": detect, **seconds}, told_of["again"]))
@@ -162,7 +162,7 @@ def _strike(
 
 
 def throughput(quick: bool) -> Rows:
-    """Steps a second before and after one of R nodes is gone for good."""
+    """Steps a second before and after one of R nodes is gone for good; `quick`: one short run on 4 nodes."""
     rows = []
     for ranks, layers in ((4, 12), (8, 56)):
         if quick and ranks != 4:
@@ -219,7 +219,7 @@ def throughput(quick: bool) -> Rows:
 
 
 def efficiencies(quick: bool) -> Rows:
-    """Useful steps per wall time with failures at random, against the undisturbed run."""
+    """Useful steps per wall time with failures at random, relative to the run without failures; `quick`: short runs."""
     ranks, step = 4, 0.06
     means, length, seeds = ([10.0], 8.0, [1]) if quick else ([60.0, 30.0, 15.0], 100.0, [1])
     rows = []

@@ -22,7 +22,7 @@ KILL = "#222222"
 
 
 def show(table: dict[str, Any], page: Page) -> None:
-    """Print whatever parts the table has."""
+    """Print on `page` the parts that the results `table` has."""
     for part, print_it in (
         ("recovery", _recovery),
         ("throughput", _throughput),
@@ -161,13 +161,16 @@ def _number(value: float | None, how: str) -> str:
 
 
 def shown_mean(rows: list[dict[str, Any]]) -> float:
-    """The mean time between failures whose runs are drawn: the middle one of those that were measured."""
+    """Mean time between failures whose runs are drawn: the middle one of those in `rows`."""
     means = sorted({row["mean"] for row in rows})
     return means[len(means) // 2]
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
-    """Throughput over time with kill marks, one strip for each way; efficiency by failure rate; recovery by phase."""
+    """Draw the results `table` into the file `path`.
+
+    Throughput over time with kill marks, one strip for each way; efficiency by failure rate; recovery by phase.
+    """
     efficiency, recovery = table.get("efficiency") or [], table.get("recovery") or []
     mean = shown_mean(efficiency) if efficiency else 0.0
     strips = [row for row in efficiency if row["mean"] == mean]

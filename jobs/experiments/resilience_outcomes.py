@@ -1,13 +1,13 @@
-"""What each fault leaves behind, by the role of what it strikes: a table of whole runs.
+"""Outcome of each fault, by the role of the struck rank: a table of whole runs.
 
 Role: a rank of the ring and its first rank, a worker, and the server (bsp). Fault: `permanent`, the process and its
 node with its memory are gone for good; `stopped short`, for a second; `stopped long`, for more than twice the time-outs
-and then let go on; `hung`, never let go on; `cut link`, the host is unreachable but its processes run; `whole host`,
+and then continued; `hung`, never continued; `cut link`, the host is unreachable but its processes run; `whole host`,
 the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.lib.hosts`),
-the supervisor at their switch; where root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
+the supervisor at their switch; if root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
 
 A run has survived if all its steps are made, by its own status; `ended`: the supervisor has ended with status 0, too.
-`again`: steps made a second time, as the run tells or as seen from outside, whichever is more. `pause`: the longest
+`again`: steps made a second time, as the run reports or as seen from outside, whichever is more. `pause`: the longest
 time between two new steps around the fault.
 """
 
@@ -37,7 +37,7 @@ Strike = Callable[[Path, Struck, int], None]
 
 
 def flags_of(way: Way, steps: int) -> list[str]:
-    """Of a run that is struck, or of the undisturbed one."""
+    """Flags of a run of `way` with `steps` steps, for runs with a fault and without."""
     more = ("--heartbeat-timeout", f"{TIMEOUT:g}") if way.trainer == "ring" else ("--worker-timeout", f"{TIMEOUT:g}")
     return [*paced(12, 0.08, 1 / (RANKS - 1), steps, checkpoint_every=20, stall_timeout=STALL), *way.flags, *more]
 
@@ -46,13 +46,13 @@ def flags_of(way: Way, steps: int) -> list[str]:
 
 
 def permanent(folder: Path, job: Struck, rank: int) -> None:
-    """The node is gone."""
+    """Remove the node of rank `rank` of `job`, which runs in `folder`, for good."""
     lose_node(folder, rank)
     job.signal(rank, signal.SIGKILL)
 
 
 def stopped(seconds: float | None) -> Strike:
-    """The process stops, for some time or for good."""
+    """A fault: the process stops for `seconds`, or for good (None)."""
 
     def strike(folder: Path, job: Struck, rank: int) -> None:
         _, pid = job.signal(rank, signal.SIGSTOP)
@@ -76,7 +76,10 @@ FAULTS: dict[str, Strike] = {
 
 
 def supervisor(hosts: Hosts, folder: Path) -> list[str]:
-    """A supervisor at the switch of hosts: what stands before its program. A host is up as long as its link is."""
+    """Words that start a supervisor of `hosts` at their switch, in `folder`, up to its program.
+
+    A host counts as up while its link is.
+    """
     probe = "ip -br link show up type veth | sed -n 's/^\\(host[0-9]*\\)[@ ].*/\\1/p' | sort -V"
     words = [*hosts.at_switch(folder), sys.executable, "-m", "ringtmp", "supervise"]
     words += ["-n", str(len(hosts.names)), "--hosts", ",".join(hosts.names), "--probe", probe]
@@ -84,7 +87,19 @@ def supervisor(hosts: Hosts, folder: Path) -> list[str]:
 
 
 class AtSwitch(Struck):
-    """A supervised job with one rank on each host."""
+    """A supervised job with one rank on each host.
+
+    Parameters
+    ----------
+    folder : Path
+        Working folder.
+    hosts : Hosts
+        The hosts.
+    flags : list of str
+        Flags of the trainer.
+    way : Way
+        Way whose trainer runs.
+    """
 
     def __init__(self, folder: Path, hosts: Hosts, flags: list[str], way: Way) -> None:
         words = [*supervisor(hosts, folder), sys.executable, "-m", way.module, *flags]
@@ -93,7 +108,15 @@ class AtSwitch(Struck):
 
 @dataclass
 class Ends:
-    """How runs to which nothing happens end: what the others are held against."""
+    """Results of a run without faults, with which the others are compared.
+
+    Attributes
+    ----------
+    sha256 : str
+        SHA-256 of its weights.
+    loss : float
+        Loss of its last test.
+    """
 
     sha256: str
     loss: float
@@ -115,7 +138,7 @@ def _resumed(text: str) -> str:
 
 
 def _watched(job: Struck, strike: Callable[[], None], calm: Ends, limit: float) -> dict[str, Any]:
-    """Strike a run in its middle, and see what comes of it."""
+    """Strike a run in its middle, and record the outcome."""
     fault, status, error = 0.0, None, ""
     with job, Watch(job) as watch:
         try:
@@ -160,7 +183,7 @@ def _ranks(text: str) -> int:
 
 
 def outcomes(quick: bool) -> list[dict[str, Any]]:
-    """A row for each role and fault."""
+    """A row for each role and fault; `quick`: two of them, with short runs."""
     steps, limit = (60, 60.0) if quick else (150, 90.0)
     calm: dict[str, Ends] = {}
     for way in (RING, BSP):

@@ -10,11 +10,11 @@ rank, as many ranks as there are cores. `2 rings of 4`: rings side by side (`--r
 the nodes.
 
 Speed-ups are of samples a second, after the first steps of a run, beside one node; each way runs once a round, every
-other round backwards. In brackets, how much faster the simulator says: the functions behind the curves that go to 4096
-nodes (`jobs.lib.simulated`), given the nodes' speed and what was measured of a link between two of them. It
-does not know cores at full speed, which share caches and memory: there it simulates nodes with a memory
-each. It has no rings side by side. With --far the wide network, weak, goes on under that clock where the
-machine ends, a layer deeper for each node beyond 16.
+other round backwards. In brackets, the simulated speed-up: from the functions behind the curves up to 4096 nodes
+(`jobs.lib.simulated`), for the nodes' speed and the measured link between two of them. The simulator does not model
+cores at full speed, which share caches and memory: it simulates nodes with separate memory there. It does not simulate
+rings side by side. With --far the wide network is simulated, weak, beyond the nodes of the machine, a layer deeper for
+each node beyond 16.
 
 Each scene is written as soon as it is measured; --only measures again those whose name holds the text.
 """
@@ -56,11 +56,13 @@ class Scene:
     Attributes
     ----------
     network : str
+        Name of the network.
     width : int
+        Width of its layers.
     link : str or None
-        Rate of each host's link, as the kernel limits it; None: shared memory.
+        Rate of each host's link, to which the kernel limits it; None: shared memory.
     sample : float
-        Seconds that an emulated node takes for F of a sample; 0: as fast as it is.
+        Seconds of F of a sample on an emulated node; 0: nodes are not emulated.
     strong, weak, rows : int
         Samples of a batch in all, for each node, and of a micro-batch.
     message_size : str
@@ -78,21 +80,21 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """As tables have it."""
+        """Name in tables."""
         link = f"{self.link.removesuffix('mbit')} Mbit/s" if self.link else "shared memory"
         return f"{self.network}, {link}"
 
     @property
     def gflops(self) -> float:
-        """Of an emulated node; 0: not known."""
+        """GFLOP/s of an emulated node; 0: not emulated."""
         return 2 * self.width**2 * LAYERS / self.sample / 1e9 if self.sample else 0.0
 
     def batch(self, scaling: str, nodes: int) -> int:
-        """Samples of a step."""
+        """Samples of a step on `nodes` nodes with `scaling` "strong" or "weak"."""
         return self.strong if scaling == "strong" else self.weak * nodes
 
     def case(self, scaling: str, nodes: int) -> Case:
-        """The training on `nodes` nodes."""
+        """The training on `nodes` nodes with `scaling` "strong" or "weak"."""
         batch = self.batch(scaling, nodes)
         samples, speed = batch + batch // 8 + 128, f"{self.gflops:.6g}" if self.sample else ""
         return Case(
@@ -108,7 +110,7 @@ class Scene:
         )
 
     def ways(self, scaling: str, nodes: int) -> list[Way]:
-        """What is compared."""
+        """The ways that are compared on `nodes` nodes with `scaling` "strong" or "weak"."""
         batch = self.batch(scaling, nodes)
         found = [WAYS["ring"].named("ring", micro_batches=batch // self.rows)]
         for rings in (2, 4):
@@ -118,7 +120,19 @@ class Scene:
         return found + [WAYS[name] for name in ("bsp", "ssp", "colocated", "allreduce") if nodes > 1]
 
     def simulated(self, machine: Machine, way: Way, scaling: str, nodes: int) -> float | None:
-        """Seconds of a step under the clock; None where it has no such way."""
+        """Simulated seconds of a step; None if the way cannot be simulated.
+
+        Parameters
+        ----------
+        machine : Machine
+            Measured link and speed of a node.
+        way : Way
+            The way.
+        scaling : {"strong", "weak"}
+            How the batch grows.
+        nodes : int
+            Number of nodes.
+        """
         batch = self.batch(scaling, nodes)
         if way.label == "ring":
             return ring(machine, nodes, batch, batch // self.rows)[0]
@@ -138,7 +152,7 @@ SCENES = (
 
 
 def launch_on(scene: Scene, nodes: int, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Train on `nodes` nodes: over shared memory, or on hosts with the scene's links."""
+    """Train `runs` on `nodes` nodes: over shared memory, or on hosts with the links of `scene`."""
     if scene.link is None or nodes == 1:
         return launch(nodes, runs)
     with Hosts(nodes, scene.link) as hosts:
@@ -146,7 +160,7 @@ def launch_on(scene: Scene, nodes: int, runs: Sequence[dict[str, Any]]) -> list[
 
 
 def machine_of(scene: Scene) -> Machine:
-    """What is simulated: a link between two nodes as it is measured, and the speed of one node."""
+    """The machine to simulate for `scene`: the measured link between two nodes, and the speed of one node."""
     if scene.link is None:
         link = measure_link()
     else:
@@ -161,7 +175,23 @@ def machine_of(scene: Scene) -> Machine:
 
 
 def measure(scene: Scene, machine: Machine, scaling: str, nodes: int, count: int, seconds: float) -> list[Any]:
-    """A row for each way on `nodes` nodes."""
+    """A row for each way.
+
+    Parameters
+    ----------
+    scene : Scene
+        Network, nodes and links.
+    machine : Machine
+        The machine to simulate.
+    scaling : {"strong", "weak"}
+        How the batch grows.
+    nodes : int
+        Number of nodes.
+    count : int
+        Number of rounds.
+    seconds : float
+        Seconds of each run that are timed.
+    """
     case = scene.case(scaling, nodes)
     simulated = {way.label: scene.simulated(machine, way, scaling, nodes) for way in scene.ways(scaling, nodes)}
     runs = {}
@@ -192,7 +222,21 @@ def measure(scene: Scene, machine: Machine, scaling: str, nodes: int, count: int
 
 
 def measured(scene: Scene, counts: Sequence[int], scalings: Sequence[str], count: int, seconds: float) -> Any:
-    """A scene: rows of both scalings on all numbers of nodes, with their speed-ups."""
+    """A scene: rows of both scalings on all numbers of nodes, with their speed-ups.
+
+    Parameters
+    ----------
+    scene : Scene
+        Network, nodes and links.
+    counts : sequence of int
+        Numbers of nodes, ascending.
+    scalings : sequence of str
+        "strong" and "weak".
+    count : int
+        Number of rounds.
+    seconds : float
+        Seconds of each run that are timed.
+    """
     began, machine, rows = time.perf_counter(), machine_of(scene), []
     cores = os.cpu_count() or 1
     for scaling in scalings:
@@ -229,7 +273,7 @@ def measured(scene: Scene, counts: Sequence[int], scalings: Sequence[str], count
 
 
 def far(case: dict[str, Any], most: int) -> list[dict[str, Any]]:
-    """Weak scaling under the clock, from 32 nodes on: what of the nodes' speed each way uses."""
+    """Simulated weak scaling of the scene `case` from 32 to `most` nodes: share of the nodes' speed that is used."""
     known = Machine(case["width"], LAYERS, case["gflops"], case["bandwidth"], case["latency"])
     rows, ratio, nodes = [], 8, 2 * LAYERS
     while nodes <= most:

@@ -17,12 +17,12 @@ FAR = ["ring", *(EVERY[name].label for name in ("bsp", "colocated", "allreduce")
 
 
 def family(way: str) -> str:
-    """What a way's curve is called."""
+    """Label of the curve of the way `way`."""
     return SIDE if "rings of" in way else way
 
 
 def best(rows: Sequence[dict[str, Any]], scaling: str, nodes: int) -> dict[str, dict[str, Any]]:
-    """Of each kind of way the fastest one on `nodes` nodes."""
+    """The fastest way of each kind, among `rows`, on `nodes` nodes with `scaling` "strong" or "weak"."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         way = family(row["way"])
@@ -32,12 +32,15 @@ def best(rows: Sequence[dict[str, Any]], scaling: str, nodes: int) -> dict[str, 
 
 
 def points(case: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Scalings and numbers of nodes of a scene, but for one node."""
+    """Scalings and numbers of nodes of the scene `case`, except one node."""
     yield from dict.fromkeys((row["scaling"], row["nodes"]) for row in case["rows"] if row["nodes"] > 1)
 
 
 def errors(cases: Sequence[dict[str, Any]], way: str) -> list[float]:
-    """By how much the clock is wrong, at each point; it has no cores that share caches and memory."""
+    """Relative errors of the simulator for `way` at each point of `cases`, except those at full speed.
+
+    The simulator has no cores that share caches and memory.
+    """
     return [
         row["simulated"] / row["samples_per_s"][0] - 1
         for case in cases
@@ -50,7 +53,7 @@ def errors(cases: Sequence[dict[str, Any]], way: str) -> list[float]:
 
 
 def show(cases: Sequence[dict[str, Any]], page: Page) -> None:
-    """Speed-ups, how wrong the clock is, and what it says of many nodes."""
+    """Print on `page` the results `cases`: speed-ups, errors of the simulator, and simulated speeds of many nodes."""
     table = make_table(
         "Times as fast as one node (simulated: so much faster); * the fastest",
         ("network and links", "scaling", "nodes", *WAYS),
@@ -92,7 +95,10 @@ def show(cases: Sequence[dict[str, Any]], page: Page) -> None:
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
-    """What of the nodes' speed is used, over nodes: a column for each scene, strong above, weak below."""
+    """Draw the results `table` into the file `path`.
+
+    Used share of the nodes' speed over nodes: a column for each scene, strong scaling above, weak scaling below.
+    """
     cases = table["cases"]
     with figure(path, 2, len(cases), 140, figsize=(2.9 * len(cases) + 0.6, 6), sharey=True) as (made, axes):
         for column, case in zip(axes.T, cases, strict=True):

@@ -33,7 +33,7 @@ TRAIN = {
 
 
 def train_and_draw(path: Path) -> None:
-    """Train, then draw on rank 0. Collective over the world."""
+    """Train, then draw into the file `path` on rank 0. Collective over the world."""
     from mpi4py import MPI
 
     import ringtmp
@@ -53,7 +53,7 @@ def train_and_draw(path: Path) -> None:
 
 
 def draw(runs: list[Any], path: Path) -> None:
-    """Two steps of each run, the median ones, over one time axis."""
+    """Draw two steps of each of `runs`, the median ones, over one time axis into the file `path`."""
     from ringtmp.analysis import draw_gantt
 
     with figure(path, len(runs), figsize=(12, 8.0)) as (made, grid):

@@ -12,16 +12,16 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """A training that every way of a comparison does: same network, batch and optimizer on as many ranks.
+    """A training that every way of a comparison runs: same network, batch, optimizer and number of ranks.
 
     Parameters
     ----------
     name : str
-        In tables and result files.
+        Name in tables and result files.
     ranks : int
         Ranks of the launch. A rank that only serves is one of them.
     width, layers : int
-        Of the network: `layers` dense layers with `width` inputs and outputs each.
+        The network is `layers` dense layers with `width` inputs and outputs each.
     batch : int
         Samples of a step.
     samples : int
@@ -29,13 +29,13 @@ class Case:
     node_speed : str
         GFLOP/s of emulated nodes, in the form of `--node-speed`; empty: as fast as the machine is.
     jitter : float
-        Relative standard deviation of the duration of each emulated action.
+        Bound of the relative change of each emulated action's duration, from 0 to below 1.
     message_size : str
         Largest message of servers and workers, such as "32KiB"; empty: the default.
     test_fraction : float
         Share of the samples that are kept for the test at the end.
     optimizer : str
-        Such as "momentum".
+        Name of the optimizer, such as "momentum".
     checkpoints : bool
         Whether the default checkpoints are written.
     """
@@ -60,7 +60,7 @@ class Case:
 
     @property
     def parameters(self) -> int:
-        """Of the network."""
+        """Number of parameters of the network."""
         return self.layers * (self.width * self.width + self.width)
 
     def model(self) -> Model:
@@ -68,7 +68,17 @@ class Case:
         return build_model(self.spec, "auto", (self.width,), "classes", self.width)
 
     def settings(self, way: Way, steps: int, **more: Any) -> dict[str, Any]:
-        """Settings of a run of `steps` steps, for the trainer of `way`; `more` overrides all others."""
+        """Settings of a run for the trainer of a way.
+
+        Parameters
+        ----------
+        way : Way
+            Adds its own settings.
+        steps : int
+            Steps of the run.
+        **more
+            Settings that override all others.
+        """
         found = {
             "model": self.spec,
             "batch_size": self.batch,
@@ -88,7 +98,17 @@ class Case:
         return found | dict(way.settings) | more
 
     def run(self, way: Way, steps: int, skip: int, **more: Any) -> dict[str, Any]:
-        """A run as `jobs.lib.launch.launch` takes it, the first `skip` steps left out of its rate."""
+        """A run in the form that `jobs.lib.launch.launch` takes.
+
+        Parameters
+        ----------
+        way : Way
+            Trainer and its settings.
+        steps, skip : int
+            Steps of the run; first steps that are left out of its rate.
+        **more
+            Settings that override all others.
+        """
         return {"trainer": way.trainer, "train": self.settings(way, steps, **more), "skip": skip}
 
 
@@ -105,11 +125,11 @@ def chain_on_nodes(name: str, courses: Sequence[str], jitter: float = 0.0) -> Ca
     Parameters
     ----------
     name : str
-        Of the case.
+        Name of the case.
     courses : sequence of str
         Relative speed of each node (1: not slowed) over the steps, such as "1@24:0.25" (4 times slower from step 24).
     jitter : float
-        See `Case`.
+        Bound of the relative change of each emulated action's duration, from 0 to below 1.
     """
     speed = 2 * ROWS * CHAIN_WIDTH * CHAIN_WIDTH * CHAIN_LAYERS / ACTION / 1e9
     scaled = []

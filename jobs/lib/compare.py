@@ -7,7 +7,20 @@ import numpy as np
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
-    """Call `ours` and `peer` `pairs` times in turns, in alternating order; what each has returned."""
+    """Measure two contestants by turns, in alternating order.
+
+    Parameters
+    ----------
+    ours, peer : callable
+        Called without arguments; return a value.
+    pairs : int
+        Number of calls of each.
+
+    Returns
+    -------
+    list of float, list of float
+        Values of `ours` and of `peer`, in pairs.
+    """
     values: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
@@ -23,11 +36,11 @@ def compared(
     Parameters
     ----------
     case : str
-        Of the row.
+        Name of the row.
     ours, peer : list of float
-        Measured in pairs, as `alternate` returns them.
+        Values measured in pairs, from `alternate`.
     unit : str
-        Of both.
+        Unit of both.
     aim : float or None
         Ratio to reach.
     less_is_better : bool
@@ -53,7 +66,18 @@ def compared(
 def measured(case: str, values: list[float], unit: str, aim: float | None, less_is_better: bool) -> dict[str, Any]:
     """A row of a benchmark without a peer: `ratio` is to the aim, `low` and `high` are quartiles of the value itself.
 
-    Parameters: see `compared`.
+    Parameters
+    ----------
+    case : str
+        Name of the row.
+    values : list of float
+        Measured values.
+    unit : str
+        Unit of the values.
+    aim : float or None
+        Value to reach.
+    less_is_better : bool
+        Whether the smaller value wins, as with seconds.
     """
     median = float(np.median(values))
     low, high = np.percentile(values, [25, 75])

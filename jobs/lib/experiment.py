@@ -1,4 +1,4 @@
-"""What an experiment is, where it registers, and how its command line runs it.
+"""What an experiment is, its registration, and its command line.
 
 An experiment is one file: its question (the module's docstring), and a class with its rows, tables, figure and claims.
 
@@ -32,11 +32,11 @@ class Claim(NamedTuple):
     Attributes
     ----------
     ring, others : str
-        What the ring does, and what the other ways do.
+        Result of the ring, and results of the other ways.
     how : str
         How the numbers were obtained: measured, on emulated nodes, simulated.
     again : str
-        What measures them again, after `python -m jobs.experiments`.
+        Command that repeats the measurement, after `python -m jobs.experiments`.
     """
 
     ring: str
@@ -51,9 +51,9 @@ class Experiment:
     Attributes
     ----------
     name : str
-        Of the command, the result file and the figure.
+        Name of the command, the result file and the figure.
     about : str
-        What it shows, in one line.
+        Subject, in one line.
     order : int
         Its place among all experiments in the list and in the report; ascending.
     width : int
@@ -69,10 +69,10 @@ class Experiment:
     pictured: ClassVar[bool] = True
 
     def flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the flags of this experiment to those that all have."""
+        """Add the flags of this experiment to `parser`, which has those that all share."""
 
     def keeps(self, options: argparse.Namespace) -> bool:
-        """Whether results are written: into --out, or into the project if they are not quick ones."""
+        """Whether results are written with these `options`: into --out, or into the project if they are not quick."""
         return bool(options.out) or not options.quick
 
     def measure(self, options: argparse.Namespace, table: Table, save: Callable[[], None]) -> None:
@@ -83,22 +83,22 @@ class Experiment:
         options : Namespace
             The command line.
         table : dict
-            What the result file holds so far (empty if there is none); the new rows go into it.
+            Contents of the result file so far (empty if it does not exist); the new rows are added to it.
         save : callable
             Writes the table; to be called after each part of a long measurement.
         """
         raise NotImplementedError
 
     def show(self, table: Table, page: Page) -> None:
-        """Print the tables of a result file."""
+        """Print the tables of a result file's contents `table` on `page`."""
         raise NotImplementedError
 
     def draw(self, table: Table, path: Path) -> None:
-        """Draw the figure of a result file."""
+        """Draw the figure of a result file's contents `table` into the file `path`."""
         raise NotImplementedError
 
     def claims(self, table: Table) -> list[Claim]:
-        """What a result file bears out."""
+        """Claims that a result file's contents `table` support."""
         return []
 
     @property
@@ -115,7 +115,7 @@ class Experiment:
         )
 
     def main(self, words: Sequence[str]) -> int:
-        """Measure, show and publish, as the command line says; the exit status."""
+        """Measure, show and publish, as the command line `words` says; return the exit status."""
         parser = self.parser()
         parser.add_argument("--quick", action="store_true", help="few and short runs; written to --out alone")
         parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and figure of a result file")
@@ -143,7 +143,7 @@ Kind = TypeVar("Kind", bound=type[Experiment])
 
 
 def experiment(kind: Kind) -> Kind:
-    """Register a class of experiments. Raises `ValueError` if another class has its name."""
+    """Register the class `kind` of experiments. Raises `ValueError` if another class has its name."""
     known = EXPERIMENTS.get(kind.name)
     if known and type(known).__qualname__ != kind.__qualname__:
         raise ValueError(f"two experiments have the name {kind.name!r}")
@@ -152,7 +152,7 @@ def experiment(kind: Kind) -> Kind:
 
 
 def find_experiments(package: str = "jobs.experiments") -> dict[str, Experiment]:
-    """Import every module of a package; all experiments that have registered, in their order, by name."""
+    """Import all modules of the package named `package`; all registered experiments by name, in their order."""
     here = importlib.import_module(package)
     for found in pkgutil.walk_packages(here.__path__, f"{package}."):
         if not found.name.endswith("__main__"):

@@ -3,7 +3,7 @@
 Usage: python -m jobs.lib.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
 runs a program with one rank on each, prints what went over each link, takes all down. Needs Linux, root and MPICH.
 
-A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and a /dev/shm of its own: with a net
+A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and its own /dev/shm: with a net
 namespace alone MPI finds shared memory and leaves the link empty. Files are shared, as over NFS. All hosts hang on one
 switch, and mpirun runs at the switch, in the machine's own pid namespace, the only one from which all hosts can be
 entered. Nothing of it has a name outside, so several sets of hosts do not meet; and pid 1 ends with its standard input,
@@ -54,7 +54,7 @@ cd /proc/$pid/ns && exec nsenter --net=net --uts=uts --ipc=ipc --mount=mnt --pid
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here, in one line; None where they can."""
+    """Why hosts cannot be made here, in one line; None if they can."""
     if missing := [tool for tool in ("ip", "tc", "unshare", "nsenter", "mount", "sh") if not shutil.which(tool)]:
         return f"hosts need {', '.join(missing)} (of util-linux and iproute2)"
     if not shutil.which(MPIRUN) or b"HYDRA" not in subprocess.run([MPIRUN, "--version"], capture_output=True).stdout:
@@ -71,9 +71,9 @@ class Hosts:
     Parameters
     ----------
     number : int
-        Of hosts, 1 to 200.
+        Number of hosts, 1 to 200.
     rate : str or None
-        Of each link, in each direction, such as "100mbit" (bits a second); None: no limit.
+        Rate of each link, in each direction, such as "100mbit" (bits a second); None: no limit.
     """
 
     def __init__(self, number: int, rate: str | None = None) -> None:
@@ -160,7 +160,7 @@ class Hosts:
         self.rate = rate
 
     def cut(self, rank: int) -> None:
-        """Take the link of host number `rank` down at the switch; its processes go on."""
+        """Take the link of host number `rank` down at the switch; its processes continue."""
         self._in("switch", f"ip link set {self.names[rank]} down")
 
     def lose(self, rank: int) -> None:
@@ -195,14 +195,15 @@ class Hosts:
         words : sequence of str
             The program and its arguments.
         ranks : int, optional
-            One for each host by default. Dealt in ascending order; those on one host share its memory.
+            Number of ranks, by default one for each host. Dealt in ascending order; those on one host share its memory.
         env : mapping, optional
             Overrides this process's environment, and the settings that make MPICH use TCP.
         cwd : path
+            Working folder of the program.
         timeout : float, optional
-            In seconds; past it the program is killed, and `UserError` raised.
+            Seconds after which the program is killed, and `UserError` raised.
         capture : bool
-            Return its output, as text. Otherwise it goes where this process's output goes.
+            Whether to return its output, as text; otherwise it goes where this process's output goes.
         """
         each = -(-(ranks or 1) // len(self.names))
         command = [

@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 
 
 class Elsewhere(Protocol):
-    """Hosts other than this machine, as `jobs.lib.hosts.Hosts` makes them."""
+    """Hosts other than this machine; `jobs.lib.hosts.Hosts` makes them."""
 
     def mpirun(
         self,
@@ -33,11 +33,32 @@ class Elsewhere(Protocol):
         cwd: str | Path = ".",
         timeout: float | None = None,
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program there, one rank on each host by default."""
+        """Run a program on the hosts.
+
+        Parameters
+        ----------
+        words : sequence of str
+            The program and its arguments.
+        ranks : int, optional
+            Number of ranks; by default one on each host.
+        env : mapping, optional
+            Environment of the program.
+        cwd : str or Path
+            Its working folder.
+        timeout : float, optional
+            Seconds after which it is killed.
+        """
 
 
 class LaunchFailed(SystemExit):
     """A launch that ended with an error; as a `SystemExit` its text ends a benchmark that does not catch it.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The command.
+    done : CompletedProcess
+        Its result.
 
     Attributes
     ----------
@@ -61,7 +82,7 @@ class LaunchFailed(SystemExit):
 
 
 def fair_environment() -> dict[str, str]:
-    """This environment without what holds a BLAS back, with one thread for every library; for RingTMP and for peers."""
+    """This environment with one thread for every library, and without settings that slow down a BLAS."""
     env = {key: value for key, value in os.environ.items() if key not in _HELD_BACK}
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     return env | dict.fromkeys(threads, "1")
@@ -113,11 +134,13 @@ def launch(
     Parameters
     ----------
     ranks : int
-        Ranks of the launch; on `hosts` there is one for each host.
+        Ranks of the launch; on `hosts` one for each host.
     runs : sequence of mapping
         Each with `trainer` ("ring" or "ps"), `train` (settings), `skip` (steps left out at the beginning).
-    hosts, timeout :
-        See `run_json`.
+    hosts : Elsewhere, optional
+        Start it there, one rank on each host, instead of on this machine.
+    timeout : float
+        Seconds after which the launch is killed.
     memory_limit : int
         Bytes of heap that no rank may exceed (RLIMIT_DATA); 0: no limit.
 
@@ -130,12 +153,24 @@ def launch(
 
 
 def measure_link(hosts: Elsewhere | None = None) -> dict[str, float]:
-    """Measured `latency` (seconds) and `bandwidth` (bytes a second, each way) between two ranks."""
+    """Measured `latency` (s) and `bandwidth` (bytes/s, each way) between two ranks, on `hosts` if given."""
     return run_json(_ON_RANKS, {"link": True}, 2, hosts, 60)
 
 
 def steps_for(step: float, seconds: float, skip: int, least: int, most: int) -> int:
-    """Steps of a run: `skip`, and as many as last about `seconds` where one takes `step` seconds, within bounds."""
+    """Steps of a run that lasts a given time.
+
+    Parameters
+    ----------
+    step : float
+        Seconds of a step.
+    seconds : float
+        Seconds that the run is to last, without the skipped steps.
+    skip : int
+        Steps added at the beginning.
+    least, most : int
+        Bounds of the steps that are not skipped.
+    """
     return skip + min(most, max(least, math.ceil(seconds / step)))
 
 
@@ -147,11 +182,11 @@ def rounds(
     Parameters
     ----------
     runs : mapping
-        By name, in the order of the first round.
+        Runs by name, in the order of the first round.
     count : int
         Number of rounds, 1 or more.
     run_all : callable
-        Gets the runs of a round in their order; returns a result for each.
+        Receives the runs of a round in their order; returns a result for each.
 
     Yields
     ------

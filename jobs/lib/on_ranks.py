@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 
 def steady_rate(result: "Result", batch_size: int, skip: int) -> float:
-    """Samples a second between the end of step `skip` and that of the last step (rank 0); 0 if there are too few."""
+    """Samples a second from the end of step `skip` to that of the last step (rank 0); 0 if too few steps were made.
+
+    Parameters
+    ----------
+    result : Result
+        Result of a run.
+    batch_size : int
+        Samples of a step.
+    skip : int
+        Steps left out at the beginning, at least 1.
+    """
     seconds = [row["seconds"] for row in result.rows if row["kind"] == "train"]
     if len(seconds) <= skip or not skip:
         return 0.0
@@ -67,16 +77,16 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def waited(result: dict[str, Any]) -> float:
-    """Share of their wall time that workers (ranks that do not only serve) wait, of an answer of `train`."""
+    """Share of their wall time that workers (ranks that do not only serve) wait; `result` is an answer of `train`."""
     parts = [part for part, role in zip(result["parts"], result["roles"], strict=True) if role != "server"]
     return sum(part["wait"] for part in parts) / sum(sum(part.values()) for part in parts)
 
 
 @contextmanager
 def noted_moves() -> Iterator[list[int]]:
-    """The steps at which this rank's layers move within the block.
+    """List of the steps at which this rank's layers move within the block.
 
-    No trace tells: its `balance` event stands for every order, also for one that leaves the layers where they are.
+    Traces do not hold this: a `balance` event stands for every order, also for one that moves no layer.
     """
     from unittest.mock import patch
 
@@ -93,7 +103,13 @@ def noted_moves() -> Iterator[list[int]]:
 
 
 def measure_link(comm: "Intracomm") -> dict[str, float]:
-    """Half a median round trip of 1 KB, and bytes a second each way while both directions are busy (ranks 0 and 1)."""
+    """Seconds of half a median round trip of 1 KB, and bytes a second each way while both directions are busy.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        At least 2 ranks, of which 0 and 1 exchange messages. Collective; empty except on rank 0.
+    """
     trips: list[float] = []
     streams: list[float] = []
     for size, times, spans in ((1 << 22, 6, streams), (1 << 10, 300, trips)):  # first what opens TCP's window
@@ -115,7 +131,7 @@ def measure_link(comm: "Intracomm") -> dict[str, float]:
 
 
 def main(asked: dict[str, Any]) -> int:
-    """Train or measure, as `asked` says, and print the answer; the exit status. Collective over the world."""
+    """Train or measure as `asked` says, and print the answer; return the exit status. Collective over the world."""
     if asked.get("memory_limit"):  # before anything large is loaded
         import resource
 

@@ -10,24 +10,24 @@ from rich.text import Text
 
 
 class Page(Console):
-    """A terminal that remembers the tables it has shown."""
+    """A terminal of at least `width` columns that remembers the tables it has shown."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width=max(width, int(os.environ.get("COLUMNS", 0))))
         self.tables: list[Table] = []
 
     def print(self, *objects: Any, **more: Any) -> None:
-        """Show, and remember tables."""
+        """Print `objects`, and remember the tables among them; `more` goes to Rich's `Console.print`."""
         self.tables += [each for each in objects if isinstance(each, Table)]
         super().print(*objects, **more)
 
     def markdown(self) -> str:
-        """All tables."""
+        """All tables as Markdown."""
         return "\n".join(map(markdown, self.tables))
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown has it."""
+    """The Rich table `table` as Markdown."""
 
     def words(cell: Any) -> str:
         return Text.from_markup(str(cell)).plain.replace("|", "\\|").replace("\n", " ")
@@ -50,15 +50,15 @@ def make_table(
     Parameters
     ----------
     title : str
-        Above the table.
+        Text above the table.
     heads : sequence of str
-        Of the columns.
+        Heads of the columns.
     left : collection of str
         Heads of the columns that are aligned left; all others are aligned right.
     wrap : bool
         Whether cells may be broken into lines.
     caption : str, optional
-        Below the table.
+        Text below the table.
     """
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for head in heads:
@@ -67,7 +67,7 @@ def make_table(
 
 
 def benchmark_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Rows of `jobs.lib.compare.compared` and `measured`, side by side."""
+    """Table with the title `title` of `rows` made by `jobs.lib.compare.compared` and `measured`."""
     table = make_table(title, ("case", "ours", "peer", "unit", "ratio", "quartiles", "aim"), ("case", "unit"))
     for column in table.columns[1:]:
         column.no_wrap = True

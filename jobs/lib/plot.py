@@ -1,4 +1,4 @@
-"""One style for every figure: Matplotlib without a screen, axes with two spines, a file that is whole or absent."""
+"""One style for every figure: Matplotlib without a screen, axes with two spines, a file that is complete or absent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ def figure(path: Path, rows: int = 1, columns: int = 1, dpi: int = 110, **more: 
     Parameters
     ----------
     path : Path
-        Of a picture; its folder is made.
+        File of the picture; its folder is made.
     rows, columns : int
-        Of axes; 0 rows: no axes.
+        Rows and columns of axes; 0 rows: no axes.
     dpi : int
         Pixels per inch.
     **more
-        For `matplotlib.pyplot.subplots` (or `figure`), as `figsize` and `sharex`.
+        For `matplotlib.pyplot.subplots` (or `figure`), such as `figsize` and `sharex`.
     """
     import matplotlib as mpl
 
@@ -37,13 +37,25 @@ def figure(path: Path, rows: int = 1, columns: int = 1, dpi: int = 110, **more: 
 
 
 def frame(*axes: Any) -> None:
-    """Take the upper and the right spine from axes."""
+    """Hide the upper and the right spine of each of `axes`."""
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
 
 
 def legend_below(made: Any, axes: Any, columns: int = 0, **more: Any) -> None:
-    """One legend for a figure, below it, with every label of its axes once."""
+    """Draw one legend for a figure, below it, with every label of its axes once.
+
+    Parameters
+    ----------
+    made : Figure
+        The figure.
+    axes : iterable of Axes
+        Axes whose labels are shown.
+    columns : int
+        Columns of the legend; 0: one for each label.
+    **more
+        For `Figure.legend`.
+    """
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     made.legend(
         entries.values(), entries, ncols=columns or len(entries), loc="outside lower center", frameon=False, **more

@@ -1,4 +1,4 @@
-"""Seconds of a step under the clocks, for the cases and ways that real runs measure beside it."""
+"""Simulated seconds of a step, for the cases and ways that real runs measure beside it."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -35,7 +35,7 @@ class Link:
 
 
 def exchange_kind(way: Way) -> Literal["server", "colocate", "allreduce"]:
-    """How a data-parallel way exchanges gradients, in the word of `ringtmp.simulate.data_parallel.Exchange`."""
+    """How the data-parallel way `way` exchanges gradients: a `kind` of `ringtmp.simulate.data_parallel.Exchange`."""
     if way.settings.get("consistency") == "allreduce":
         return "allreduce"
     return "server" if way.serves else "colocate"
@@ -43,7 +43,7 @@ def exchange_kind(way: Way) -> Literal["server", "colocate", "allreduce"]:
 
 @cache
 def predict(case: Case, way: Way, link: Link, micro_batches: int, shared: int = SHARED) -> float:
-    """Seconds of a step under the clock, once steps chain.
+    """Simulated seconds of a step, once steps overlap.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ def predict(case: Case, way: Way, link: Link, micro_batches: int, shared: int = 
     way : Way
         The ring, or a data-parallel way with at most one server.
     link : Link
-        What each host has.
+        Link of each host.
     micro_batches : int
-        Of the ring.
+        Micro-batches of the ring.
     shared : int
         Cuts of the ring between which a link is divided evenly; 1: each cut has a link.
     """

@@ -1,4 +1,4 @@
-"""Where numbers come from: date, commit, machine, versions, links and pace, for every file of results."""
+"""Origin of numbers: date, commit, machine, versions, links and pace, for every file of results."""
 
 import os
 import re
@@ -11,12 +11,12 @@ from ringtmp.trace.recorder import environment
 
 
 def provenance(*, links: str = "shared memory", pace: str = "none", **facts: Any) -> dict[str, Any]:
-    """When, where and from which commit a file of numbers comes.
+    """Date, machine, versions and commit of a file of numbers.
 
     Parameters
     ----------
     links : str
-        What messages go over: "shared memory", "simulated", or the rate of a link.
+        What messages travel over: "shared memory", "simulated", or the rate of a link.
     pace : str
         GFLOP/s of emulated nodes, "simulated" or "none".
     **facts

@@ -1,7 +1,7 @@
 """Simulated steps far beyond one machine: the ring, servers and all-reduce on any number of nodes.
 
-What a node computes takes its operations at a given speed, whatever the number of rows. Each node has one full-duplex
-link, which the ring's two directions share. Whether a worker's memory holds the model is not asked.
+The time of a computation is its operations at a given speed, whatever the number of rows. Each node has one full-duplex
+link, which the ring's two directions share. Whether a worker's memory can hold the model is not checked.
 """
 
 from dataclasses import dataclass, replace
@@ -28,15 +28,16 @@ class Machine:
     Attributes
     ----------
     width, layers : int
-        Of the network: `layers` products with a `width` x `width` matrix.
+        The network is `layers` products with a `width` x `width` matrix.
     gflops : float
-        Of a node.
+        GFLOP/s of a node.
     bandwidth : float
         Bytes a second of a node's link, each way.
     latency, message, action : float
-        Seconds a message is under way, seconds that each takes a link beside its bytes, and seconds that a rank of
-        the ring spends beside each action.
+        Seconds that a message travels, seconds that each message occupies a link besides its bytes, and seconds that a
+        rank of the ring spends besides each action.
     jitter : float
+        Bound of the relative change of each action's duration, from 0 to below 1.
     """
 
     width: int = 1024
@@ -59,7 +60,7 @@ class Machine:
         return [product, product, product, UPDATE_FLOPS * self.width**2 / self.gflops / 1e9]
 
     def ideal(self, nodes: int, batch: int) -> float:
-        """Seconds of a step if `nodes` shared its F, I and W evenly and nothing else took time."""
+        """Seconds of a step of `batch` samples if `nodes` shared its F, I and W evenly and nothing else took time."""
         return self.layers * sum(self.seconds(batch / nodes)[:3])
 
 
@@ -70,12 +71,13 @@ class Row:
     Attributes
     ----------
     scaling : str
-        "weak" or "strong", or what is swept.
+        "weak" or "strong", or the name of what is swept.
     nodes, batch : int
         Nodes, and samples of a step.
     name : str
         Label of the way.
     step_seconds : float
+        Seconds of a step.
     idle : float
         Share of a step in which ranks or workers do not compute.
     link_bytes : float
@@ -95,13 +97,23 @@ class Row:
 
 
 def chained(outcome: Timed) -> tuple[float, float]:
-    """Seconds of a step after the first one, and the share of it in which workers or ranks do not compute."""
+    """Seconds of a step of `outcome` after the first one, and its share in which workers or ranks do not compute."""
     step = float(outcome.ends[-1] - outcome.ends[0]) / (len(outcome.ends) - 1)
     return step, max(0.0, 1.0 - float(outcome.busy.mean()) / outcome.steps / step)
 
 
 def ring(machine: Machine, p: int, batch: int, micro_batches: int) -> tuple[float, float, float]:
-    """Step, idle share and bytes of a node's link, for layers dealt evenly and the local rule."""
+    """Seconds of a step, idle share and bytes of a node's link, for layers divided evenly and the local rule.
+
+    Parameters
+    ----------
+    machine : Machine
+        Network and nodes.
+    p : int
+        Ranks; divides the layers.
+    batch, micro_batches : int
+        Samples and micro-batches of a step.
+    """
     layers, rows = machine.layers // p, batch / micro_batches
     # A node sends activations to the right and gradients to the left over one link: each takes half of it. Of two
     # nodes each sends one way alone.
@@ -122,9 +134,24 @@ def ring(machine: Machine, p: int, batch: int, micro_batches: int) -> tuple[floa
 
 
 def best_ring(machine: Machine, p: int, batch: int, ratio: int) -> tuple[Row, int]:
-    """The fastest of some multiples of p micro-batches; where that takes too long, `ratio` x p or what is left.
+    """Simulate the ring with several numbers of micro-batches.
 
-    Returns the multiple as well.
+    Parameters
+    ----------
+    machine : Machine
+        Network and nodes.
+    p : int
+        Ranks.
+    batch : int
+        Samples of a step.
+    ratio : int
+        Most micro-batches for each rank if only one number of them is simulated.
+
+    Returns
+    -------
+    Row, int
+        The fastest of those simulated, and its micro-batches for each rank. Where several would take too long, only
+        the largest number is simulated.
     """
     able = [n for n in (1, 2, 4, 8) if 3 * p * p * n <= MOST_ACTIONS and n <= ratio]
     ratios = [n for n in (1, 2, 4, 8) if 3 * p * p * n <= TRIED] or able[-1:]
@@ -138,7 +165,7 @@ def best_ring(machine: Machine, p: int, batch: int, ratio: int) -> tuple[Row, in
 
 
 def exchanges(machine: Machine, p: int) -> dict[str, tuple[int, Exchange]]:
-    """Number of workers that each data-parallel way has on p nodes, and their exchange, by label."""
+    """Number of workers and exchange of each data-parallel way on `p` nodes of `machine`, by label."""
     links = Exchange(bandwidth=machine.bandwidth, latency=machine.latency, overhead=machine.message)
     many = max(1, p // 8)
     return {
@@ -150,7 +177,21 @@ def exchanges(machine: Machine, p: int) -> dict[str, tuple[int, Exchange]]:
 
 
 def data_parallel(machine: Machine, workers: int, batch: int, exchange: Exchange, steps: int) -> Timed:
-    """Simulate workers that share a batch evenly, each with the whole network, and their exchange."""
+    """Simulate workers that share a batch evenly, each with the whole network, and their exchange.
+
+    Parameters
+    ----------
+    machine : Machine
+        Network and nodes.
+    workers : int
+        Number of workers.
+    batch : int
+        Samples of a step.
+    exchange : Exchange
+        How gradients are exchanged.
+    steps : int
+        Steps to simulate.
+    """
     seconds, sizes = np.tile(machine.seconds(batch / workers), (machine.layers, 1)), [machine.layer_bytes]
     return simulate_data_parallel(
         workers, seconds, sizes * machine.layers, exchange, steps=steps, jitter=machine.jitter
@@ -158,13 +199,23 @@ def data_parallel(machine: Machine, workers: int, batch: int, exchange: Exchange
 
 
 def rivals(machine: Machine, p: int, batch: int) -> list[Row]:
-    """A row for each data-parallel way, with the number of pieces that makes it fastest, among those tried."""
+    """A row for each data-parallel way, with the number of pieces that makes it fastest among those tried.
+
+    Parameters
+    ----------
+    machine : Machine
+        Network and nodes.
+    p : int
+        Nodes.
+    batch : int
+        Samples of a step.
+    """
     rows, total = [], machine.layer_bytes * machine.layers
     for name, (workers, exchange) in exchanges(machine, p).items():
         tried: list[Row] = []
         for count in PIECES:
             served, messages = exchange.kind == "server", workers * count
-            # What all-reduce and colocated servers send is cut once more, into as many as there are workers.
+            # All-reduce and colocated servers cut each piece once more, into one part for each worker.
             if messages > MOST_MESSAGES // (1 if served else 4) or not (served or count <= machine.layers):
                 continue
             piece = total / count
@@ -177,7 +228,21 @@ def rivals(machine: Machine, p: int, batch: int) -> list[Row]:
 
 
 def paced_exchange(machine: Machine, way: Way, nodes: int, batch: int, chunk: float) -> float:
-    """Seconds of a step of a data-parallel way with at most one server, in messages of at most `chunk` bytes."""
+    """Seconds of a step of a data-parallel way with at most one server.
+
+    Parameters
+    ----------
+    machine : Machine
+        Network and nodes.
+    way : Way
+        The way.
+    nodes : int
+        Nodes, the server included.
+    batch : int
+        Samples of a step.
+    chunk : float
+        Largest message, in bytes.
+    """
     exchange = Exchange(
         exchange_kind(way),
         bandwidth=machine.bandwidth,

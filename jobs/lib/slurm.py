@@ -6,7 +6,7 @@
         slurm.wait(job)
 
 Needs Debian's slurmctld, slurmd, slurm-client, munge and libpmi2-0 (apt-get install), and root. Every slurmd is on
-loopback with a port of its own; nothing under /etc changes, and nothing is left behind. The unusual settings in
+loopback with its own port; nothing under /etc changes, and nothing remains afterwards. The unusual settings in
 slurm.conf were found necessary where there is neither systemd nor a cgroup tree, or spares minutes of waiting.
 """
 
@@ -58,7 +58,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """Why a cluster cannot be made here, in one line; None where it can."""
+    """Why a cluster cannot be made here, in one line; None if it can."""
     missing = [tool for tool in _TOOLS if not _find(tool)]
     if missing:
         return f"SLURM needs {', '.join(missing)} (apt-get install slurmctld slurmd slurm-client munge libpmi2-0)"
@@ -75,7 +75,7 @@ class Slurm:
     Parameters
     ----------
     folder : Path
-        For its files; short, because socket paths must fit into 108 characters.
+        Folder of its files; short, because socket paths must fit into 108 characters.
     nodes, cpus : int
         Number of nodes, and of CPUs that each claims to have.
     """
@@ -128,11 +128,30 @@ class Slurm:
         subprocess.run([tool, *words], env=self.env, check=True, capture_output=True, timeout=30)
 
     def run(self, *words: str) -> str:
-        """Run one of SLURM's commands; its output."""
+        """Run one of SLURM's commands, `words`; return its output."""
         return subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=30).stdout.strip()
 
     def submit(self, script: str, flags: Sequence[str], env: Mapping[str, str], *options: str, cwd: Path) -> str:
-        """Submit a batch script with flags, an environment and options of sbatch; the number of its job."""
+        """Submit a batch script; return the number of its job.
+
+        Parameters
+        ----------
+        script : str
+            Path of the script.
+        flags : sequence of str
+            Its arguments.
+        env : mapping
+            Added to its environment.
+        *options : str
+            Options of sbatch.
+        cwd : Path
+            Its working folder.
+
+        Raises
+        ------
+        RuntimeError
+            SLURM refused it.
+        """
         words = ["sbatch", "--parsable", "--export=ALL", *options, script, *flags]
         done = subprocess.run(words, env=self.env | dict(env), cwd=cwd, capture_output=True, text=True, timeout=30)
         if done.returncode:
@@ -140,18 +159,36 @@ class Slurm:
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
-        """RUNNING, COMPLETED, ..."""
+        """State of the job `job`: RUNNING, COMPLETED, ...; empty: unknown."""
         words = self.run("scontrol", "-o", "show", "job", job).split()
         return next((word[9:] for word in words if word.startswith("JobState=")), "")
 
     def wait(self, job: str, *states: str, timeout: float = 60) -> str:
-        """Wait until the job is in one of `states` (default: any end state); the state. Raises `TimeoutError`."""
+        """Wait until a job is in a given state; return the state.
+
+        Parameters
+        ----------
+        job : str
+            Number of the job.
+        *states : str
+            States to wait for; by default any end state.
+        timeout : float
+            Seconds to wait.
+
+        Raises
+        ------
+        TimeoutError
+            It did not reach such a state in time.
+        """
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self._until(lambda: self.state(job) in wanted, f"job {job} {' or '.join(wanted)}", timeout)
         return self.state(job)
 
     def lose(self, node: str) -> None:
-        """Kill all processes of a node, its daemon first, and mark it down, which SLURM would notice after minutes."""
+        """Kill all processes of the node called `node`, its daemon first, and mark it down.
+
+        SLURM itself would notice only after minutes.
+        """
         os.kill(int((self.folder / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
         said = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()}
         parents, lost = {}, set()

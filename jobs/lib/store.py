@@ -1,7 +1,7 @@
 """The store of results. An experiment leaves one HDF5 file with its provenance, its tables in Markdown, and a picture.
 
-In the HDF5 file each list of rows is a group with a data set for each column: numbers and texts as they are, anything
-else as JSON (attribute `json`). Everything else, provenance included, is JSON in one data set each.
+In the HDF5 file each list of rows is a group with a data set for each column: numbers and texts in their own types,
+anything else as JSON (attribute `json`). Everything else, provenance included, is JSON in one data set each.
 """
 
 import json
@@ -22,14 +22,14 @@ _TEXT = h5py.string_dtype()
 
 
 def places(name: str, out: str | None = None) -> tuple[Path, Path]:
-    """Paths of the result file and the figure of an experiment: the project's, or both in the folder `out`."""
+    """Paths of the result file and the figure of experiment `name`: the project's, or both in the folder `out`."""
     if out:
         return Path(out) / f"{name}.h5", Path(out) / f"{name}.png"
     return _JOBS / "experiments" / "results" / f"{name}.h5", _JOBS / "figures" / f"{name}.png"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it: numbers to five digits, None for those that are not finite, lists for tuples."""
+    """`value` as JSON holds it: numbers to five digits, None for those that are not finite, lists for tuples."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if isfinite(value) else None
     if isinstance(value, dict):
@@ -38,7 +38,7 @@ def plain(value: Any) -> Any:
 
 
 def write(table: dict[str, Any], path: Path) -> None:
-    """Write results, whole or not at all."""
+    """Write the results `table` to the file `path`, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary, hdf5(temporary, "w") as file:
         for key, value in plain(table).items():
@@ -69,7 +69,7 @@ _NONE = object()  # in a row that lacks a column
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a file of `write`. Raises `OSError`."""
+    """Read the file `path` that `write` made. Raises `OSError`."""
     with h5py.File(path, "r", locking=False) as file:
         return {
             key: _read_rows(item) if isinstance(item, h5py.Group) else json.loads(item[()])
@@ -90,12 +90,12 @@ def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
 
 
 def renewed(cases: list[dict[str, Any]], case: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> list[Any]:
-    """`cases` with `case` in place of the one with the same key, sorted by `key`."""
+    """`cases` with `case` in place of the one with the same key, sorted by `key`, a function of a case."""
     return sorted([*(each for each in cases if key(each) != key(case)), case], key=key)
 
 
 def sources(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where each part of a result file comes from: of the whole, of its parts by name, of its cases."""
+    """Provenance of each part of the results `table`: of the whole, of its parts by name, of its cases."""
     stated = table.get("provenance") or {}
     parts = [stated] if "commit" in stated else [each for each in stated.values() if isinstance(each, dict)]
     return [each["provenance"] for each in table.get("cases", []) if "provenance" in each] + parts
@@ -109,7 +109,7 @@ def publish(
     Parameters
     ----------
     name : str
-        Of the files.
+        Name of the files.
     out : str or None
         Folder; None: the project's.
     table : dict
@@ -130,20 +130,20 @@ def publish(
 def publish_benchmark(
     name: str, rows: list[dict[str, Any]], title: str = "", keep: bool = True, **facts: Any
 ) -> dict[str, Any]:
-    """Print the table of a benchmark and write jobs/bench/results/NAME.json; its provenance.
+    """Print the table of a benchmark and write jobs/bench/results/NAME.json; return its provenance.
 
     Parameters
     ----------
     name : str
-        Of the file.
+        Name of the file.
     rows : list of dict
-        As `jobs.lib.compare.compared` and `measured` make them, where a `title` is given.
+        Rows, which `jobs.lib.compare.compared` and `measured` make if a `title` is given.
     title : str
-        Of the table; empty: none is printed.
+        Title of the table; empty: none is printed.
     keep : bool
         Whether to write the file.
     **facts
-        More for its provenance.
+        Further entries of its provenance.
     """
     origin = provenance(**facts)
     if title:

@@ -1,4 +1,4 @@
-"""Many faults, one after the other in one run: which ranks and phases, in which order, and what is checked afterwards.
+"""Many faults, one after the other in one run: choice of ranks and phases, their order, and checks afterwards.
 
 strike_all(job, cases(4, apart=True, seed=0, most=20), every=8)
 """
@@ -17,7 +17,15 @@ Case = tuple[int, str]  # rank and phase
 
 @dataclass(frozen=True)
 class Strike:
-    """A SIGKILL, and the seconds until the first step after it was done on every rank."""
+    """A SIGKILL.
+
+    Attributes
+    ----------
+    rank, phase, step : int, str, int
+        Killed rank, and the phase and step in which it was.
+    seconds : float
+        Time until the first step after it was done on every rank.
+    """
 
     rank: int
     phase: str
@@ -26,12 +34,24 @@ class Strike:
 
 
 def nodes(ranks: int) -> list[str]:
-    """Options of the supervisor that put each rank on an emulated node with separate memory."""
+    """Options of the supervisor that put each of `ranks` ranks on an emulated node with separate memory."""
     return ["--hosts", ",".join(chr(ord("a") + rank) for rank in range(ranks)), "--emulate"]
 
 
 def cases(ranks: int, apart: bool, seed: int, most: int | None = None) -> list[Case]:
-    """Every rank and phase, shuffled; the first `most` of them. Only ranks on nodes `apart` send copies."""
+    """Every rank and phase, shuffled.
+
+    Parameters
+    ----------
+    ranks : int
+        Ranks of the job.
+    apart : bool
+        Whether each rank is on a node with separate memory: only then is there a phase `replicate`.
+    seed : int
+        Seed of the order.
+    most : int, optional
+        Number of cases; by default all.
+    """
     every = [(rank, phase) for rank in range(ranks) for phase in PHASES if phase != "replicate" or apart]
     random.Random(seed).shuffle(every)
     return every[:most]
@@ -40,9 +60,27 @@ def cases(ranks: int, apart: bool, seed: int, most: int | None = None) -> list[C
 def strike_all(
     job: Struck, which: Sequence[Case], every: int, limit: float = 60, tell: Callable[[Strike], object] = bool
 ) -> list[Strike]:
-    """Kill as the cases say, `every` steps or more from one to the next; raises `TimeoutError` if one hangs.
+    """Kill one rank after the other.
 
-    `restore` is a phase of a recovery, so another kill goes before it; `tell` gets that one with a time of 0.
+    `restore` is a phase of a recovery, so another kill precedes it, and `tell` receives that one with a time of 0.
+
+    Parameters
+    ----------
+    job : Struck
+        The running job.
+    which : sequence of (int, str)
+        Rank and phase of each kill, in their order.
+    every : int
+        Least number of steps from one kill to the next.
+    limit : float
+        Seconds that a rank may take to reach the phase, and the job to recover.
+    tell : callable
+        Called with each strike.
+
+    Raises
+    ------
+    TimeoutError
+        A limit was exceeded, or the job has ended.
     """
     struck, step = [], 3
     for rank, phase in which:
@@ -75,26 +113,26 @@ def kills(
     which: Sequence[Case],
     tell: Callable[[Strike], object] = bool,
 ) -> list[Strike]:
-    """Kill as the cases say in one run of `steps` steps, and check the outcome. Raises `AssertionError`.
+    """Kill ranks in one run of `steps` steps, and check the outcome. Raises `AssertionError`.
 
     Parameters
     ----------
     folder : Path
-        Where it runs; RINGTMP_NODE_MEMORY must be `folder / "memory"`.
+        Working folder; RINGTMP_NODE_MEMORY must be `folder / "memory"`.
     flags : sequence of str
-        Of the trainer.
+        Flags of the trainer.
     steps : int
-        Of the run.
+        Steps of the run.
     undisturbed : str
         SHA-256 of the weights at the end of a run without a fault.
     ranks : int
-        Of the ring.
+        Ranks of the ring.
     apart : bool
         Whether each rank is on a node with separate memory.
     which : sequence of (int, str)
         Rank and phase of each kill, in their order.
     tell : callable
-        Gets each strike.
+        Called with each strike.
     """
     with Supervised(folder, ranks, flags, nodes(ranks) if apart else []) as job:
         struck = strike_all(job, which, max(1, (steps - 20) // len(which)), tell=tell)
@@ -108,10 +146,21 @@ def kills(
 
 
 def poisson(mean: float, length: float, ranks: int, seed: int) -> list[tuple[float, int]]:
-    """Moments (seconds from 0 to `length`) and ranks of failures that come at random, one in `mean` seconds.
+    """Moments (in seconds) and ranks of failures that come at random.
 
-    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same
-    failures come faster.
+    The same seed gives the same ranks and, times the mean, the same moments: with a shorter mean the same failures come
+    faster.
+
+    Parameters
+    ----------
+    mean : float
+        Mean seconds between two failures.
+    length : float
+        Seconds that are covered, from 0 on.
+    ranks : int
+        Ranks that may fail.
+    seed : int
+        Seed of the random numbers.
     """
     draw, at = random.Random(seed), 0.0
     found: list[tuple[float, int]] = []

@@ -5,7 +5,7 @@
         job.kill(2)                     # SIGKILL, from outside, by process number
     print(job.text)
 
-A rank is held where it asks `ringtmp.trace.fault_probe`, so a kill falls into the named phase and never beside it.
+A rank is held at a call of `ringtmp.trace.fault_probe`, so a kill falls into the named phase and never beside it.
 """
 
 import json
@@ -31,9 +31,9 @@ class Struck:
     Parameters
     ----------
     folder : Path
-        Where it runs; its output goes to `said.txt` there.
+        Working folder; the job's output goes to `said.txt` in it.
     ranks : int
-        Of the job.
+        Ranks of the job.
     command : sequence of str
         The program with its launcher.
     env : mapping
@@ -68,21 +68,40 @@ class Struck:
         return self.said.read_text()
 
     def catch(self, rank: int, phase: str, step: int, act: int = probe.WAIT, timeout: float = 60) -> int:
-        """Hold a rank where it next does `phase` in `step` or later, or have it do `act` there; its process number.
+        """Hold a rank at a phase and wait until it is held; return its process number.
 
-        Raises `TimeoutError` if it does not get there.
+        Parameters
+        ----------
+        rank : int
+            The rank.
+        phase : str
+            One of `ringtmp.trace.fault_probe.PHASES`.
+        step : int
+            First step in which it is held.
+        act : int
+            Action of the fault probe there; by default it waits.
+        timeout : float
+            Seconds to wait.
+
+        Raises
+        ------
+        TimeoutError
+            The rank did not reach the phase.
         """
         self.arm(rank, phase, step, act)
         return self.held(rank, timeout)
 
     def arm(self, rank: int, phase: str, step: int, act: int = probe.WAIT) -> None:
-        """As `catch`, without waiting: for two ranks that must be held at once."""
+        """Order what `catch` does, with its arguments, without waiting: for two ranks that must be held at once."""
         row = self.rows[rank]
         row[probe.HELD], row[probe.HOLD_STEP], row[probe.HOLD_PHASE] = 0, step, probe.PHASES.index(phase)
-        row[probe.ACT] = act  # last: from here on it counts
+        row[probe.ACT] = act  # last: this makes the row valid
 
     def held(self, rank: int, timeout: float = 60) -> int:
-        """Wait until a rank is held where `arm` asked for it; its process number. Raises `TimeoutError`."""
+        """Wait until `rank` is held where `arm` ordered it; return its process number.
+
+        Raises `TimeoutError` after `timeout` seconds, or if the job has ended.
+        """
         row = self.rows[rank]
         deadline = time.monotonic() + timeout
         while not row[probe.HELD]:
@@ -93,24 +112,27 @@ class Struck:
         return int(row[probe.PID])
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a held rank, and release it if it survives."""
+        """Send signal `number` to the held rank `rank`, and release it if it survives."""
         os.kill(int(self.rows[rank, probe.PID]), number)
         self.rows[rank, probe.ACT] = probe.NOTHING
 
     def strike(self, rank: int, phase: str, step: int, number: int = signal.SIGKILL) -> float:
-        """`catch` and `kill`; the moment of the kill in seconds since the epoch."""
+        """`catch` a rank and `kill` it with signal `number`; return the moment in seconds since the epoch.
+
+        `rank`, `phase` and `step` are those of `catch`.
+        """
         self.catch(rank, phase, step)
         moment = time.time()
         self.kill(rank, number)
         return moment
 
     def step(self, rank: int) -> int:
-        """The step in which a rank is."""
+        """The step in which rank `rank` is."""
         return int(self.rows[rank, probe.STEP])
 
     @property
     def run(self) -> Path:
-        """The run folder: the first one here."""
+        """The run folder: the first one in `folder`."""
         return next(iter(sorted(self.folder.glob("runs/*"))), self.folder / "runs" / "run")
 
     def pids(self) -> list[int]:
@@ -129,9 +151,23 @@ class Struck:
             return False
 
     def signal(self, rank: int, number: int, timeout: float = 60) -> tuple[float, int]:
-        """Send a signal to a rank wherever it is, as soon as there is one; the moment, and its process number.
+        """Send a signal to a rank wherever it is, as soon as it runs; return the moment, and its process number.
 
         A fault that falls into a recovery so hits its rank as soon as that is back.
+
+        Parameters
+        ----------
+        rank : int
+            The rank.
+        number : int
+            Number of the signal.
+        timeout : float
+            Seconds to wait for the rank.
+
+        Raises
+        ------
+        TimeoutError
+            The rank does not run.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -145,7 +181,7 @@ class Struck:
         raise TimeoutError(f"there is no rank {rank}:\n{self.text}")
 
     def wait(self, timeout: float = 120) -> int:
-        """Wait for the supervisor to end; its exit status."""
+        """Wait up to `timeout` seconds for the supervisor to end; return its exit status."""
         return self.process.wait(timeout)
 
     def end(self) -> None:
@@ -192,14 +228,18 @@ class Supervised(Struck):
 
     Parameters
     ----------
-    folder, ranks, env :
-        See `Struck`.
+    folder : Path
+        Working folder; the job's output goes to `said.txt` in it.
+    ranks : int
+        Ranks of the job.
     flags : sequence of str
         Flags of the trainer.
     options : sequence of str
         Options of the supervisor.
     module : str
         The trainer.
+    env : mapping
+        Overrides this process's environment.
     """
 
     def __init__(
@@ -215,7 +255,7 @@ class Supervised(Struck):
         super().__init__(folder, ranks, [*words, "-m", module, *flags], env)
 
 
-# What Open MPI's wheel wants where ranks outnumber cores and there is no InfiniBand; the Makefile has the same.
+# Settings for Open MPI's wheel if ranks outnumber cores and there is no InfiniBand; the Makefile has the same.
 OPEN_MPI = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
@@ -247,10 +287,19 @@ class Healing(Struck):
 
     Parameters
     ----------
-    folder, ranks, env :
-        See `Struck`.
+    folder : Path
+        Working folder; the job's output goes to `said.txt` in it.
+    ranks : int
+        Ranks of the job.
     flags : sequence of str
-        Of `ringtmp.train`.
+        Flags of `ringtmp.train`.
+    env : mapping
+        Overrides this process's environment.
+
+    Raises
+    ------
+    FileNotFoundError
+        No environment with Open MPI is installed.
     """
 
     def __init__(self, folder: Path, ranks: int, flags: Sequence[str], env: Mapping[str, str] | None = None) -> None:

@@ -15,7 +15,7 @@ from jobs.lib.struck_job import Healing, Struck, Supervised
 from jobs.lib.watch import Moment, Watch, useful
 from jobs.lib.ways import Way
 
-# 64 inputs, as many outputs and layers that are all alike: they divide evenly over 3, 4, 7 and 8 nodes.
+# 64 inputs, 64 outputs and equal layers: they divide evenly over 3, 4, 7 and 8 nodes.
 DATA = "synthetic:samples=2048,features=64,classes=64"
 WIDTH, ROWS = 64, 48  # of a layer, and samples of a step
 
@@ -31,11 +31,11 @@ def pace_of(layers: int, seconds: float, share: float) -> float:
     Parameters
     ----------
     layers : int
-        Of the model; see `chain`.
+        Layers of the model; see `chain`.
     seconds : float
-        That the node computes in a step.
+        Seconds that the node computes in a step.
     share : float
-        Of the work of a step that the node does, 0 to 1.
+        Share of a step's work that the node does, 0 to 1.
     """
     return float(f"{6 * WIDTH * WIDTH * layers * ROWS * share / seconds / 1e9:.3g}")
 
@@ -46,11 +46,11 @@ def paced(layers: int, seconds: float, share: float, steps: int, **more: Any) ->
     Parameters
     ----------
     layers : int
-        Of the model; see `chain`.
+        Layers of the model; see `chain`.
     seconds, share : float
         Set the speed of the nodes; see `pace_of`.
     steps : int
-        Of the run.
+        Steps of the run.
     **more
         Further flags, with underscores; they override the others.
     """
@@ -75,14 +75,15 @@ class Recovery:
     Attributes
     ----------
     name : str
+        Name in result files and tables.
     start : callable
         Starts a ring, given a folder, a number of ranks, and flags of the trainer.
     stands_by : bool
-        Whether processes stand by that have to have loaded before a fault is a fair one.
+        Whether stand-by processes must have loaded everything before a fault counts.
     aim : float
         Seconds from a kill to the first new step.
     kills : int
-        That one run takes, where each leaves a rank less; 0: any number.
+        Most kills in one run, if each leaves one rank fewer; 0: any number.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Recovery:
 
 
 def relaunch(*options: str) -> Callable[[Path, int, Sequence[str]], Struck]:
-    """Under `ringtmp supervise` with these options, each rank on a node with separate memory."""
+    """Start jobs under `ringtmp supervise` with `options`, each rank on a node with separate memory."""
 
     def start(folder: Path, ranks: int, flags: Sequence[str]) -> Struck:
         return Supervised(folder, ranks, flags, [*apart(ranks), *options])
@@ -102,19 +103,19 @@ def relaunch(*options: str) -> Callable[[Path, int, Sequence[str]], Struck]:
 
 
 def heal(folder: Path, ranks: int, flags: Sequence[str]) -> Struck:
-    """Under Open MPI with ULFM, which goes on within the job."""
+    """Start a job under Open MPI with ULFM, which continues within the job (arguments: those of `Healing`)."""
     return Healing(folder, ranks, [*flags, "--state-copies", "1"])
 
 
 def apart(ranks: int) -> list[str]:
-    """Options of the supervisor: nodes a, b, c, ... with separate memory, up as long as the file `up` names them."""
+    """Options of the supervisor: `ranks` nodes a, b, c, ... with separate memory, up while the file `up` names them."""
     names = [chr(ord("a") + rank) for rank in range(ranks)]
     return ["--hosts", ",".join(names), "--emulate", "--probe", "cat up", "--probe-every", "1"]
 
 
 @contextmanager
 def place(ranks: int) -> Iterator[Path]:
-    """A folder for a run whose nodes are all up, and node memory for it; both are removed at the end of the block."""
+    """A folder for a run whose `ranks` nodes are all up, and node memory; both are removed at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="resilience-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "up").write_text(" ".join(chr(ord("a") + rank) for rank in range(ranks)))
@@ -132,13 +133,13 @@ def place(ranks: int) -> Iterator[Path]:
 
 
 def memory_of(folder: Path) -> str:
-    """Folder of the memory of the nodes of a run in `folder`: in /dev/shm where that can be written."""
+    """Folder of the node memory of a run in `folder`: in /dev/shm if that can be written."""
     shared = Path("/dev/shm")
     return str(shared / folder.name if os.access(shared, os.W_OK) else folder / "memory")
 
 
 def lose_node(folder: Path, rank: int) -> None:
-    """Remove the node of a rank for good, with its memory; the caller still has to kill the process."""
+    """Remove the node of rank `rank` and its memory for a run in `folder`; the caller still has to kill the process."""
     name = chr(ord("a") + rank)
     up = folder / "up"
     up.write_text(" ".join(word for word in up.read_text().split() if word != name))
@@ -152,7 +153,7 @@ def lose_node(folder: Path, rank: int) -> None:
 
 
 def standing_by(job: Struck) -> list[int]:
-    """Processes of a job that stand by, loaded or not."""
+    """Stand-by processes of the job `job`, loaded or not."""
     mark = b"RINGTMP_STANDBY=" + os.fsencode(os.path.realpath(job.folder))
     here, found = set(job.pids()), []
     for path in Path("/proc").glob("[0-9]*"):
@@ -164,7 +165,7 @@ def standing_by(job: Struck) -> list[int]:
 
 
 def loaded(job: Struck, number: int, timeout: float = 45.0) -> bool:
-    """Wait until `number` processes stand by and no longer compute (all is loaded); whether they do in time."""
+    """Wait until `number` processes of `job` stand by and no longer compute; False if not within `timeout` seconds."""
     deadline, before = time.monotonic() + timeout, -1.0
     while time.monotonic() < deadline:
         pids = standing_by(job)
@@ -189,7 +190,21 @@ def _used(pid: int) -> float:
 
 @dataclass
 class Course:
-    """A run from its first step to its last one, and what struck it."""
+    """A run from its first step to its last one, and the faults that struck it.
+
+    Attributes
+    ----------
+    moments : list of (float, int)
+        Seconds since the epoch and step, from `Watch`.
+    strikes : list of float
+        Moments of the kills, in seconds since the epoch.
+    text : str
+        Output of the run.
+    status : int
+        Exit status; -1: it was ended.
+    ended : float
+        Moment of its end, in seconds since the epoch.
+    """
 
     moments: list[Moment] = field(default_factory=list)
     strikes: list[float] = field(default_factory=list)
@@ -234,9 +249,9 @@ def run_through(
     way : Way
         The ring or a parameter server.
     ranks : int
-        Each on a node with separate memory.
+        Ranks, each on a node with separate memory.
     flags : sequence of str
-        Of the trainer, beside those of `way`.
+        Flags of the trainer, besides those of `way`.
     schedule : sequence of (float, int)
         Seconds after the first step, ascending, and the rank that is killed then.
     limit : float

@@ -1,8 +1,8 @@
 """Progress of a run, seen from outside over all its launches, and what is computed from it.
 
 Progress is read from history.csv: a row appears when every rank has done a step, in the ring and with servers. One
-clock watches it, over all launches of a run. A step counts once, when it is done for the first time, so steps that are
-made again cost what they cost.
+clock watches it, over all launches of a run. A step counts once, when it is done for the first time, so repeated
+steps cost their time.
 """
 
 import re
@@ -30,7 +30,7 @@ class Watch:
     Attributes
     ----------
     moments : list of (seconds since the epoch, step)
-        Each step when it was seen done, again where it was made again.
+        Each step when it was seen done; a repeated step appears again.
     """
 
     EVERY = 0.005  # seconds between two looks
@@ -56,7 +56,7 @@ class Watch:
             path = self.job.run / "history.csv"
             with suppress(OSError):
                 inode = path.stat().st_ino
-                if file is None or inode != number:  # a new launch has cut it back to where it goes on
+                if file is None or inode != number:  # a new launch has shortened it
                     file, number, rest = path.open(), inode, ""
                     file.read()
             if file:
@@ -72,7 +72,10 @@ class Watch:
         return max((step for _, step in self.moments), default=0)
 
     def until(self, step: int, timeout: float) -> float:
-        """Wait until a step is done; the moment. Raises `TimeoutError`, also if the job has ended."""
+        """Wait until step `step` is done; return the moment.
+
+        Raises `TimeoutError` after `timeout` seconds, or if the job has ended.
+        """
         deadline = time.time() + timeout
         while True:
             for moment, done in self.moments[-200:]:
@@ -84,12 +87,12 @@ class Watch:
 
 
 def trained(lines: Sequence[str]) -> list[int]:
-    """Steps of the training rows among lines of history.csv."""
+    """Steps of the training rows among the lines `lines` of history.csv."""
     return [int(line.split(",")[1]) for line in lines if line.startswith("train,") and line.count(",") > 1]
 
 
 def useful(moments: Sequence[Moment]) -> list[Moment]:
-    """The moments at which a step was done for the first time."""
+    """Those of `moments` at which a step was done for the first time."""
     found: list[Moment] = []
     for moment, step in moments:
         if not found or step > found[-1][1]:
@@ -98,7 +101,7 @@ def useful(moments: Sequence[Moment]) -> list[Moment]:
 
 
 def rate(moments: Sequence[Moment], begin: float = -np.inf, end: float = np.inf) -> float:
-    """Useful steps a second between the first and the last one within `begin` and `end` (seconds since the epoch)."""
+    """Useful steps a second between the first and the last of `moments` from `begin` to `end` (s since the epoch)."""
     within = [(moment, step) for moment, step in useful(moments) if begin <= moment <= end]
     if len(within) < 2:
         return 0.0
@@ -107,21 +110,22 @@ def rate(moments: Sequence[Moment], begin: float = -np.inf, end: float = np.inf)
 
 
 def pause(moments: Sequence[Moment], fault: float) -> float:
-    """Seconds without progress: the longest between two new steps of which the later one came after the fault."""
+    """Longest time in seconds between two new steps of `moments`, of which the later one came after moment `fault`."""
     new = useful(moments)
     gaps = [later - earlier for (earlier, _), (later, _) in zip(new, new[1:], strict=False) if later > fault]
     return max(gaps, default=float("inf"))
 
 
 def fell_back(moments: Sequence[Moment]) -> int:
-    """Number of steps that were done a second time."""
+    """Number of steps in `moments` that were done a second time."""
     return len(moments) - len(useful(moments))
 
 
 def per_second(moments: Sequence[Moment], begin: float, width: float = 1.0) -> list[float]:
-    """Useful steps a second in each interval of `width` seconds from `begin` on.
+    """Useful steps a second in each interval of `width` seconds from `begin` (seconds since the epoch) on.
 
-    Steps are spread evenly over the time since the one before, so that the intervals' borders make no pattern.
+    The steps of `moments` are spread evenly over the time since the one before, so that the intervals' borders make no
+    pattern.
     """
     new = [(moment - begin, step) for moment, step in useful(moments) if moment >= begin]
     if len(new) < 2:
@@ -134,9 +138,9 @@ def per_second(moments: Sequence[Moment], begin: float, width: float = 1.0) -> l
 
 
 def reported_recoveries(text: str) -> list[dict[str, Any]]:
-    """The recoveries that a run has reported: `what`, `step`, `again` (-1: not known) and `seconds` by phase.
+    """Recoveries in the output `text` of a run: `what`, `step`, `again` (-1: not known) and `seconds` by phase.
 
-    The same stands in traces; but a launch that is lost soon may leave its trace without it.
+    Traces hold the same; but a launch that is lost soon may leave its trace without it.
     """
     found = []
     for what, step, again, parts in re.findall(
@@ -150,17 +154,17 @@ def reported_recoveries(text: str) -> list[dict[str, Any]]:
 
 
 def efficiency(steps_a_second: float, undisturbed: float) -> float:
-    """Useful steps a second, as a share of those of the undisturbed run."""
+    """Useful steps a second, `steps_a_second`, as a share of those of the run without faults, `undisturbed`."""
     return steps_a_second / undisturbed
 
 
 def lost_seconds(share: float, seconds: float, failures: int) -> float:
-    """Seconds that each failure has cost in a run of `seconds` whose efficiency is `share`; nan without failures."""
+    """Seconds that each of `failures` cost in a run of `seconds` whose efficiency is `share`; nan without failures."""
     return (1 - share) * seconds / failures if failures else float("nan")
 
 
 def expected(cost: float, mean: float) -> float:
-    """Efficiency where each failure costs `cost` seconds and one comes every `mean` seconds of wall time on average.
+    """Efficiency if each failure costs `cost` seconds and one comes every `mean` seconds of wall time on average.
 
     This holds for long runs: a measured one has seen a few failures more or less than the mean says.
     """
@@ -168,6 +172,6 @@ def expected(cost: float, mean: float) -> float:
 
 
 def final_loss(history: str) -> float:
-    """Loss of the last test in the text of a history.csv; nan without one."""
+    """Loss of the last test in `history`, the text of a history.csv; nan without one."""
     rows = re.findall(r"^test,\d+,[^,]*,([^,]*)", history, re.MULTILINE)
     return float(rows[-1]) if rows else float("nan")

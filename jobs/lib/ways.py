@@ -20,11 +20,11 @@ class Way:
     label : str
         Its name in result files, tables and figures.
     colour : str
-        Of its bars and curves, "#rrggbb".
+        Colour of its bars and curves, "#rrggbb".
     trainer : {"ring", "ps", "torch"}
         `ringtmp.train`, `ps.train`, or a program of PyTorch (`jobs.bench.torch_job`).
     settings : mapping
-        What the trainer gets beside the settings of a case. For PyTorch: `way`, a pipeline schedule or "ddp".
+        Settings of the trainer besides those of a case. For PyTorch: `way`, a pipeline schedule or "ddp".
     serves : bool
         Whether one or more ranks only serve, and do not compute.
     """
@@ -48,11 +48,11 @@ class Way:
         )
 
     def variant(self, text: str, **settings: Any) -> "Way":
-        """The same way with other settings; its label gets `text` at the end."""
+        """The same way with other `settings`; `text` is appended to its label."""
         return replace(self, label=f"{self.label} {text}", settings={**self.settings, **settings})
 
     def named(self, label: str, **settings: Any) -> "Way":
-        """The same way with another label and more settings: several servers, several rings."""
+        """The same way with the label `label` and more `settings`: several servers, several rings."""
         return replace(self, label=label, settings={**self.settings, **settings})
 
 
@@ -100,7 +100,7 @@ def rings_of(rings: int, ranks: int) -> Way:
 
 
 def by_label(label: str) -> Way:
-    """The way of a label, or that of which the label is a variant ("ring auto", "2 servers bsp", "4 rings of 2").
+    """The way with the label `label`, or of which it is a variant ("ring auto", "2 servers bsp", "4 rings of 2").
 
     Raises `KeyError` for any other text.
     """
@@ -115,5 +115,5 @@ def by_label(label: str) -> Way:
 
 
 def colour_of(label: str) -> str:
-    """Colour of the way that a label names."""
+    """Colour of the way that `label` names."""
     return by_label(label).colour

@@ -8,21 +8,21 @@ from kernels.scalar import exp
 
 @loss("cross-entropy", target="classes", probabilities="Softmax")
 def softmax_cross_entropy(logits, labels, scale):
-    """Cross-entropy of softmax(logits) for some labels. The largest logit is taken off first, so nothing overflows.
+    """Cross-entropy of softmax(logits), summed over rows. The largest logit is subtracted first, so nothing overflows.
 
     Parameters
     ----------
-    logits : array [m, c]
-        Become (softmax - 1hot) * scale, the gradient; they stay if scale is 0.
-    labels : int64 array [m]
-        0 to c - 1.
+    logits : float[m, c]
+        Outputs; become the gradient (softmax - 1hot) * scale, or stay if `scale` is 0.
+    labels : int64[m]
+        Classes, each 0 to c - 1.
     scale : float
-        Factor of the gradient, or 0: only the loss is wanted.
+        Factor of the gradient, above 0; or 0 to compute the loss alone.
 
     Returns
     -------
     float, float
-        The sum of the losses (float64), and how many of the largest logits are the labels'.
+        Sum of the losses (float64); number of rows whose largest logit is the label's.
     """
     m, c = logits.shape
     kind = logits.dtype.type

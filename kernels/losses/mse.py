@@ -7,20 +7,21 @@ from kernels.loss import loss
 
 @loss("mse", target="values", gives_r2=True)
 def mean_squared_error(prediction, target, scale):
-    """Mean squared error of each row.
+    """Mean squared error of each row, summed over rows.
 
     Parameters
     ----------
-    prediction : array [m, c]
-        Becomes 2 * error / c * scale, the gradient; it stays if scale is 0.
-    target : array [m, c]
+    prediction : float[m, c]
+        Outputs; become the gradient 2 * error / c * scale, or stay if `scale` is 0.
+    target : float[m, c]
+        Values that the outputs should have.
     scale : float
-        Factor of the gradient, or 0: only the loss is wanted.
+        Factor of the gradient, above 0; or 0 to compute the loss alone.
 
     Returns
     -------
     float, float
-        The sum of the rows' errors (float64), and NaN: no prediction is right or wrong.
+        Sum of the rows' errors (float64); NaN, since no prediction is right or wrong.
     """
     m, c = prediction.shape
     total_loss = 0.0

@@ -8,7 +8,24 @@ FIXED = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 
 
 def constants(kind, lr, beta1, beta2, epsilon, weight_decay, step):
-    """Both betas, epsilon, weight decay, the betas' complements, and the corrections of the moments' bias."""
+    """Constants of one update.
+
+    Parameters
+    ----------
+    kind : type
+        NumPy scalar type of the arrays, to which the constants are cast.
+    lr, weight_decay : float
+        Learning rate; factor of w that is added to the gradient.
+    beta1, beta2, epsilon : float
+        Decay of the first and of the second moment, 0 up to but not 1; number that keeps the divisor above 0.
+    step : int
+        Number of the update, from 1.
+
+    Returns
+    -------
+    tuple
+        Both betas, epsilon, weight decay, 1 - both betas, and the corrections of the moments' bias.
+    """
     b1, b2, eps, decay = kind(beta1), kind(beta2), kind(epsilon), kind(weight_decay)
     c1, c2 = kind(1 - beta1), kind(1 - beta2)
     rate = kind(lr / (1 - beta1**step))
@@ -18,7 +35,7 @@ def constants(kind, lr, beta1, beta2, epsilon, weight_decay, step):
 
 @optimizer("adam", slots=("m", "v"), constants=constants, fixed=FIXED)
 def rule(g, w, m, v, b1, b2, eps, decay, c1, c2, rate, unbias):
-    """One step of Adam for one number."""
+    """One step of Adam for a weight `w` with gradient `g` and moments `m`, `v`; the rest comes from `constants`."""
     gradient = g + decay * w
     mean = b1 * m + c1 * gradient
     square = b2 * v + c2 * gradient * gradient

@@ -20,14 +20,17 @@ class AnswerSender:
     Parameters
     ----------
     comm : Intracomm
+        Carries gradients and weights.
     ranges : sequence of ServedRange
-        Those of this server.
+        The ranges of this server.
     workers : sequence of int
         Ranks that work.
     rule : Consistency
         Checked for every answer that leaves.
     compressor : Compressor
+        Compresses the weights.
     recorder : Recorder
+        Records the sends.
     """
 
     def __init__(
@@ -45,7 +48,17 @@ class AnswerSender:
         self._queue = SendQueue(workers, self._start, self._left)
 
     def add(self, served: ServedRange, worker: int, step: int) -> None:
-        """Queue the answer to a push of `step`; it carries the weights as they are when it leaves."""
+        """Queue the answer to a push.
+
+        Parameters
+        ----------
+        served : ServedRange
+            The range; the answer carries its newest weights at the moment when it leaves.
+        worker : int
+            Rank that receives the answer.
+        step : int
+            Step of the push.
+        """
         self._queue.add(worker, served.keys.number, step)
 
     def poll(self) -> bool:
@@ -80,7 +93,7 @@ class AnswerSender:
         self._queue.rejoin(worker)
 
     def idle(self) -> bool:
-        """Whether all answers have left, but for those to dropped workers."""
+        """Whether all answers have left, except those to dropped workers."""
         return self._queue.idle()
 
     def close(self, workers: Collection[int]) -> None:

@@ -49,9 +49,9 @@ class _Collection:
     def __init__(self) -> None:
         self.copies: dict[int, dict[str, Array]] = {}  # of this server's ranges, by number and name
         self.late = np.zeros(1)  # 1: copies of this server are of a later step
-        self.others_late: list[Array] = []  # the same of the servers that send something here
-        self.seconds = 0.0  # for which this server was held up
-        self.layers: dict[int, dict[str, Array]] = {}  # whose home this is, by index and name
+        self.others_late: list[Array] = []  # the flags `late` of the servers that send something here
+        self.seconds = 0.0  # time that collecting cost this server
+        self.layers: dict[int, dict[str, Array]] = {}  # layers whose home is here, by index and name
         self.requests: list[Any] = []
 
 
@@ -63,19 +63,20 @@ class CheckpointCollector:
     comm : Intracomm
         Carries nothing else.
     model : Model
+        The whole model.
     ranges : sequence of KeyRange
         All ranges.
     served : sequence of ServedRange
-        This server's.
+        The ranges of this server.
     slots : sequence of str
         Names of the optimizer's slots; those that servers do not keep are stored as zeros.
     checkpoints : CheckpointManager
-        Writes this rank's parts; tells when checkpoints are due.
+        Writes this rank's parts; knows when checkpoints are due.
     period : int
         Steps between two exchanges, at least 1.
     start : int
         Steps made before this launch.
-    mailbox : Mailbox or None
+    mailbox : Mailbox
         Delivers orders.
     """
 
@@ -106,8 +107,8 @@ class CheckpointCollector:
     def ordered(self, step: int) -> None:
         """Take part in the checkpoint after `step` steps.
 
-        A range that has passed that step already is copied as it is, since others wait for the copy, and is marked
-        as late: the checkpoint fails.
+        A range that has passed that step already is copied with its present state, since others wait for the copy, and
+        is marked as late: the checkpoint fails.
         """
         for served in self.served:
             number = served.keys.number
@@ -118,7 +119,7 @@ class CheckpointCollector:
                 self._next[number] = step
 
     def passed(self, served: ServedRange, steps: int) -> None:
-        """A range contains every active worker's gradients of the first `steps` steps."""
+        """Note that the range `served` contains every active worker's gradients of the first `steps` steps."""
         number = served.keys.number
         self.made[number] = steps
         while 0 <= self._next[number] <= steps:
@@ -137,7 +138,7 @@ class CheckpointCollector:
         collection.seconds += time.perf_counter() - begin
 
     def _collect(self, collection: _Collection) -> None:
-        """Put together the layers whose home is here: copy what is here, receive the rest, send what others need."""
+        """Assemble the layers whose home is here: copy this server's parts, receive the rest, send what others need."""
         mine, names = self.comm.rank, (_FLAT, *self.slots)
 
         # Make room.
@@ -177,7 +178,7 @@ class CheckpointCollector:
         return name == _FLAT or name in self.served[0].slots
 
     def poll(self) -> bool:
-        """Hand the next checkpoint that is collected to the writer; True if there was one."""
+        """Hand the next checkpoint that is collected to the writer; True if one was handed over."""
         moved = False
         for step, collection in sorted(self._open.items()):
             collected = len(collection.copies) == len(self.served)
@@ -200,7 +201,7 @@ class CheckpointCollector:
         return not any(len(each.copies) == len(self.served) for each in self._open.values())
 
     def final(self) -> list[LayerArrays]:
-        """The layers whose home is here, as they are now. Collective over all servers, when no copy is under way."""
+        """The present layers whose home is here. Collective over all servers, when no copy is under way."""
         collection = _Collection()
         collection.copies = {each.keys.number: {_FLAT: each.weights} | each.slots for each in self.served}
         self._collect(collection)
@@ -216,17 +217,18 @@ class CheckpointCollector:
 
 
 class WorkerCheckpoints:
-    """A worker's part in checkpoints where there are no servers: each writer saves layers as it passes the step.
+    """A worker's part in checkpoints if no rank serves: each writer saves layers as it passes the step.
 
     Parameters
     ----------
     rank : int
-        Of this worker.
+        Rank of this worker.
     writers : collection of int
         Ranks that write a part of each checkpoint.
     checkpoints : CheckpointManager
+        Writes this rank's parts; knows when checkpoints are due.
     layers : callable
-        The layers that this rank writes, as they are now.
+        Returns the present layers that this rank writes.
     start : int
         Steps made before this launch.
     mailbox : Mailbox
@@ -251,7 +253,7 @@ class WorkerCheckpoints:
             self.checkpoints.ordered(message.step, self._made)
 
     def passed(self, step: int) -> bool:
-        """This worker has made `step` steps; whether its layers are to be saved now."""
+        """Note that this worker has made `step` steps; return whether its layers are to be saved now."""
         self._made = step
         return self.checkpoints.due(step) and self.writes
 

@@ -2,7 +2,7 @@
 
 A range leaves as soon as it has been copied, while others of its version are still being computed. For each the server
 sends its number, then its bytes in pieces; the checksums come last. The holder marks its older version incomplete with
-the first range of the next, receives pieces in their places, and acknowledges a version that is complete.
+the first range of the next, receives pieces in their final places, and acknowledges a version that is complete.
 """
 
 from collections import deque
@@ -30,7 +30,19 @@ _END = -1  # instead of a version: nothing follows
 def holder_of(server: int, servers: Sequence[int], workers: Sequence[int], nodes: Sequence[str]) -> int:
     """The rank to which a server's versions are sent: the next server of another node, else the first such worker.
 
-    -1 if there is none: copies in the memory that they come from would protect nothing.
+    Parameters
+    ----------
+    server : int
+        Rank of the server.
+    servers, workers : sequence of int
+        Ranks that serve, and ranks that work.
+    nodes : sequence of str
+        Name of each rank's node.
+
+    Returns
+    -------
+    int
+        The rank; -1: all ranks are on the server's node, where copies would protect nothing.
     """
     at = servers.index(server)
     others = [*servers[at + 1 :], *servers[:at], *workers]
@@ -55,15 +67,17 @@ class Outgoing:
     Parameters
     ----------
     comm : Intracomm
-        On which nothing else is sent.
+        Carries nothing else.
     holder : int
         Rank that receives the versions.
     sides : two StageReplica
-        Where the server writes its versions in turn.
+        Copies that the server writes alternately.
     ranges : sequence of KeyRange
-        This server's.
+        The ranges of this server.
     recorder : Recorder
+        Records the sends.
     probe : FaultProbe or None
+        Called at each send.
     """
 
     def __init__(
@@ -92,7 +106,7 @@ class Outgoing:
         self.acknowledged = _END  # newest version that the holder has completely
 
     def begin(self, version: int, copy: StageReplica) -> None:
-        """`version` is being written to `copy`, one of the sides."""
+        """Note that version `version` is being written to `copy`, one of the sides."""
         if self.busy:  # the holder has been lost meanwhile: leave this version out
             self._without = version
             return
@@ -100,16 +114,16 @@ class Outgoing:
         self._here.Start()
 
     def add(self, version: int, number: int = _SUMS) -> None:
-        """Send the key range `number` of `version`; by default the checksums, which come last."""
+        """Send the key range `number` of version `version`; by default the checksums, which come last."""
         if version != self._without:
             self._queue.append(number)
 
     def has(self, version: int) -> bool:
-        """Whether the holder has `version`, or it need not be waited for."""
+        """Whether the holder has version `version`, or need not be waited for."""
         return self.lost or self.acknowledged >= version or self._without == version
 
     def poll(self) -> bool:
-        """Send what can leave; whether anything has happened."""
+        """Send what can leave; return whether anything has happened."""
         if not self.busy:
             return False
         moved = self._body.poll()
@@ -129,7 +143,7 @@ class Outgoing:
         self._head.Start()
 
     def finish(self) -> bool:
-        """Tell the holder that nothing follows; whether that is done."""
+        """Tell the holder that nothing follows; return whether that is done."""
         if not self.lost and not self.ended and not self.busy:
             self._tell(_END, _SUMS)
             self.ended = True
@@ -149,12 +163,13 @@ class Incoming:
     Parameters
     ----------
     comm : Intracomm
+        Carries nothing else.
     server : int
         Rank that sends the versions.
     sides : two StageReplica
-        New ones, on this node.
+        New copies, on this node.
     ranges : sequence of KeyRange
-        The server's.
+        The ranges of the server.
     """
 
     def __init__(
@@ -174,7 +189,7 @@ class Incoming:
         self._head.Start()
 
     def poll(self) -> bool:
-        """Receive what has arrived; whether there was anything."""
+        """Receive what has arrived; return whether anything has."""
         moved = False
         while not self.ended and self._step():
             moved = True

@@ -1,14 +1,14 @@
 """A server's ranges in its node's memory (`ringtmp.resilience.node_memory`): two versions, of the two newest steps.
 
-Version k of a range is its state once it has passed step k: every worker's gradients of the steps before k are in it,
+Version k of a range is its state once it has passed step k: it contains every worker's gradients of the steps before k,
 and with SSP and ASP some of later ones. A range is copied while the server waits, or at the latest before its next
 update, so that most of the cost hides behind the workers' computing.
 
 Two rules keep one step complete on all servers at any moment, at most one behind the newest:
 
-- A server writes version k + 1 over k - 1 only once every server has said that its version k is *durable*: copied, and
-  received by the rank of another node that holds its copies (`ps.serving.mirror`). The message also carries the step
-  that all ranges of the server have passed: where they are further, as after the loss of a slow worker with ASP, the
+- A server writes version k + 1 over k - 1 only once every server has reported that its version k is *durable*: copied,
+  and received by the rank of another node that holds its copies (`ps.serving.mirror`). The message also carries the
+  step that all ranges of the server have passed: if they are further, as after the loss of a slow worker with ASP, the
   next version is the least of these.
 - The slowest workers get a server's *last* range, which their forward pass needs last, only once its version is
   durable. So copies that take longer than the forward pass of the layers before slow the training down, and never fall
@@ -40,20 +40,21 @@ RestoredRanges = dict[int, tuple[Array, dict[str, Array]]]  # by number of the k
 
 
 def servers_of(ranges: Sequence[KeyRange]) -> list[int]:
-    """Servers that have ranges, in order: with few parameters some have none."""
+    """Servers that have any of `ranges`, in order: with few parameters some have none."""
     return sorted({keys.server for keys in ranges})
 
 
 def replica_layout(
     model: Model, ranges: Sequence[KeyRange], server: int, slots: Sequence[str], dtype: str, generation: int
 ) -> ReplicaLayout:
-    """What a copy of a server's ranges holds.
+    """Contents of a copy of a server's ranges.
 
-    That of the first server also names the layers without parameters.
+    The copy of the first server also lists the layers without parameters.
 
     Parameters
     ----------
     model : Model
+        The whole model.
     ranges : sequence of KeyRange
         All ranges.
     server : int
@@ -61,9 +62,9 @@ def replica_layout(
     slots : sequence of str
         Optimizer slots that servers keep.
     dtype : str
-        Of weights and slots, as NumPy writes it.
+        Dtype of weights and slots, in NumPy's notation.
     generation : int
-        Of the copies that this launch writes.
+        Generation of the copies that this launch writes.
     """
     parts = [(s.layer, s.start, s.stop) for keys in ranges if keys.server == server for s in keys.segments]
     if server == servers_of(ranges)[0]:
@@ -84,15 +85,16 @@ def replica_layout(
 
 
 class ServerReplica:
-    """Writes this server's copies, and tells when they are durable.
+    """Writes this server's copies, and reports when they are durable.
 
     Parameters
     ----------
     ranges : sequence of ServedRange
-        This server's, at least one, with their state after `start` steps.
-    pair : two copies
-        New ones.
+        The ranges of this server, at least one, with their state after `start` steps.
+    pair : two StageReplica
+        New copies.
     mailbox : Mailbox
+        Carries the reports.
     servers : sequence of int
         All servers that have ranges.
     start : int
@@ -100,8 +102,9 @@ class ServerReplica:
     period : int
         Steps between two exchanges, at least 1.
     recorder : Recorder
+        Records the copies.
     mirror : Outgoing or None
-        Sends the copies to a rank of another node, if there is one.
+        Sends the copies to a rank of another node, if another node takes part.
     on_durable : callable
         Called once, when no copy of a step up to `start` can be needed any more.
     """
@@ -151,16 +154,16 @@ class ServerReplica:
     # ---- what the server tells and asks -------------------------------------------------------------------------
 
     def passed(self, served: ServedRange, steps: int) -> None:
-        """A range contains every active worker's gradients of the first `steps` steps."""
+        """Note that the range `served` contains every active worker's gradients of the first `steps` steps."""
         self._passed[served.keys.number] = steps
 
     def before_update(self, served: ServedRange) -> None:
-        """A range is about to change: copy it if that is still due."""
+        """Copy the range `served`, which is about to change, if that is still due."""
         if self._due(served.keys.number):
             self._keep(served.keys.number)
 
     def withholds(self, served: ServedRange, step: int) -> bool:
-        """Whether the answer to a worker's push of `step` has to wait."""
+        """Whether the answer to a worker's push of step `step` to the range `served` has to wait."""
         number = served.keys.number
         if number != self._last:
             return False
@@ -170,7 +173,7 @@ class ServerReplica:
     # ---- copies -------------------------------------------------------------------------------------------------
 
     def poll(self, waiting: bool) -> bool:
-        """Go on with copies; True if anything has happened.
+        """Advance the copies; True if anything has happened.
 
         Parameters
         ----------
@@ -262,18 +265,20 @@ def restore_ranges(
     """Bring layers from node memory to the ranks that need them. Collective over `comm`.
 
     Weights go to all ranks, as every worker needs them; slots to the servers that have those ranges, or to all ranks
-    where there are no servers.
+    if none serves.
 
     Parameters
     ----------
     comm : Intracomm
+        All ranks.
     recalled : Recalled
-        The same on every rank.
+        What node memory holds, the same on every rank.
     ranges : sequence of KeyRange
-        All ranges of this launch; empty where there are no servers.
+        All ranges of this launch; empty if no rank serves.
     slots : sequence of str
         Slots that a server keeps; those that node memory lacks start at 0.
     dtype : numpy dtype
+        Dtype of weights and slots.
     stage : Stage or None
         A worker's layers, which are filled.
 

@@ -1,4 +1,4 @@
-"""A key range on its server: weights, optimizer slots, and how far each worker is."""
+"""A key range on its server: weights, optimizer slots, and the progress of each worker."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +17,17 @@ from ringtmp.nn.shards import KeyRange
 class ServedRange:
     """A key range on its server.
 
-    Weights stay as they are while an answer that carries them is under way: an update that comes meanwhile goes to
-    another buffer.
+    Weights do not change while an answer that carries them is under way: an update in the meantime goes to another
+    buffer.
 
     Attributes
     ----------
     keys : KeyRange
+        The range.
     buffers : list of array [keys.size]
         `buffers[live]` holds the newest weights; answers under way may still read the others.
     slots : dict of str to array [keys.size]
-        Of the optimizer.
+        Slots of the optimizer, by name.
     gradients : array [workers, keys.size]
         The newest gradient of each worker.
     clock : VectorClock
@@ -70,7 +71,17 @@ class ServedRange:
         return self.buffers[self.live]
 
     def load(self, layer: int, flat: Array, slots: dict[str, Array]) -> None:
-        """Copy this range's part of a layer: of its parameters `flat` and of those `slots` that the range has."""
+        """Copy this range's part of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        flat : array [count]
+            The layer's parameters.
+        slots : dict of array [count]
+            Its optimizer slots; those that the range does not have are ignored.
+        """
         for index, start, stop, at in self.keys.segments:
             if index == layer:
                 self.weights[at : at + stop - start] = flat[start:stop]
@@ -78,14 +89,14 @@ class ServedRange:
                     self.slots[name][at : at + stop - start] = slots[name][start:stop]
 
     def leave_busy_buffer(self) -> None:
-        """Copy the weights to a buffer from which nothing is being sent, if theirs is not such a buffer."""
+        """Copy the weights to a buffer from which nothing is being sent, if theirs is busy."""
         if self.sends[self.live]:
             before = self.weights
             self.live = self._free(self.buffers, lambda: aligned(before.size, before.dtype))
             self.weights[...] = before
 
     def message(self, compressor: Compressor) -> tuple[int, Array]:
-        """What an answer carries, and its index in `sends`: the weights, or their compressed form."""
+        """Array that an answer carries, the weights or their form under `compressor`, after its index in `sends`."""
         if not compressor.compresses_weights:
             return self.live, self.weights
         if self.packed != self.version:
@@ -104,20 +115,20 @@ class ServedRange:
 
 
 class RangeListener(Protocol):
-    """What a server tells about its ranges."""
+    """Receives the progress of a server's ranges."""
 
     def passed(self, served: ServedRange, steps: int) -> None:
-        """A range contains every active worker's gradients of the first `steps` steps."""
+        """Note that the range `served` contains every active worker's gradients of the first `steps` steps."""
 
 
 class AnswerGate(Protocol):
-    """What may hold a server's answers back: its copy in node memory (`ps.serving.node_memory`)."""
+    """May hold a server's answers back: its copy in node memory (`ps.serving.node_memory`)."""
 
     def before_update(self, served: ServedRange) -> None:
-        """The weights of a range are about to change."""
+        """Note that the weights of the range `served` are about to change."""
 
     def withholds(self, served: ServedRange, step: int) -> bool:
-        """Whether the answer to a worker's push of `step` has to wait."""
+        """Whether the answer to a worker's push of step `step` to the range `served` has to wait."""
 
 
 def make_served_ranges(
@@ -132,8 +143,9 @@ def make_served_ranges(
     workers : sequence of int
         Ranks that work, in the order of the rows of `ServedRange.gradients`.
     optimizer : Optimizer
-        Tells the slots.
+        Names the slots.
     dtype : numpy dtype
+        Dtype of weights and slots.
     start : int
         Steps made before this launch.
     """

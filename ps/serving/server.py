@@ -2,7 +2,7 @@
 
     receive -> may a worker read? -> update with all gradients that have arrived -> answer, first layers first
 
-Messages travel over persistent requests on buffers that are made once. What a range holds is in
+Messages travel over persistent requests on buffers that are made once. The state of a range is in
 `ps.serving.served_range`, the update in `ps.serving.updates`, the answers in `ps.serving.answers`, and which pushes
 count in `ps.membership.PushLedger`.
 """
@@ -32,17 +32,23 @@ class Server:
     Parameters
     ----------
     comm : Intracomm
+        Carries gradients and weights.
     ranges : sequence of ServedRange
         Those of this server, with their weights.
     workers : sequence of int
         Ranks that work, in the order of the rows of `ServedRange.gradients`; this rank may be among them.
     rule : Consistency
+        Decides when a worker may read.
     updater : Updater
+        Applies the gradients.
     compressor : Compressor
+        Decompresses gradients, and compresses weights.
     mailbox : Mailbox
+        Delivers control messages.
     recorder : Recorder
+        Records sends and receives.
     listeners : sequence of RangeListener
-        Told when a range has passed a step.
+        Called when a range has passed a step.
     gate : AnswerGate or None
         May hold answers back.
     """
@@ -129,12 +135,12 @@ class Server:
     def connect_own_worker(self, answer: Callable[[int, Array], None]) -> None:
         """Answer the worker of this rank by calling `answer` with the number of a key range and its weights.
 
-        The weights must not be kept: the next update overwrites them.
+        The weights must be copied: the next update overwrites them.
         """
         self._answer_own_worker = answer
 
     def push(self, number: int, gradient: Array) -> None:
-        """Take the gradient of key range `number` of this rank's own worker, which has sent its Begin message."""
+        """Take `gradient`, array [size], of key range `number` from this rank's own worker, after its Begin message."""
         served = self._numbered[number]
         served.gradients[self._row[self.rank]][...] = gradient
         served.received[self.rank] += 1
@@ -226,7 +232,7 @@ class Server:
         self.answers.add(served, worker, step)
 
     def _retry_withheld(self) -> bool:
-        """Answer what the gate holds back no more; True if there was anything."""
+        """Answer what the gate no longer holds back; True if anything was answered."""
         assert self.gate
         waiting, self._withheld = self._withheld, []
         for served, worker, step in waiting:
@@ -239,7 +245,7 @@ class Server:
     # ---- membership ---------------------------------------------------------------------------------------------
 
     def _on_drop(self, sender: int, message: Drop) -> None:
-        """Go on without a worker: gradients that have arrived count, others are not waited for."""
+        """Continue without a worker: gradients that have arrived count, others are not waited for."""
         worker = message.worker
         if worker not in self.active:
             return
@@ -257,7 +263,7 @@ class Server:
             self._tell_passed(served)
 
     def _on_rejoin(self, sender: int, message: Rejoin) -> None:
-        """Take a worker back; where it waits for the answer to its last void push it gets one, to be able to push."""
+        """Take a worker back; if it waits for the answer to its last void push it gets one, to be able to push."""
         worker = message.worker
         self._heard[worker] = clock()
         self.active.append(worker)
@@ -281,11 +287,11 @@ class Server:
         self._heard[worker] = clock()
 
     def excuse_silence(self, now: int) -> None:
-        """Take all workers as heard at `now`, after this rank itself stood still and could not hear any."""
+        """Treat all workers as heard at time `now` (ns), after this rank itself stood still and could not receive."""
         self._heard = dict.fromkeys(self._heard, now)
 
     def silent(self, now: int, limit: float) -> list[int]:
-        """Active workers of other ranks that have sent nothing for `limit` nanoseconds and have not ended."""
+        """Active workers of other ranks that have not ended and, at time `now`, have sent nothing for `limit` (ns)."""
         waited = (w for w in self.active if w not in self._done and w != self.rank)
         return [worker for worker in waited if now - self._heard[worker] > limit]
 

@@ -1,4 +1,4 @@
-"""Reads run folders: data frames of events, where the time went, who talked to whom; and draws Gantt charts.
+"""Reads run folders: data frames of events, time by part, messages between ranks; and draws Gantt charts.
 
 >>> run = open_run("runs/first")
 >>> run.events(), run.breakdown(), run.communication(), run.history(), run.staleness(), run.peak_in_flight()

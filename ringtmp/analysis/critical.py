@@ -26,13 +26,13 @@ def critical_path(events: pd.DataFrame, steps: tuple[int, int] | None = None) ->
     -------
     DataFrame
         The actions of the path, first to last: the columns of `events`, `gap` (nanoseconds between the end of the
-        previous action and its start) and `by` (`rank` or `message`: what it waited for; empty for the first one). Only
-        faster actions on the path, or faster messages (`gap` where `by` is `message`), make the run shorter.
+        previous action and its start) and `by` (`rank` or `message`: the cause of its wait; empty for the first one).
+        Only faster actions on the path, or faster messages (`gap` if `by` is `message`), make the run shorter.
 
     Raises
     ------
     UserError
-        There are no actions in `events`, or none of `steps`.
+        `events` holds no actions, or none of `steps`.
     """
     actions = events[events["kind"].isin(_ACTIONS)]
     if steps:

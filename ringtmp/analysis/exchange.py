@@ -4,10 +4,11 @@
 >>> waits(run.events(), run.ranks()), transfers(run.events(), run.ranks())
 >>> servers(run.events(), run.ranks()), lead(run.events(), run.ranks())["lead"].max()
 
-All take `Run.events` and `Run.ranks` of a trace of `ps`. A worker pushes its gradient of a chunk of parameters to the
-one server of that chunk, and pulls the answer to that push: `stage` is the chunk, `step` the push's, also of the wait
-for the answer. A rank of role "both" is the server of the chunks of which it notes its own gradients; those have no
-messages. Messages of stage -1 control the run and count nowhere.
+All functions take the events (`Run.events`) and ranks (`Run.ranks`) of a trace of `ps`. A worker pushes its gradient of
+a chunk of parameters to the server of that chunk, and pulls the answer to that push. In the events `stage` is the
+chunk and `step` the step of the push, also in the wait for the answer. A rank of role "both" is the server of those
+chunks for which it records its own gradients; these are no messages. Messages of stage -1 control the run and are not
+counted.
 """
 
 import numpy as np
@@ -23,20 +24,32 @@ def waits(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
 
     Parameters
     ----------
-    events, ranks : DataFrame
-        As `Run.events` and `Run.ranks` give them.
+    events : DataFrame
+        Events of the trace, from `Run.events`.
+    ranks : DataFrame
+        Attributes of each rank, from `Run.ranks`.
 
     Returns
     -------
-    DataFrame, by rank
-        server: for the way there, the update, its queue and the way back; slower: for other workers' gradients of the
-        same step; bound: the same where the consistency has a bound above 0; neighbour: all waits of an all-reduce;
-        other: for nothing in particular. The columns add up to the worker's waits.
+    DataFrame
+        A row for each worker (index `rank`) with the columns, in seconds:
 
-    Notes
-    -----
-    A wait for a chunk counts as slower or bound from when the worker's own gradient was at the server until those of
-    all workers were that the answer needs (`_complete`), and as server before and after that.
+        - server: transfer of gradient and answer, the server's queue, and the update;
+        - slower: gradients of the same step that other workers have not delivered (bound 0);
+        - bound: gradients that other workers have not delivered, with a consistency bound above 0;
+        - neighbour: all waits of an all-reduce;
+        - other: waits for no chunk.
+
+        The sum of a row is the time that the worker waited.
+
+    Raises
+    ------
+    UserError
+        The trace is not of `ps`.
+
+    Notes ----- A wait for a chunk counts as slower or bound from the arrival of the worker's own gradient at the server
+    to the arrival of all workers' gradients that the answer needs (`_complete`); before and after that it counts as
+    server.
     """
     waited = events[(events["kind"] == "wait") & events["rank"].isin(_workers(ranks))]
     spans = (waited["end"] - waited["start"]).to_numpy().astype(float)  # whole nanoseconds, exact for 104 days
@@ -58,19 +71,29 @@ def waits(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def transfers(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
-    """How long messages of each worker were under way, how much of that it did not wait, and what they carried.
+    """Time in which messages of each worker were in flight, the share in which it did not wait, and bytes.
 
     Parameters
     ----------
-    events, ranks : DataFrame
-        As `Run.events` and `Run.ranks` give them.
+    events : DataFrame
+        Events of the trace, from `Run.events`.
+    ranks : DataFrame
+        Attributes of each rank, from `Run.ranks`.
 
     Returns
     -------
-    DataFrame, by rank
-        seconds: during which at least one push or answer of the worker (of an all-reduce: message that it sent) was in
-        flight (`_messages`); hidden: the share of them during which the worker was in no wait (NaN: no message);
-        pushed, pulled: bytes that the worker sent and received.
+    DataFrame
+        A row for each worker (index `rank`) with the columns:
+
+        - seconds: time in which at least one push of the worker or answer to it was in flight (`_messages`); with an
+          all-reduce, a message that it sent;
+        - hidden: share of `seconds` in which the worker did not wait (NaN: no message);
+        - pushed, pulled: bytes that the worker sent and received.
+
+    Raises
+    ------
+    UserError
+        The trace is not of `ps`.
     """
     workers, messages = _workers(ranks), _messages(events, ranks)
     flights = dict(list(messages.groupby("worker")))
@@ -93,19 +116,29 @@ def transfers(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def servers(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
-    """What each rank that serves did with its time.
+    """Use of the wall time of each rank that serves.
 
     Parameters
     ----------
-    events, ranks : DataFrame
-        As `Run.events` and `Run.ranks` give them.
+    events : DataFrame
+        Events of the trace, from `Run.events`.
+    ranks : DataFrame
+        Attributes of each rank, from `Run.ranks`.
 
     Returns
     -------
-    DataFrame, by rank
-        busy, waiting: shares of the rank's wall time that it updated chunks and that it waited; received_per_s,
-        sent_per_s: bytes of gradients and of answers a second of it; in_flight: the share of it during which at least
-        one push to the rank or answer of it was in flight (`_messages`); updates: how many. No row for an all-reduce.
+    DataFrame
+        A row for each rank that serves (index `rank`; empty for an all-reduce) with the columns:
+
+        - busy, waiting: shares of the rank's wall time in which it updated chunks, and in which it waited;
+        - received_per_s, sent_per_s: bytes of gradients received and of answers sent, per second of wall time;
+        - in_flight: share of the wall time in which at least one push to the rank or answer of it was in flight;
+        - updates: number of updates.
+
+    Raises
+    ------
+    UserError
+        The trace is not of `ps`.
     """
     _workers(ranks)
     rows = ranks[ranks["role"].isin(["server", "both"]) & (ranks["consistency"] != "allreduce")].set_index("rank")
@@ -127,24 +160,32 @@ def servers(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def lead(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
-    """How many steps ahead of the slowest worker the one was whom a server answered: BSP and SSP keep to their bound.
+    """Lead of each answered worker over the slowest one, in steps; with BSP and SSP it is at most the bound.
 
     Parameters
     ----------
-    events, ranks : DataFrame
-        As `Run.events` and `Run.ranks` give them.
+    events : DataFrame
+        Events of the trace, from `Run.events`.
+    ranks : DataFrame
+        Attributes of each rank, from `Run.ranks`.
 
     Returns
     -------
     DataFrame
-        rank (of the server), stage, worker, step, lead (all int64): a row for each answer, in order of rank, stage,
-        step and worker; answers of a rank to itself are no messages and have none. Lead is the step answered less the
-        newest step whose gradient of the chunk had come before the answer went, of the worker where that is least.
+        A row for each answer, with the int64 columns rank (of the server), stage, worker, step and lead, in order of
+        rank, stage, step and worker. Answers of a rank to itself are no messages and have no row. Lead is the answered
+        step minus the newest step of the slowest worker: for each worker the newest step is that of the last gradient
+        of the chunk that arrived before the answer left, and the slowest worker has the least.
+
+    Raises
+    ------
+    UserError
+        The trace is not of `ps`.
 
     Notes
     -----
-    Workers count until the last sign of them (`_last_signs`): who is gone holds nobody up. Backup workers are not
-    waited for: with them lead goes above the bound.
+    A worker counts until its last sign of life (`_last_signs`): a lost worker holds up no other. Backup workers are not
+    waited for: with them the lead may exceed the bound.
     """
     workers, came = _workers(ranks), _came(events, ranks)
     answers = _chunk_events(events, ranks, ["send"], serving=True).rename(columns={"peer": "worker"})
@@ -163,7 +204,7 @@ def lead(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def _workers(ranks: pd.DataFrame) -> list[int]:
-    """The ranks that work. Raises `UserError` if it is another framework's trace."""
+    """The ranks that work. Raises `UserError` if the trace is not of `ps`."""
     if "workers" not in ranks:
         raise UserError("exchange: the trace does not say which ranks work (it is not of ps)")
     return sorted(ranks["workers"].iloc[0])
@@ -178,7 +219,7 @@ def _bound(ranks: pd.DataFrame) -> int:
 
 
 def _owners(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.Series:
-    """The server of each chunk: the rank that only serves and gets gradients of it, or gets its own."""
+    """The server of each chunk: the rank that only serves and receives gradients of it, or that receives its own."""
     came = events[events["kind"] == "receive"]
     role = came["rank"].map(ranks.set_index("rank")["role"])
     mine = (role == "server") | ((role == "both") & (came["peer"] == came["rank"]))
@@ -186,9 +227,9 @@ def _owners(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.Series:
 
 
 def _chunk_events(events: pd.DataFrame, ranks: pd.DataFrame, kinds: list[str], *, serving: bool) -> pd.DataFrame:
-    """Events of chunks (of an all-reduce: buckets), either those of their servers or those of workers.
+    """Events of chunks (with an all-reduce: buckets), either those of their servers or those of workers.
 
-    A server's U has a version, which tells it from the U with which a worker of the same rank takes up weights.
+    The U of a server has a version; the U with which a worker on the same rank takes over new weights has none.
     """
     some = events[events["kind"].isin(kinds) & (events["stage"] >= 0)]
     owned = some["stage"].map(_owners(events, ranks)) == some["rank"]
@@ -196,7 +237,7 @@ def _chunk_events(events: pd.DataFrame, ranks: pd.DataFrame, kinds: list[str], *
 
 
 def _came(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
-    """Gradients as they came to servers: worker, stage, step, time, the last three as int64."""
+    """Arrivals of gradients at servers: worker, stage, step, time, the last three as int64."""
     came = _chunk_events(events, ranks, ["receive"], serving=True)
     came = came.rename(columns={"peer": "worker", "end": "time"})
     return came[["worker", "stage", "step", "time"]].astype("int64")
@@ -205,7 +246,7 @@ def _came(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
 def _messages(events: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
     """Messages of chunks that arrived: worker, server (-1: all-reduce), start of the send, end of the receive.
 
-    Of an all-reduce the worker is the sender, and the hop tells messages of a bucket and step apart.
+    With an all-reduce the worker is the sender, and the hop distinguishes messages of one bucket and step.
     """
     moved = events[events["kind"].isin(["send", "receive"]) & (events["stage"] >= 0)]
     moved = moved.assign(hop=moved["micro_batch"] if _allreduce(ranks) else 0)
@@ -228,7 +269,7 @@ def _covered(*frames: pd.DataFrame) -> int:
 
 
 def _held(waited: pd.DataFrame, events: pd.DataFrame, ranks: pd.DataFrame) -> np.ndarray:
-    """Nanoseconds of each wait in which the worker's own gradient was at the server and those of others were not."""
+    """Nanoseconds of each wait after the worker's own gradient had arrived and before those of the others had."""
     came = _came(events, ranks)
     if came.empty:
         return np.zeros(len(waited))
@@ -243,12 +284,12 @@ def _held(waited: pd.DataFrame, events: pd.DataFrame, ranks: pd.DataFrame) -> np
 
 
 def _complete(needs: pd.DataFrame, came: pd.DataFrame, events: pd.DataFrame, ranks: pd.DataFrame) -> np.ndarray:
-    """When the gradients of each (stage, step) of `needs` had come from all workers; -inf: of steps before the trace.
+    """Time at which all workers' gradients of each (stage, step) of `needs` had arrived; -inf: before the trace.
 
-    A later gradient of a worker stands for those before it. One that does not come (its worker is gone, or backup
-    workers made it needless) counts as here once the server went on without it, with an update (BSP) or answer that
-    needed it, and so do all of the worker that would follow its last one. Failing that, since the last sign of the
-    worker.
+    A later gradient of a worker stands for earlier ones. A gradient that never arrives (its worker is lost, or backup
+    workers made it superfluous) counts as arrived when the server continued without it, with an update (BSP) or an
+    answer that needed it; the same holds for all gradients after a worker's last one. If the server did not continue,
+    it counts as arrived at the worker's last sign of life.
     """
     bound = _bound(ranks)
     went = _chunk_events(events, ranks, ["send"] if bound else ["send", "U"], serving=True)
@@ -265,7 +306,7 @@ def _complete(needs: pd.DataFrame, came: pd.DataFrame, events: pd.DataFrame, ran
 
 
 def _earliest(needs: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
-    """The least `time` in `known` of each stage of `needs` and of its step or a later one; inf: there is none."""
+    """Least `time` in `known` of each stage of `needs`, at its step or a later one; inf: `known` has none."""
     known = known.groupby(["stage", "step"], as_index=False)["time"].min().sort_values("step")
     known["time"] = known["time"][::-1].groupby(known["stage"]).cummin()
     found = pd.merge_asof(needs.reset_index().sort_values("step"), known, on="step", by="stage", direction="forward")
@@ -273,9 +314,10 @@ def _earliest(needs: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
 
 
 def _last_signs(events: pd.DataFrame, came: pd.DataFrame, workers: list[int]) -> pd.Series:
-    """By worker: until when it took part. Who has left may go on serving, and wait for nothing in particular.
+    """Time until which each worker took part. A worker that has left may still serve, and wait for no chunk.
 
-    The end of its last work or wait for a chunk or, as a trace cut short may lack those, its last gradient's coming.
+    This is the end of its last action or wait for a chunk or, since a truncated trace may lack those, the arrival of
+    its last gradient.
     """
     took_part = events["kind"].isin(["F", "I", "W", "wait"]) & (events["stage"] >= 0)
     own, sent = events[took_part].groupby("rank")["end"].max(), came.groupby("worker")["time"].max()

@@ -12,18 +12,18 @@ ENDINGS = (".png", ".svg", ".pdf", *perfetto.ENDINGS)
 
 
 def write(events: "DataFrame", path: str, steps: tuple[int, int] | None = None, label: str = "") -> None:
-    """Write events as a Gantt chart or for Perfetto, by the ending of `path`, and print where they are.
+    """Write events as a Gantt chart or for Perfetto, by the ending of `path`, and print the path.
 
     Parameters
     ----------
     events : DataFrame
-        With columns `rank`, `kind`, `start`, `end` (nanoseconds), `step`, `micro_batch` and `stage`.
+        Table with columns `rank`, `kind`, `start`, `end` (nanoseconds), `step`, `micro_batch` and `stage`.
     path : str
         File name that ends in one of `ENDINGS`; an existing file is replaced.
     steps : (int, int), optional
         First and last step to show; by default all.
     label : str
-        Of the chart's time axis, if not the usual one.
+        Label of the chart's time axis; empty: the usual one.
 
     Raises
     ------

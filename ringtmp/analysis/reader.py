@@ -22,7 +22,15 @@ from ringtmp.trace.live_status import read_status, status_path
 
 @dataclass(frozen=True)
 class Run:
-    """One launch of a run (the newest, unless asked otherwise)."""
+    """One launch of a run.
+
+    Attributes
+    ----------
+    path : Path
+        The run folder.
+    launch : int
+        Number of the launch, from 0.
+    """
 
     path: Path
     launch: int
@@ -105,7 +113,7 @@ class Run:
         return parts
 
     def live_status(self) -> pd.DataFrame:
-        """The last status of each rank: at most a second old while the run goes on, and cheap to read.
+        """The last status of each rank: at most a second old during the run, and cheap to read.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""What would have made a run faster, and why: its own measured durations under the clock, and what-ifs beside them."""
+"""Changes that would have made a run faster: its measured durations are simulated with and without each change."""
 
 from dataclasses import dataclass, replace
 
@@ -10,25 +10,33 @@ from ringtmp.analysis.steady import Steady, steady
 from ringtmp.config.units import show_seconds
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import pieces
-from ringtmp.schedule.plan import SCHEDULES, build
-from ringtmp.schedule.policies import default_most
+from ringtmp.schedule.local_rule import default_most
+from ringtmp.schedule.registry import SCHEDULES, build, plan_names, schedule_named
 from ringtmp.simulate.pipeline import Outcome, Scene, simulate
 from ringtmp.simulate.planner import ENGINE, RULE
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way the run might have gone: what differs, and what the clock says."""
+    """One variant of the run.
+
+    Attributes
+    ----------
+    what : str
+        The change.
+    outcome : Outcome
+        Its simulated result.
+    """
 
     what: str
     outcome: Outcome
 
 
 def scene_of(run: Run) -> Scene:
-    """A run's stages with the medians of their measured durations, its links and its irregularity.
+    """The simulated ring of the run `run`: medians of its measured durations, its latency, and its jitter.
 
-    The latency is the least time from the end of an action to the start of what its message made possible; jitter is
-    that of a uniform factor with the deviation that F was seen to have.
+    The latency is the least time from the end of an action to the start of the action that its message allowed; jitter
+    is that of a uniform factor with the measured deviation of F.
     """
     events, config = run.events(), run.config
     first = run.ranks().iloc[0]
@@ -61,9 +69,12 @@ def _latency(events: pd.DataFrame) -> float:
 
 
 def cases(run: Run) -> tuple[Steady, list[Case]]:
-    """The run as it was measured; then under the clock: as it was, in every other way, and with one thing mended."""
+    """The run as measured, and simulated variants of it: the run itself, every other schedule, and single changes.
+
+    `run` is the run. Raises `UserError` if its schedule is asynchronous.
+    """
     first = run.ranks().iloc[0]
-    if first["schedule"] in ("2bw", "pipedream"):
+    if not schedule_named(first["schedule"] or None).synchronous:
         raise UserError(f"trace: {run.path} was trained with {first['schedule']}: other schedules give other numbers")
     name = first["schedule"] or RULE
     measured = steady(run.events())
@@ -75,10 +86,10 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
         return simulate(scene, plan, steps=16, most=most, ahead=ahead)
 
     found = [Case(f"{name}, as it was run", under(scene, name))]
-    for other in [RULE, *SCHEDULES]:
+    for other in [RULE, *plan_names()]:
         if other == name or (other == "interleaved" and scene.chunks == 1):  # that is 1f1b
             continue
-        if other == RULE or scene.chunks == 1 or SCHEDULES[other][1]:
+        if other == RULE or scene.chunks == 1 or SCHEDULES[other].takes_chunks:
             found.append(Case(f"with {other}", under(scene, other)))
     even = replace(scene, seconds=np.tile(scene.seconds.mean(0), (len(scene.seconds), 1)))
     found.append(Case("if the work were dealt evenly", under(even, name)))
@@ -88,7 +99,25 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
 
 
 def explain(path: str, out: str | None = None) -> list[Case]:
-    """Print what would have made the run at `path` faster, and why; returns the cases. Raises `UserError`."""
+    """Print the variants that would have made a run faster.
+
+    Parameters
+    ----------
+    path : str
+        The run folder.
+    out : str, optional
+        File into which two steps of the run are drawn.
+
+    Returns
+    -------
+    list of Case
+        The variants.
+
+    Raises
+    ------
+    UserError
+        The run has no trace, its schedule is asynchronous, or `out` cannot be written.
+    """
     from rich.console import Console
     from rich.table import Table
 

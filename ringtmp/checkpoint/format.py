@@ -43,7 +43,19 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """A layer as stored: its table, its parameters by name, and each optimizer slot with the same names and shapes."""
+    """A layer as stored.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer in checkpoints.
+    table : dict
+        The layer as a table.
+    parameters : dict of array
+        Its parameters by name, in their own shapes.
+    slots : mapping
+        By optimizer slot: arrays with the names and shapes of the parameters.
+    """
 
     name: str
     table: dict[str, Any]
@@ -52,7 +64,19 @@ class LayerRecord:
 
     @classmethod
     def of(cls, model: Model, index: int, flat: Array, slots: dict[str, Array]) -> "LayerRecord":
-        """Layer `index` of `model` from its flat parameters and slots; one slot at a time is unpacked."""
+        """The record of one layer; one slot at a time is unpacked.
+
+        Parameters
+        ----------
+        model : Model
+            The whole model.
+        index : int
+            Number of the layer.
+        flat : array [count]
+            Its parameters.
+        slots : dict of array [count]
+            Its optimizer slots.
+        """
         layer = model.layers[index]
         natural = _Natural({slot: partial(layer.unpack, values) for slot, values in slots.items()})
         return cls(model.layer_name(index), layer.to_table(), layer.unpack(flat), natural)
@@ -82,7 +106,7 @@ class _Natural(Mapping[str, dict[str, Array]]):
 
 
 def set_folder(root: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` updates."""
+    """Folder of the checkpoint after `step` updates, under the folder `root` of the run's checkpoints."""
     return root / f"step-{step:08d}"
 
 
@@ -132,12 +156,15 @@ def write_part(root: Path, step: int, rank: int, layers: Iterable[LayerRecord]) 
 
 
 def withdraw(root: Path, step: int, rank: int) -> None:
-    """Remove this rank's note of a checkpoint, so that it cannot be committed. Raises `OSError`."""
+    """Remove the note of rank `rank` for the checkpoint of `step` under `root`: it cannot be committed without.
+
+    Raises `OSError`.
+    """
     _note(root, step, rank).unlink(missing_ok=True)
 
 
 def whole(root: Path, step: int, ranks: Iterable[int]) -> bool:
-    """Whether the notes of all `ranks` exist."""
+    """Whether the notes of all `ranks` exist for the checkpoint of `step` under `root`."""
     return all(_note(root, step, rank).exists() for rank in ranks)
 
 
@@ -185,12 +212,12 @@ def commit(root: Path, step: int, ranks: Sequence[int], facts: dict[str, Any]) -
 
 
 def discard(root: Path, step: int) -> None:
-    """Remove a checkpoint, complete or not."""
+    """Remove the checkpoint of `step` under `root`, complete or not."""
     shutil.rmtree(set_folder(root, step), ignore_errors=True)
 
 
 def clear(root: Path) -> None:
-    """Remove incomplete checkpoints before a launch, so that none of their files is taken for one of this launch."""
+    """Remove incomplete checkpoints under `root` before a launch, so that their files do not count for this launch."""
     for step in set(steps(root)) - set(committed(root)):
         discard(root, step)
 
@@ -205,12 +232,12 @@ def steps(root: Path) -> list[int]:
 
 
 def committed(root: Path) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
+    """Steps of the complete checkpoints under `root`, ascending."""
     return [step for step in steps(root) if (set_folder(root, step) / "COMMIT.json").exists()]
 
 
 def read_marker(root: Path, step: int) -> dict[str, Any]:
-    """The body of a checkpoint's marker.
+    """The body of the marker of the checkpoint of step `step` under `root`.
 
     Its checksum covers the format version too: only an intact marker can be of another version.
 
@@ -235,7 +262,7 @@ def read_marker(root: Path, step: int) -> dict[str, Any]:
 
 
 def verify(root: Path, marker: dict[str, Any]) -> None:
-    """Compare size and SHA-256 of every file of a checkpoint with its marker. Raises `DamagedError`."""
+    """Compare size and SHA-256 of each file of a checkpoint under `root` with its `marker`. Raises `DamagedError`."""
     folder = set_folder(root, marker["step"])
     for entry in marker["files"]:
         path = folder / entry["file"]
@@ -250,7 +277,22 @@ def verify(root: Path, marker: dict[str, Any]) -> None:
 
 
 def read_layers(root: Path, marker: dict[str, Any], wanted: Iterable[str]) -> Iterator[LayerRecord]:
-    """The `wanted` layers of a verified checkpoint, one at a time. Raises `UserError` for a layer that it lacks."""
+    """Read some layers of a verified checkpoint, one at a time.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the run's checkpoints.
+    marker : dict
+        Body of the checkpoint's marker.
+    wanted : iterable of str
+        Names of the layers.
+
+    Raises
+    ------
+    UserError
+        The checkpoint lacks a layer.
+    """
     folder = set_folder(root, marker["step"])
     where = {name: folder / entry["file"] for entry in marker["files"] for name in entry["layers"]}
     for name in wanted:

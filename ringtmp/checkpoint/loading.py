@@ -18,6 +18,7 @@ def newest_checkpoint(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     Parameters
     ----------
     folder : RunFolder
+        Folder of the run.
 
     Returns
     -------
@@ -58,15 +59,16 @@ def load_layers(
     marker : dict
         Body of the checkpoint's marker.
     model : Model
+        The whole model.
     states : iterable of LayerState
-        Layers to fill. What a layer derives from its parameters is not updated.
+        Layers to fill. Their caches are not updated.
     extra : str
         Name of a further slot to return, which is none of the optimizer's.
 
     Returns
     -------
     dict
-        By layer index: the arrays of slot `extra`, by parameter name, where the checkpoint has it.
+        By layer index: the arrays of slot `extra`, by parameter name, if the checkpoint has it.
 
     Raises
     ------

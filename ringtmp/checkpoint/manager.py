@@ -55,11 +55,11 @@ class CheckpointManager:
     Parameters
     ----------
     folder : RunFolder or None
-        Where to write; None: no checkpoint is ever due.
+        Folder to write to; None: no checkpoint is ever due.
     model : Model
-        To which the layers belong.
+        Model of the layers.
     facts : dict
-        What the marker of each set states of the run (rank 0).
+        Facts on the run for the marker of each set (rank 0).
     rank : int
         This rank.
     writers : sequence of int
@@ -67,12 +67,13 @@ class CheckpointManager:
     total : int
         Steps of the run; the set after the last one is written at the end.
     recorder : Recorder
+        Records the time that checkpoints take.
     every : int
         Steps between two sets; 0: none before the end.
     mtbf : float or None
         Expected seconds between failures; if given, the interval follows from it instead of from `every`.
     probe : FaultProbe or None
-        Told before each layer is written.
+        Called before each layer is written.
     """
 
     def __init__(
@@ -168,15 +169,22 @@ class CheckpointManager:
         self.hand_over(step, self.snapshot.records(), time.perf_counter() - begin)
 
     def _watched(self, probe: FaultProbe, step: int, records: Iterable[LayerRecord]) -> Iterator[LayerRecord]:
-        """Pass the records on, telling the fault probe before each."""
+        """Yield the records, and call the fault probe before each."""
         for record in records:
             probe.at("checkpoint", step)
             yield record
 
     def hand_over(self, step: int, records: Iterable[LayerRecord], cost: float) -> None:
-        """Have a part written from records whose arrays do not change until that is done.
+        """Have a part written.
 
-        `cost`: seconds by which the part has held up this rank so far.
+        Parameters
+        ----------
+        step : int
+            Updates in the layers.
+        records : iterable of LayerRecord
+            Layers of this rank, whose arrays must not change until the part is written.
+        cost : float
+            Seconds by which the part has held up this rank so far.
         """
         assert self.folder
         root = self.folder.checkpoints
@@ -185,7 +193,7 @@ class CheckpointManager:
         self._begin(step, partial(checkpoint.write_part, root, step, self.rank, records), cost)
 
     def fail(self, step: int, why: str) -> None:
-        """Count this rank's part of a set as failed for the reason `why`, after the parts before it are written."""
+        """Count this rank's part of the set of `step` as failed because of `why`, after earlier parts are written."""
         assert self.folder
         root = self.folder.checkpoints
 
@@ -221,7 +229,10 @@ class CheckpointManager:
     # ---- sets (rank 0) ------------------------------------------------------------------------------------------
 
     def settle_up_to(self, written: int, cost: float) -> None:
-        """Settle all sets up to step `written`, of which every rank has finished its part (rank 0)."""
+        """Settle all sets up to step `written`, of which every rank has finished its part (rank 0).
+
+        `cost` is the number of seconds by which they have held up the rank that they held up longest.
+        """
         while self.unsettled and self.unsettled[0] <= written:
             self.settle(self.unsettled[0], True, cost)
 
@@ -231,6 +242,7 @@ class CheckpointManager:
         Parameters
         ----------
         step : int
+            Step of the set.
         written : bool
             Whether every part may have been written; if not, the set is discarded.
         cost : float
@@ -277,6 +289,7 @@ class CheckpointManager:
         Parameters
         ----------
         comm : Intracomm
+            All ranks of the launch.
         step : int
             Updates made.
         records : iterable of LayerRecord

@@ -26,6 +26,7 @@ class LayerArrays(NamedTuple):
     layer : int
         Index of the layer in the model.
     flat : array [parameters]
+        Its parameters.
     slots : dict
         Optimizer slots by name, each an array [parameters].
     """
@@ -36,7 +37,7 @@ class LayerArrays(NamedTuple):
 
 
 def records_of(model: Model, layers: Iterable[LayerArrays]) -> Iterator[LayerRecord]:
-    """Convert layers to the form in which a checkpoint stores them, one at a time as the writer asks for them."""
+    """Convert `layers` of `model` to the form of a checkpoint, one at a time as the writer asks for them."""
     return (LayerRecord.of(model, index, flat, slots) for index, flat, slots in layers)
 
 
@@ -46,7 +47,7 @@ class Snapshot:
     Parameters
     ----------
     model : Model
-        To which the layers belong.
+        Model of the layers.
     """
 
     def __init__(self, model: Model) -> None:
@@ -54,7 +55,7 @@ class Snapshot:
         self._copies: list[LayerArrays] = []
 
     def take(self, layers: Iterable[LayerArrays]) -> None:
-        """Copy the layers. The last copy is overwritten: it must have been written to disk."""
+        """Copy `layers`. The last copy is overwritten: it must have been written to disk."""
         layers = list(layers)
 
         # Allocate memory for layers that were not copied last time: mostly none.
@@ -84,13 +85,12 @@ class Outcome:
 
     Attributes
     ----------
-    kind : str
-    step : int
-        As given to `Writer.put`.
+    kind, step : str, int
+        Arguments of `Writer.put`.
     value : object
-        What the work returned.
+        Result of the work.
     error : OSError or None
-        What ended it.
+        Error that ended it.
     """
 
     kind: str

@@ -14,14 +14,16 @@ _TAG = 0  # on the communicator of start and end, where nothing else is sent
 
 
 def compare_clocks(comm: "Intracomm", tag: int, rounds: int = 20) -> dict[str, float]:
-    """Offset of this rank's clock to rank 0's. Collective over `comm`; only neighbours talk.
+    """Offset of this rank's clock to rank 0's. Collective over `comm`; only neighbours exchange messages.
 
     Each pair keeps its fastest of `rounds` round trips (Cristian 1989); the offsets are added up round the ring.
 
     Parameters
     ----------
     comm : Intracomm
+        The ring.
     tag : int
+        Tag of the messages, used for nothing else on `comm`.
     rounds : int
         Round trips of each pair.
 

@@ -85,11 +85,12 @@ class Mailbox:
     rank : int
         This rank. Messages to itself are delivered by the next `poll`, without MPI.
     kinds : MessageKinds
+        Kinds of messages that may be sent and may arrive.
     channels : mapping of int to ControlChannel
-        By the rank to which a channel sends. The sender that a handler is told is the channel's `source`: between a
-        server and a worker the same rank, in a ring the neighbour on the other side.
+        By the rank to which a channel sends. Handlers receive the channel's `source` as sender: between a server and a
+        worker the same rank, in a ring the neighbour on the other side.
     recorder : Recorder
-        Gets a "send" event for each message.
+        Receives a "send" event for each message.
     stage : int
         Stage that is noted with these events; -1: none.
     """
@@ -125,8 +126,9 @@ class Mailbox:
         Parameters
         ----------
         peer : int
+            Rank that receives it.
         message : NamedTuple
-            Of one of the mailbox's kinds.
+            Message of one of the mailbox's kinds.
         step : int or None
             Training step that is noted in the trace; None: no event is noted.
         """
@@ -142,12 +144,12 @@ class Mailbox:
             self.recorder.record("send", begin, clock(), step, -1, peer, channel.BYTES, self.stage)
 
     def send_all(self, peers: Iterable[int], message: Any, step: int | None = -1) -> None:
-        """Send `message` to each of `peers`."""
+        """Send `message` to each rank in `peers`; `step` is noted in the trace."""
         for peer in peers:
             self.send(peer, message, step)
 
     def poll(self) -> bool:
-        """Deliver every message that has arrived; True if there was one."""
+        """Deliver every message that has arrived; True if any was delivered."""
         arrived = False
         for channel in self._polled:
             for packed in channel.poll():
@@ -169,7 +171,7 @@ class Mailbox:
             self._polled = tuple(self.channels.values())
 
     def idle(self) -> bool:
-        """Whether every message sent has left, but for those to `unresponsive` ranks."""
+        """Whether every message sent has left, except those to `unresponsive` ranks."""
         return all(channel.idle() for peer, channel in self.channels.items() if peer not in self.unresponsive)
 
     def requests(self) -> "list[Prequest]":

@@ -67,7 +67,7 @@ def quiet_exit(status: int) -> NoReturn:
     for stream in ("stdout", "stderr"):
         try:
             getattr(sys, stream).flush()
-        except OSError:  # on a full disk Python would flush again at exit and set a status of its own
+        except OSError:  # on a full disk Python would flush again at exit and set another status
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     from mpi4py import MPI
 
@@ -85,7 +85,7 @@ def quiet_exit(status: int) -> NoReturn:
 
 
 def sleeping_barrier(comm: "Intracomm") -> None:
-    """Wait for all ranks, sleeping, so that a rank that reads data or compiles has the cores. Collective."""
+    """Wait for all ranks of `comm`, sleeping, so that a rank that reads data or compiles has the cores. Collective."""
     request = comm.Ibarrier()
     while not request.Test():
         time.sleep(0.001)
@@ -118,7 +118,7 @@ def from_rank_0(comm: "Intracomm", make: Callable[[], Any]) -> Any:
 
 
 def tell_from_rank_0(comm: "Intracomm", make: Callable[[], str]) -> int:
-    """Print the text that `make` returns on rank 0 (nothing after --help); return the exit status. Collective."""
+    """Print the text that `make` returns on rank 0 (nothing after --help); return 0. Collective over `comm`."""
 
     def made() -> str:
         try:
@@ -149,7 +149,7 @@ def mark_degraded(survivors: "Intracomm", before_exit: Callable[[], None]) -> No
     Parameters
     ----------
     survivors : Intracomm
-        The ranks that are left; they meet at the exit instead of the world.
+        The surviving ranks; at the exit they synchronise over it instead of the world.
     before_exit : callable
         Called last, before the process exits.
     """
@@ -210,14 +210,14 @@ def run_main(
 
 
 def warn(text: str) -> None:
-    """Print a warning of this rank of the world that does not end the run."""
+    """Print the warning `text` of this rank of the world; the run continues."""
     from mpi4py import MPI
 
     errors.warn(text, MPI.COMM_WORLD.rank)
 
 
 def abort(comm: "Intracomm", error: BaseException) -> NoReturn:
-    """Print `error` with this rank and host, and end all processes of the job."""
+    """Print `error` with this rank of `comm` and its host, and end all processes of the job."""
     where = f"rank {comm.rank} of {comm.size} on {socket.gethostname()}"
     expected = isinstance(error, RunFailure)
     detail = "" if expected else "".join(traceback.format_exception(error))

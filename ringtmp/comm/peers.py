@@ -1,4 +1,4 @@
-"""The processes of a job: on which host each rank runs, whether it still does, and how to end it."""
+"""The processes of a job: host of each rank, whether its process runs, and how to end it."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Peers:
-    """Host and process number of each rank. Only processes of this host can be looked at or ended.
+    """Host and process number of each rank. Only processes of this host can be checked or ended.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Peers:
         return cls(comm.allgather((socket.gethostname(), os.getpid())))
 
     def name(self, rank: int) -> str:
-        """Name a rank for a message: number, host and process."""
+        """Name rank `rank` for a message: number, host and process."""
         host, pid = self.places[rank]
         return f"rank {rank} on {host} (process {pid})"
 
@@ -41,19 +41,19 @@ class Peers:
         return [rank for rank, (host, _) in enumerate(self.places) if host == here]
 
     def is_local(self, rank: int) -> bool:
-        """Whether a rank is on this host."""
+        """Whether rank `rank` is on this host."""
         return self.places[rank][0] == socket.gethostname()
 
     def has_ended(self, rank: int) -> bool:
-        """Whether the process of a rank is known to have ended; False for a rank on another host."""
+        """Whether the process of rank `rank` is known to have ended; False for a rank on another host."""
         return self.is_local(rank) and not runs(self.places[rank][1])
 
     def kill(self, rank: int) -> None:
-        """Kill the process of a rank, if it is on this host and still runs."""
+        """Kill the process of rank `rank`, if it is on this host and still runs."""
         if self.is_local(rank):
             with suppress(OSError):
                 os.kill(self.places[rank][1], signal.SIGKILL)
 
     def without(self, ranks: Sequence[int]) -> "Peers":
-        """The other ranks, numbered anew in the same order."""
+        """The ranks that are not in `ranks`, renumbered in the same order."""
         return Peers([place for rank, place in enumerate(self.places) if rank not in ranks])

@@ -32,7 +32,9 @@ class ReceiveQueue:
     Parameters
     ----------
     comm : Intracomm
+        Carries the messages.
     source, tag : int
+        Rank that sends them, and their tag.
     buffers : list of array
         The buffer of each slot.
 
@@ -54,7 +56,7 @@ class ReceiveQueue:
         self.posted.append(request)
 
     def poll(self) -> bool:
-        """Note every message that has arrived; True if there was one."""
+        """Note every message that has arrived; True if any has."""
         posted, before = self.posted, self.arrived
         while posted and posted[0].Test():
             posted.popleft()
@@ -62,7 +64,7 @@ class ReceiveQueue:
         return self.arrived > before
 
     def close(self) -> None:
-        """Cancel what is still posted, once no message is on its way, and free the requests."""
+        """Cancel the receives that are still posted, once no message is on its way, and free the requests."""
         for request in self.posted:
             request.Cancel()
             request.Wait()
@@ -72,15 +74,17 @@ class ReceiveQueue:
 
 
 class ControlChannel:
-    """Small messages of `CONTROL_FIELDS` float64 numbers from one rank and to another, queued when none may leave yet.
+    """Small messages of `CONTROL_FIELDS` float64 numbers from one rank and to another, queued if none may leave yet.
 
     Parameters
     ----------
     comm : Intracomm
+        Carries the messages.
     source, dest : int
         The rank that it receives from, and the rank that it sends to: the left and the right neighbour in a ring, the
         same rank twice between a server and a worker.
     tag : int
+        Tag of the messages in both directions.
     """
 
     BYTES = CONTROL_FIELDS * 8
@@ -145,20 +149,23 @@ class ControlChannel:
 
 
 def receive(comm: "Intracomm", buffer: Any, source: int, tag: int, limit: float = 600.0) -> None:
-    """Receive one message, and leave the core to other ranks meanwhile.
+    """Receive one message, and leave the core to other ranks in the meantime.
 
     Parameters
     ----------
     comm : Intracomm
+        Carries the message.
     buffer : array or buffer
+        Receives it.
     source, tag : int
+        Rank that sends it, and its tag.
     limit : float
-        Seconds.
+        Seconds to wait.
 
     Raises
     ------
     RunFailure
-        Nothing has come for `limit` seconds.
+        Nothing has arrived for `limit` seconds.
     """
     request, began, backoff = comm.Irecv(buffer, source, tag), time.monotonic(), Backoff(crowded=True)
     while not request.Test():

@@ -1,4 +1,4 @@
-"""Arrays that are summed round a ring of ranks, beside whatever else they do.
+"""Arrays that are summed round a ring of ranks while the ranks do other work.
 
 An array goes round in 2 (n - 1) hops of an n-th of it (Patarasuk & Yuan 2009). Each part is added up once, in the order
 of the ring, and then passed on, so that all ranks have the same bits, and the same ones each time.
@@ -24,9 +24,11 @@ class RingAllreduce:
     Parameters
     ----------
     comm : Intracomm
+        The ring.
     array : array, one-dimensional
-        What this rank adds; in the end the sum.
+        This rank's summand; in the end the sum.
     tag : int
+        Tag of the messages, used for nothing else on `comm`.
     sent : callable
         Called for each hop that leaves, with begin and end (`clock`), the number of the hop, and its bytes.
     """
@@ -64,18 +66,18 @@ class RingAllreduce:
 
     @property
     def awaited(self) -> "Prequest":
-        """The receive that comes next."""
+        """The receive that completes next."""
         return self._receives[self.hop]
 
     def start(self) -> None:
-        """Begin a sum: this rank's array is complete."""
+        """Begin a sum; this rank's array must be complete."""
         self.hop = self._posted = 0
         if self.hops:
             self._post()
             self._send()
 
     def came(self) -> bool:
-        """The `awaited` part has arrived: add it or keep it, and send the next hop; whether the sum is complete."""
+        """Add or keep the `awaited` part, which has arrived, and send the next hop; True if the sum is complete."""
         added = self._adds[self.hop]
         if added is not None:
             add_to(*added)
@@ -87,11 +89,11 @@ class RingAllreduce:
         return True
 
     def left(self) -> bool:
-        """Whether all sends are complete, too: only then may the array change.
+        """Whether all sends are complete too: only then may the array change.
 
-        Waiting for it here could be for ever. The sum has come round, but over TCP a send is not complete before its
-        receiver has read it and said so, which it does not get to where more sums arrive than it has begun (64 in
-        libfabric).
+        Waiting for it here could last for ever. The sum has come round, but over TCP a send is complete only when its
+        receiver has read it and acknowledged it, and a receiver does not get to that while more sums arrive than it has
+        begun (64 in libfabric).
         """
         return all(send.Test() for send in self._sends)
 
@@ -118,11 +120,11 @@ class Summand(NamedTuple):
     Attributes
     ----------
     array : array, one-dimensional
-        What this rank adds; in the end the sum.
+        This rank's summand; in the end the sum.
     tag : int
-        Its own on the ring's communicator.
+        Tag of its messages, different for each array.
     stage : int
-        Noted with its events in the trace.
+        Stage that is noted with its events in the trace.
     """
 
     array: Array
@@ -144,10 +146,11 @@ class RingSums:
     Parameters
     ----------
     comm : Intracomm
+        The ring.
     summands : iterable of (key, Summand)
         Keys are hashable: the same keys in the same order on every rank.
     recorder : Recorder
-        Gets an event for each hop that leaves, and a "receive" event for each that arrives.
+        Receives an event for each hop that leaves, and a "receive" event for each that arrives.
     completed : callable
         Called with the key of a sum that is complete and has left, so that its array may change.
     sends_as : str
@@ -184,7 +187,7 @@ class RingSums:
         return sent
 
     def start(self, key: Any, step: int) -> None:
-        """This rank's array of `key` is complete in `step`: sum it."""
+        """Begin the sum of `key` in step `step`; this rank's array must be complete."""
         one = self._sums[key]
         one.step = step
         one.ring.start()
@@ -194,7 +197,7 @@ class RingSums:
             self.completed(key)
 
     def poll(self) -> bool:
-        """Add and pass on what has arrived; whether anything has happened."""
+        """Add and pass on what has arrived; True if anything has happened."""
         moved = False
         if self._round:
             waiting = list(self._round.items())
@@ -209,7 +212,7 @@ class RingSums:
         return moved
 
     def _advance(self, key: Any, one: _Sum) -> None:
-        """The awaited part of a sum has arrived, and perhaps more parts of it."""
+        """Process the awaited part of a sum, which has arrived, and further parts that have."""
         ring, complete = one.ring, False
         while True:
             begin, hop = clock(), ring.hop

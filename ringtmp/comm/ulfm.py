@@ -1,16 +1,16 @@
-"""Recovery inside a running job, where the MPI has ULFM: who died, who is left, and a communicator for them.
+"""Recovery inside a running job, if the MPI has ULFM: which ranks died, and a communicator for the survivors.
 
 MPI's user-level failure mitigation (draft chapter "Process Fault Tolerance"; Bland et al., IJHPCA 27(3), 2013), as
 Open MPI's 5.0.11 wheel has it. The job has to be started by that wheel's mpirun with `SETTINGS` in the environment.
-What a rank does when a call raises an error that is `lost`:
+A rank proceeds as follows when a call raises an error that is `lost`:
 
     comm, gone = regroup(comm)
     settle(requests of the old comm)    # before a buffer of theirs is used again
-    restore, make new requests on comm, go on
+    restore, make new requests on comm, continue
 
-Everything the ranks say to each other after the start has to go over that one communicator: revoking it is what frees
-a rank from a wait, and it frees none that waits elsewhere. An end other than by a signal (exit(1), an exception,
-Abort) is not noticed and hangs the others: `die` instead. Once somebody was lost Finalize hangs: `leave` instead.
+All messages after the start have to travel over that one communicator: revoking it frees a rank from a wait, and a rank
+that waits on another communicator is not freed. An end other than by a signal (exit(1), an exception, Abort) is not
+noticed and hangs the others: call `die` instead. After a loss Finalize hangs: call `leave` instead.
 """
 
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm, Intracomm, Prequest
 
 _SWITCH = "OMPI_MCA_mpi_ft_enable"
-# The first two are for mpirun: go on without a process that died, and tell the others. The same as --with-ft ulfm.
+# The first two are for mpirun: continue without a process that died, and tell the others. The same as --with-ft ulfm.
 SETTINGS = {
     "PRTE_MCA_state_base_recoverable": "1",
     "PRTE_MCA_state_base_notify_errors": "1",
@@ -35,30 +35,30 @@ SETTINGS = {
 
 
 def asked() -> bool:
-    """Whether the environment asks for it."""
+    """Whether the environment requests ULFM."""
     return os.environ.get(_SWITCH, "0") not in ("0", "false")
 
 
 @cache
 def available() -> bool:
-    """Whether this job can lose a process and go on: asked for in the environment, and switched on in the MPI."""
+    """Whether this job can lose a process and continue: requested in the environment, and enabled in the MPI."""
     if not asked():
         return False
     from mpi4py import MPI
 
     if MPI.ERR_PROC_FAILED == MPI.ERR_UNKNOWN or "PRTE_LAUNCHED" not in os.environ:
-        return False  # an MPI without ULFM, or one that srun started: no death would be told
+        return False  # an MPI without ULFM, or one that srun started: no death would be reported
     probe = guard(MPI.COMM_SELF.Dup())
     probe.Revoke()
     try:
         probe.Iprobe(0, 0)
     except MPI.Exception as error:
         return lost(error)
-    return False  # ULFM is compiled in but off: all its calls are there, and this one does not care
+    return False  # ULFM is compiled in but off: all its calls exist, and this one does not fail
 
 
 def guard(comm: "Comm") -> "Intracomm":
-    """Let failures of calls on `comm` raise `MPI.Exception`; returns `comm`."""
+    """Make failures of calls on `comm` raise `MPI.Exception`; returns `comm`."""
     from mpi4py import MPI
 
     assert isinstance(comm, MPI.Intracomm)
@@ -75,11 +75,11 @@ def lost(error: BaseException) -> bool:
 
 
 def watch(comm: "Intracomm") -> None:
-    """Raise an error that is `lost` if any process of `comm` has died or `comm` is revoked, as far as is known here.
+    """Raise an error that is `lost` if any process of `comm` is known here to have died, or if `comm` is revoked.
 
     For a wait in which no receive from a neighbour is tested. Local, 0.6 microseconds; it makes no progress itself, so
     some Test or Iprobe has to run beside it (without one a death stayed unknown for all of 3 s, with one 8 ms). A
-    receive from any source that nobody serves sees no more, costs a Test, and is one more request to end.
+    receive from any source to which no rank sends detects no more, costs a Test, and is one more request to end.
     """
     from mpi4py import MPI
 
@@ -95,7 +95,7 @@ def watch(comm: "Intracomm") -> None:
 def settle(requests: "Iterable[Prequest]", patience: float = 5.0) -> "list[Prequest]":
     """End what was under way on a communicator that `regroup` has replaced, and free it.
 
-    A revoked communicator does not stop a long message between two survivors: the library goes on writing into the
+    A revoked communicator does not stop a long message between two survivors: the library continues to write into the
     receive's buffer until a Test has failed (seen over TCP, two runs of six, where requests were just dropped). So
     each is tested until it completes or fails, which takes no more than a few milliseconds, and only then freed.
 
@@ -134,10 +134,10 @@ def settle(requests: "Iterable[Prequest]", patience: float = 5.0) -> "list[Prequ
 
 
 def gather(comm: "Intracomm", value: Any) -> list[Any]:
-    """`comm.allgather(value)`, whole on every rank, or an error that is `lost` on every rank. Collective over `comm`.
+    """`comm.allgather(value)`, complete on every rank, or an error that is `lost` on every rank. Collective.
 
-    A plain one may return success and rubbish (UnpicklingError) where a process died within it, and leave others
-    waiting: after the start no collective's result counts before all have agreed that nobody died.
+    A plain one may return success and rubbish (UnpicklingError) if a process died within it, and leave others waiting:
+    after the start no collective's result counts before all have agreed that no process died.
     """
     from mpi4py import MPI
 
@@ -146,7 +146,7 @@ def gather(comm: "Intracomm", value: Any) -> list[Any]:
         values = comm.allgather(value)
         watch(comm)
         well = True
-    except Exception:  # rubbish may raise anything; what was this rank's own fault comes again and again
+    except Exception:  # rubbish may raise anything; an error of this rank itself comes again
         well = False
         comm.Revoke()
     if not _agreed(comm, well) or values is None:
@@ -159,7 +159,7 @@ def gather(comm: "Intracomm", value: Any) -> list[Any]:
 
 @contextmanager
 def _deadline(seconds: int) -> Iterator[None]:
-    """Die by a signal, which the others notice, unless the block ends in time. Python need not run for that.
+    """Die by a signal, which the others notice, unless the block ends within `seconds`, even if Python does not run.
 
     Main thread only. 0 seconds: no limit.
     """
@@ -176,22 +176,25 @@ def _deadline(seconds: int) -> Iterator[None]:
 
 
 def regroup(comm: "Intracomm", *others: "Intracomm", patience: int = 0) -> "tuple[Intracomm, tuple[int, ...]]":
-    """A communicator of those who live, in the old order. Collective over the survivors of `comm`.
+    """A communicator of the survivors of `comm`, in the old order. Collective over them.
 
-    Called by a rank that got an error that is `lost`; its Revoke brings all others here. A death on the way only
-    makes it go round again. One that follows raises in the first use of the new communicator: call it again with that.
+    Called by a rank that got an error that is `lost`; its Revoke makes all others call it too. A death in the meantime
+    only causes another turn. A death afterwards raises in the first use of the new communicator: call it again with
+    that.
 
     Parameters
     ----------
     comm : Intracomm
+        The communicator in use.
     *others : Intracomm
-        Further ones in which a rank may be waiting: they are revoked too, and of no use any more.
+        Further ones in which a rank may be waiting: they are revoked too, and must not be used any more.
     patience : int
         Seconds after which this process is killed (SIGALRM), 0 for never: it waits for a rank that hangs or computes.
 
     Returns
     -------
     comm : Intracomm
+        The new communicator.
     gone : tuple of int
         The ranks in the old `comm` that are not in the new one.
     """
@@ -219,7 +222,7 @@ def _regrouped(comm: "Intracomm", others: "Sequence[Intracomm]") -> "tuple[Intra
 
 
 def _agreed(comm: "Intracomm", well: bool) -> bool:
-    """Whether all is well on all who live, the same answer on each. A death that not all knew of is not well."""
+    """Whether `well` is true on all survivors, the same answer on each; False after a death unknown to some."""
     from mpi4py import MPI
 
     comm.Ack_failed()
@@ -235,9 +238,18 @@ def _agreed(comm: "Intracomm", well: bool) -> bool:
 
 
 def leave(comm: "Intracomm", status: int = 0, patience: float = 10.0) -> NoReturn:
-    """End this process, together with the others of `comm` as far as they live, without Finalize.
+    """End this process without Finalize, together with the other survivors of `comm`.
 
     mpirun's own exit status means nothing after a loss.
+
+    Parameters
+    ----------
+    comm : Intracomm
+        The survivors.
+    status : int
+        Exit status of this process.
+    patience : float
+        Seconds to wait for the others.
     """
     _flush()
     with suppress(Exception):
@@ -248,7 +260,7 @@ def leave(comm: "Intracomm", status: int = 0, patience: float = 10.0) -> NoRetur
 
 
 def die(text: str = "") -> NoReturn:
-    """End this process in a way that the others notice: by a signal. For any failure that is this rank's own."""
+    """End this process by a signal, which the others notice, after printing `text`; for failures of this rank alone."""
     if text:
         with suppress(OSError):
             sys.stderr.write(f"ringtmp: {text}\n")

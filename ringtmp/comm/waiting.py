@@ -1,4 +1,4 @@
-"""How a rank waits: spin, then yield, then sleep; and the loop in which it polls until it can go on."""
+"""How a rank waits: spin, then yield, then sleep; and the loop in which it polls until it can continue."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from ringtmp.trace.recorder import clock
 
 
 class Backoff:
-    """How to wait: spin while cores last, then yield, then sleep in small steps where ranks outnumber cores.
+    """How to wait: spin while cores last, then yield, then sleep in small steps if ranks outnumber cores.
 
     Parameters
     ----------
@@ -44,35 +44,33 @@ class Backoff:
 
 
 def _nothing(now: int) -> None:
-    """What a rank does by default in a turn without progress."""
+    """Default action of a turn without progress."""
 
 
 class WaitLoop:
-    """Polls until something is ready: backs off, books the wait, and gives up where nothing comes for too long.
+    """Polls until something is ready: backs off, books the wait, and fails if nothing arrives for too long.
 
-    The ring's engine waits in it for the next action that can run (`ringtmp.ring.engine`). A worker of the parameter
-    server can wait in it for weights: `poll` moves its messages and its exchange and sends signs of life, `booked` is
-    the recorder's number of events (a sign of life that is sent is an event), `idle` raises where the others have
-    dropped this worker, `ready` says that no key range is missing; a rank that only serves waits for the end without a
-    `limit`.
+    The ring's engine waits in it for the next action that can run (`ringtmp.ring.engine`), a worker of the parameter
+    server for weights (`ps.worker`), and each of the server's ranks for the end of the run (`ps.rank`).
 
     Parameters
     ----------
     backoff : Backoff
+        How to pause.
     poll : callable
-        Moves messages and gives signs of life. True if there was progress: what happened is booked by itself, and the
-        limit counts from here on.
+        Moves messages and sends signs of life. True if there was progress: it books its own time, and the limit counts
+        from here on.
     book : callable
         Called with begin and end (`clock`) of each piece of the wait.
     stalled : callable
-        Gives the message of the `RunFailure`, for the nanoseconds that nothing has come.
+        Gives the message of the `RunFailure`, for the nanoseconds without progress.
     limit : float
         Seconds without progress after which the wait fails.
     idle : callable
         Called with the time (`clock`) in each turn without progress; may raise, for a neighbour that is gone.
     booked : callable
-        A number that grows whenever time has been booked as something else: it ends a piece of the wait, and counts
-        not as progress.
+        A number that grows whenever time has been booked as something else: it ends a piece of the wait, and does not
+        count as progress.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class WaitLoop:
         backoff: Backoff,
         poll: Callable[[], bool],
         book: Callable[[int, int], None],
-        stalled: Callable[[int], str],
+        stalled: Callable[[int], str] = "no progress for {} ns".format,
         limit: float = math.inf,
         idle: Callable[[int], None] = _nothing,
         booked: Callable[[], int] = lambda: 0,
@@ -94,6 +92,7 @@ class WaitLoop:
         Parameters
         ----------
         ready : callable
+            Whether the wait can end.
         since : int
             When the wait began (`clock`).
 
@@ -120,7 +119,7 @@ class WaitLoop:
                 began = since
                 self.backoff.reset()
                 begin = since
-            # Go on if possible, and fail where nothing has come for too long.
+            # Continue if possible, and fail if nothing has arrived for too long.
             if ready():
                 self.book(since, max(begin, since))
                 return begin
@@ -132,7 +131,10 @@ class WaitLoop:
             self.backoff.pause()
 
     def blocked(self, since: int) -> None:
-        """One turn where something else than this loop waits, as for a synchronous send; `since`: when that began."""
+        """Make one turn while something else, such as a synchronous send, waits since `since` (`clock`).
+
+        Raises `RunFailure` after `limit` seconds.
+        """
         self.poll()
         now = clock()
         self.idle(now)

@@ -51,7 +51,7 @@ def _table(spec: str, rows: list[int], dtype: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Parse and print; the exit status."""
+    """Run the command with the words `argv`, print its table, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ringtmp bench", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="short form, as --model of ringtmp.train takes it")
     parser.add_argument("--rows", default="8,32,128", help="samples of a micro-batch [8,32,128]")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Evaluate on rank 0 and print one line; return the exit status."""
+    """Evaluate on rank 0 of `comm` and print one line; return the exit status. `stop` is not used."""
 
     def report() -> str:
         parser = checkpoint_parser("ringtmp evaluate", __doc__.split(": ")[1])

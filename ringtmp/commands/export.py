@@ -25,7 +25,7 @@ _MOST = 2_000_000_000  # bytes of an .onnx file: the format ends at 2 GB
 
 
 def export(net: TrainedNetwork, path: Path) -> None:
-    """Write `net` in the format of the file's ending. Raises `UserError`, `OSError`."""
+    """Write `net` to the file `path` in the format of its ending. Raises `UserError`, `OSError`."""
     if path.suffix not in ENDINGS:
         raise UserError(f"out: {path}: expected a name that ends in {' or '.join(ENDINGS)}")
     with whole(path) as temporary:
@@ -58,7 +58,7 @@ def _needed(name: str) -> Any:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Export on rank 0; the exit status."""
+    """Export on rank 0 of `comm`; return the exit status. `stop` is not used."""
 
     def told() -> str:
         parser = checkpoint_parser("ringtmp export", __doc__.split(": ", 1)[1])

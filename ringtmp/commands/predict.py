@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_samples(path: Path) -> Iterator[Any]:
-    """Open the array `x` of an NPZ or HDF5 file. Raises a `UserError` that names the file."""
+    """Open the array `x` of the NPZ or HDF5 file `path`. Raises a `UserError` that names the file."""
     file: h5py.File | None = None
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -82,7 +82,7 @@ def _put(file: h5py.File, name: str, first: int, total: int, rows: Any) -> None:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Predict on rank 0; return the exit status."""
+    """Predict on rank 0 of `comm`; return the exit status. `stop` is not used."""
 
     def report() -> str:
         parser = checkpoint_parser("ringtmp predict", __doc__.split(": ", 1)[1])

@@ -100,7 +100,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Load a checkpoint and write text on rank 0; return the exit status."""
+    """Load a checkpoint and write text on rank 0 of `comm`; return the exit status. `stop` holds a received signal."""
     loaded: list[tuple[argparse.Namespace, Sampler]] = []
 
     def load() -> None:

@@ -96,7 +96,7 @@ def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any
     at = words.index("-m")
     module, flags = words[at + 1], words[at + 2 :]
     if module not in _PROGRAMS:
-        raise UserError(f"program: expected ringtmp.train or ps.train, got {module}")
+        raise UserError(f"program: expected ringtmp.train or ps.train, got {shlex.join(words[at + 1 :])}")
     if not shutil.which(words[0]):
         raise UserError(f"program: {words[0]} does not exist")
     values = merge(*parse(flags, module, "", _PROGRAMS[module]))
@@ -116,12 +116,13 @@ def _state_copies(module: str, values: dict[str, Any], stored: dict[str, Any]) -
         Settings of the run folder, if the run has begun; else empty.
     """
     from ringtmp.config.overrides import merge
+    from ringtmp.schedule.registry import schedule_named
 
     if "state_copies" in values:
         return []
     values = merge(stored, values)
     if module == "ringtmp.train":
-        able = values.get("schedule") not in ("pipedream", "2bw")
+        able = schedule_named(values.get("schedule")).synchronous
     else:
         able = values.get("consistency") != "allreduce" and str(values.get("backup", 0)) == "0"
     return ["--state-copies", "1"] if able else []
@@ -152,7 +153,7 @@ def _run_folder(values: dict[str, Any], flags: list[str]) -> RunFolder:
 
 
 def main(argv: list[str]) -> int:
-    """Run the supervisor; return the exit status."""
+    """Run the supervisor with the words `argv`; return the exit status."""
     try:
         options = _parser().parse_args(argv)
         if not shutil.which(shlex.split(options.mpirun)[0]):

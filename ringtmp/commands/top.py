@@ -1,6 +1,6 @@
-"""``python -m ringtmp top runs/NAME``: show a run in the terminal, while it goes on and afterwards.
+"""``python -m ringtmp top runs/NAME``: show a run in the terminal, during the run and afterwards.
 
-Shows the state of the run, each rank in its ring and where its time goes, the throughput, and failures that the run
+Shows the state of the run, each rank in its ring and its time by part, the throughput, and failures that the run
 recovered from. It only reads files, so it may run on any host that sees the run folder. Ctrl-C ends it.
 """
 

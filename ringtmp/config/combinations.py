@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ringtmp.schedule.registry import AUTO, SCHEDULES, Schedule, plan_names, schedule_named
+
 
 def check_combinations(config: Any) -> None:
     """Refuse settings that contradict each other.
@@ -27,18 +29,8 @@ def check_combinations(config: Any) -> None:
 
 
 def _check_ring(config: Any) -> None:
-    # Asynchronous schedules.
-    if config.schedule == "pipedream" and config.mode == "ready":
-        raise ValueError("mode: schedule pipedream has an order of its own; leave --mode out, or say strict")
-    if config.schedule == "2bw" and config.mode == "strict":
-        raise ValueError("mode: schedule 2bw follows no plan; leave --mode out, or say ready")
-    if config.schedule in ("pipedream", "2bw") and config.state_copies:
-        raise ValueError(
-            f"state_copies: with schedule {config.schedule} no step is complete on all ranks at once; expected off "
-            "(use checkpoints)"
-        )
-    if config.schedule in ("pipedream", "2bw") and config.balance == "auto":
-        raise ValueError(f"balance: with schedule {config.schedule} layers have several versions; expected off")
+    schedule = schedule_named(config.schedule)
+    _check_schedule(config, schedule)
     # A ring without its slow ranks, and rings side by side.
     if config.allow_idle_ranks:
         if config.layer_split != "measured":
@@ -46,15 +38,32 @@ def _check_ring(config: Any) -> None:
         if config.effective_chunks > 1 or config.rings > 1:
             raise ValueError("allow_idle_ranks: expected one stage for each rank and one ring (chunks 1, rings 1)")
     if config.rings > 1:
-        plain: dict[str, tuple[Any, ...]] = {"state_copies": (0,), "balance": ("off",)}
-        plain["schedule"] = "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb"
-        for key, values in plain.items():
-            if getattr(config, key) not in (None, *values):
-                raise ValueError(f"{key}: with several rings side by side expected {' or '.join(map(str, values))}")
-    if config.schedule == "pipedream" and config.clip_norm:
-        raise ValueError("clip_norm: waits for all ranks in each step, which schedule pipedream does not")
-    if config.schedule in ("pipedream", "2bw") and config.effective_chunks > 1:
-        raise ValueError(f"chunks: schedule {config.schedule} takes 1, got {config.chunks}")
+        for key, value in {"state_copies": 0, "balance": "off"}.items():
+            if getattr(config, key) != value:
+                raise ValueError(f"{key}: with several rings side by side expected {value}")
+        if config.schedule == AUTO or not schedule.synchronous:
+            raise ValueError(f"schedule: with several rings side by side expected {' or '.join(plan_names())}")
+
+
+def _check_schedule(config: Any, schedule: Schedule) -> None:
+    named = f"schedule {schedule.name}"
+    if schedule.order and config.mode == "ready":
+        raise ValueError(f"mode: {named} has an order of its own; leave --mode out, or say strict")
+    if config.schedule not in (None, AUTO) and schedule.follows_rule and config.mode == "strict":
+        raise ValueError(f"mode: {named} follows no plan; leave --mode out, or say ready")
+    if not schedule.synchronous:
+        if config.state_copies:
+            raise ValueError(
+                f"state_copies: with {named} no step is complete on all ranks at once; expected off (use checkpoints)"
+            )
+        if config.balance == "auto":
+            raise ValueError(f"balance: with {named} layers have several versions; expected off")
+        if config.clip_norm and schedule.weights == "latest":
+            raise ValueError(f"clip_norm: waits for all ranks in each step, which {named} does not")
+    followed = not schedule.plan or config.effective_mode == "strict"
+    if config.effective_chunks > 1 and followed and not schedule.takes_chunks:
+        several = [name for name in plan_names() if SCHEDULES[name].takes_chunks]
+        raise ValueError(f"chunks: {named} takes 1, got {config.chunks}; with several: {', '.join(several)}")
 
 
 def _check_server(config: Any) -> None:

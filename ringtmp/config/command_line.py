@@ -45,7 +45,7 @@ def checkpoint_parser(prog: str, description: str) -> Parser:
 
 
 def new_file(text: str) -> Path:
-    """The path of a file to write. Raises `UserError` if it exists."""
+    """The path `text` of a file to write. Raises `UserError` if it exists."""
     if Path(text).exists():
         raise UserError(f"out: {text} exists already; give another name")
     return Path(text)
@@ -71,8 +71,10 @@ def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentPa
 
     Parameters
     ----------
-    prog, description : str
-        As `checkpoint_parser` takes them.
+    prog : str
+        The command as typed after `python -m`.
+    description : str
+        First text of the help page.
     others : str
         The group of settings that only the other trainer uses; it has no flags here.
     """
@@ -108,9 +110,20 @@ def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentPa
 
 
 def parse(argv: list[str], prog: str, description: str, others: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parse `argv`; return the values of the configuration file and those of the flags, not validated together yet.
+    """Parse a command line; return the values of the configuration file and those of the flags, not validated together.
 
     A file may hold settings of both trainers, so that one file serves to compare them.
+
+    Parameters
+    ----------
+    argv : list of str
+        Words of the command line.
+    prog : str
+        The command as typed after `python -m`.
+    description : str
+        First text of the help page.
+    others : str
+        The group of settings that only the other trainer uses.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from kernels.names import LOSSES, OPTIMIZERS, Registry, one_of
 from ringtmp.config.combinations import check_combinations
 from ringtmp.errors import UserError
+from ringtmp.schedule.registry import AUTO, SCHEDULES, schedule_named
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -19,6 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 REGISTRIES: dict[str, tuple[Registry[Any], tuple[str, ...]]] = {
     "optimizer": (OPTIMIZERS, ()),
     "loss": (LOSSES, ("auto",)),
+    "schedule": (SCHEDULES, (AUTO,)),
 }
 
 
@@ -115,10 +117,7 @@ class RunConfig(BaseModel):
         "--schedule. Default: strict if a schedule is named, else ready",
         None,
     )
-    schedule: (
-        Literal["auto", "naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb", "pipedream", "2bw"]
-        | None
-    ) = _field(
+    schedule: str | None = _field(
         "Ring",
         "the plan that strict mode follows (default 1f1b); auto: the one that python -m ringtmp plan "
         "recommends. pipedream and 2bw do not wait for updates: weights are up to as many updates old as "
@@ -319,9 +318,9 @@ class RunConfig(BaseModel):
 
     @field_validator(*REGISTRIES)
     @classmethod
-    def _registered(cls, name: str, field: ValidationInfo) -> str:
+    def _registered(cls, name: str | None, field: ValidationInfo) -> str | None:
         registry, words = REGISTRIES[str(field.field_name)]
-        if name not in words and name not in registry:
+        if name is not None and name not in words and name not in registry:
             raise ValueError(one_of([*words, *registry.names()]))
         return name
 
@@ -350,13 +349,12 @@ class RunConfig(BaseModel):
     @property
     def effective_mode(self) -> str:
         """`ready` or `strict`, with the default resolved."""
-        return self.mode or ("strict" if self.schedule not in (None, "auto", "2bw") else "ready")
+        return self.mode or ("ready" if schedule_named(self.schedule).follows_rule else "strict")
 
     @property
     def effective_chunks(self) -> int:
         """Stages of a rank, with the default resolved."""
-        interleaved = self.effective_mode == "strict" and self.schedule in ("interleaved", "interleaved-zb")
-        return self.chunks or (2 if interleaved else 1)
+        return self.chunks or (schedule_named(self.schedule).default_chunks if self.effective_mode == "strict" else 1)
 
     @property
     def bound(self) -> int:

@@ -31,17 +31,17 @@ _RATES = (
 
 
 def parse_bytes(text: str, key: str) -> int:
-    """Bytes of a size such as 512MiB or 2GB. Raises `UserError` that names `key`."""
+    """Bytes of a size `text` such as 512MiB or 2GB. Raises `UserError` that names `key`."""
     return int(_parse(text, key, _BYTES, "a size such as 512MiB or 2GB", least=1.0))
 
 
 def parse_seconds(text: str, key: str) -> float:
-    """Seconds of a time such as 20us or 1.5ms. Raises `UserError`."""
+    """Seconds of a time `text` such as 20us or 1.5ms. Raises `UserError` that names `key`."""
     return _parse(text, key, _SECONDS, "a time such as 20us or 1.5ms", least=0.0)
 
 
 def parse_rate(text: str, key: str) -> float:
-    """Bytes per second of a rate such as 1.25GB/s or 100Mbit/s. Raises `UserError`."""
+    """Bytes per second of a rate `text` such as 1.25GB/s or 100Mbit/s. Raises `UserError` that names `key`."""
     return _parse(text, key, _RATES, "a rate such as 1.25GB/s or 100Mbit/s", least=1.0)
 
 

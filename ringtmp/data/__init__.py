@@ -1,1 +1,1 @@
-"""Data: where samples come from, how they are split and normalised, and who reads them in which order."""
+"""Data: formats, split and normalisation of samples, and the order in which they are read."""

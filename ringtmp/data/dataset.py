@@ -25,7 +25,7 @@ _SPLIT_KEY = np.array([0x52494E47, 0], np.uint64)  # fixed, so that runs with di
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What every rank needs to know about the data, as run folder and checkpoint state it.
+    """Facts on the data that every rank needs; run folder and checkpoint store them.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class DataInfo:
     digest : str
         SHA-256 of all samples and targets.
     alphabet : str
-        Of a text: its characters, in the order of their tokens.
+        Characters of a text, in the order of their tokens; empty for other data.
     """
 
     name: str
@@ -67,7 +67,7 @@ class DataInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataInfo":
-        """The reverse of `to_json`."""
+        """The reverse of `to_json`, from its result `values`."""
         return cls(**values | {"sample_shape": tuple(values["sample_shape"])})
 
 
@@ -77,11 +77,11 @@ class DataSet:
     Parameters
     ----------
     info : DataInfo
-        What it is.
+        Facts on the data.
     dtype : numpy dtype
         Floating-point type of the samples as they are read.
     parts : dict
-        `train` and `test`.
+        The splits, `train` and `test`.
     """
 
     def __init__(self, info: DataInfo, dtype: np.dtype, parts: "dict[str, _Part]") -> None:
@@ -94,12 +94,13 @@ class DataSet:
         Parameters
         ----------
         split : {"train", "test"}
+            Split to read from.
         indices : int64 array [m]
             Numbers of the samples within the split, from 0.
         x_out : array [m, features]
-            Filled in: samples of type `dtype`; of a text int64 tokens.
+            Receives samples of type `dtype`; of a text int64 tokens.
         y_out : array [m, labels] or [m, outputs]
-            Filled in: int64 labels, or values of type `dtype`.
+            Receives int64 labels, or values of type `dtype`.
         """
         part = self._parts[split]
         rows = indices if part.rows is None else part.rows[indices]
@@ -121,6 +122,7 @@ class _Part:
     Attributes
     ----------
     x, y : array or HDF5 data set
+        Samples and targets.
     rows : int64 array or None
         The rows of `x` and `y` that belong to the split; None: all.
     ready : bool
@@ -152,15 +154,15 @@ class Scale:
         self.target_std = np.asarray(stated.get("target_std", 1.0))
 
     def inputs(self, x: Array) -> Array:
-        """Normalise samples [n, features]."""
+        """Normalise samples `x` [n, features]."""
         return x.astype(self.dtype) if self.plain else ((x - self.mean) / self.std).astype(self.dtype)
 
     def targets(self, y: Array) -> Array:
-        """Normalise values [n, outputs]."""
+        """Normalise values `y` [n, outputs]."""
         return ((y - self.target_mean) / self.target_std).astype(self.dtype)
 
     def values(self, y: Array) -> Array:
-        """Convert normalised values [n, outputs] back to the units of the data."""
+        """Convert normalised values `y` [n, outputs] back to the units of the data."""
         return (y * self.target_std + self.target_mean).astype(self.dtype)
 
 
@@ -185,9 +187,9 @@ def open_data(
     normalise : str
         `auto` (global for images, else feature), `feature`, `global` or `none`.
     context : int
-        Characters of a sample of text; 0: as `spec` states.
+        Characters of a sample of text; 0: `spec` states it.
     test_fraction : float
-        Share of samples held out where the data has no test set of its own.
+        Share of samples held out if the data have no separate test set.
     like : DataInfo, optional
         The data of a checkpoint, whose normalisation is used.
     same : bool
@@ -196,7 +198,7 @@ def open_data(
     Raises
     ------
     UserError
-        The data cannot be read, or hold what cannot be trained on; the message names the file.
+        The data cannot be read, or cannot be trained on; the message names the file.
     """
     # Open the source, and check and measure all its numbers in one pass.
     source = open_source(spec, test_fraction, context)
@@ -250,12 +252,17 @@ def share_data(
     Parameters
     ----------
     comm : Intracomm
+        Ranks that share the data.
     data : DataSet or None
-        On rank 0.
+        The data set on rank 0.
     info : DataInfo
-        On every rank.
-    spec, dtype, test_fraction :
-        With which rank 0 has opened it; see `open_data`.
+        Facts on it, on every rank.
+    spec : str
+        The setting `data` with which rank 0 has opened it.
+    dtype : numpy dtype
+        Floating-point type of the samples as they are read.
+    test_fraction : float
+        Share of samples held out if the data have no separate test set.
     """
     parts = data._parts if data else {}
     shapes = comm.bcast({name: [(a.shape, a.dtype.str) for a in (p.x, p.y)] for name, p in parts.items() if p.ready})

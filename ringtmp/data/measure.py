@@ -19,6 +19,7 @@ class Measure:
     Parameters
     ----------
     source : Source
+        The data.
     train : int64 array or None
         Rows of `source.x` that are training samples; None: all.
     classes : bool
@@ -46,7 +47,20 @@ class Measure:
         self.check(source.x, source.y, mask)
 
     def check(self, x: Any, y: Any, training: NDArray[np.bool_] | None) -> None:
-        """Check every row; those that `training` marks count for mean and deviation."""
+        """Check every row.
+
+        Parameters
+        ----------
+        x, y : array or HDF5 data set, [n, ...]
+            Samples and targets.
+        training : bool array [n] or None
+            Rows that count for mean and deviation; None: none.
+
+        Raises
+        ------
+        UserError
+            A number is not finite, a label is negative, or the data cannot be read.
+        """
         for start, rows, targets in self._blocks(x, y):
             for name, block in (("x", rows), ("y", targets)):
                 if np.dtype(block.dtype).kind == "f" and not np.isfinite(block).all():
@@ -92,7 +106,7 @@ class Measure:
         self.count = total
 
     def stated(self, kind: str) -> dict[str, Any]:
-        """The normalisation of a kind (feature, global or none) that follows from these moments."""
+        """The normalisation of kind `kind` (feature, global or none) that follows from these moments."""
         facts: dict[str, Any] = {"kind": kind}
         if kind == "feature":
             facts |= {"mean": self.mean.tolist(), "std": _deviation(self.squares / self.count).tolist()}
@@ -117,5 +131,5 @@ class Measure:
 
 
 def _deviation(variance: Array) -> Array:
-    """Root of the variance; 1 for a feature that is constant, which so becomes 0 and not NaN."""
+    """Root of the variance; 1 for a feature that is constant, which then becomes 0 and not NaN."""
     return np.where(variance > 0, np.sqrt(variance), 1.0)

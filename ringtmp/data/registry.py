@@ -1,4 +1,4 @@
-"""The registry of data formats: what a format gives, and how one is added.
+"""The registry of data formats: what a format returns, and how one is added.
 
 A format is one function in one file. It is added by a decorator, here or in a module outside ringtmp that is imported
 before the data are opened:
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Samples and targets, as a format gives them.
+    """Samples and targets, as a format returns them.
 
     Each of `x`, `y`, `x_test` and `y_test` is an array, or, for data that are read row by row while training, an
     object with `shape`, `dtype` and `len` that takes slices and ascending row numbers, such as an HDF5 data set.
@@ -33,17 +33,17 @@ class Source:
     Attributes
     ----------
     name : str
-        As messages name the data.
+        Name of the data in messages.
     x : array [n, ...]
         Samples, numbers of any type.
     y : array [n] or [n, outputs]
         Targets: whole numbers from 0 for classes, else values.
     x_test, y_test : array or None
-        A test set of its own, if the data have one.
+        A separate test set, if the data have one.
     images : bool
         Whether samples are images, which are normalised with one mean and deviation.
     alphabet : str
-        Of a text, whose `x` and `y` are tokens [n, places]: its characters, in the order of their tokens.
+        Characters of a text, in the order of their tokens; its `x` and `y` are tokens [n, places].
     """
 
     name: str
@@ -57,7 +57,7 @@ class Source:
 
 
 class Request(NamedTuple):
-    """What a format is asked to open.
+    """The data that a format has to open.
 
     Attributes
     ----------
@@ -104,13 +104,13 @@ def data_format(
     Parameters
     ----------
     shown : str
-        What `--data` takes, as a message names it: "a .npz file".
+        Form of `--data` in messages: "a .npz file".
     name : str
         The whole setting, of a data set with a name.
     prefix : str
-        What the setting begins with.
+        Beginning of the setting.
     suffixes : sequence of str
-        What the name of a file ends with, each with its dot.
+        Endings of the names of files, each with its dot.
     matches : callable
         Whether a setting is of this format.
     """
@@ -138,11 +138,11 @@ def source_by_keys(path: Path, keys: Sequence[str], get: Callable[[str], Any]) -
     Parameters
     ----------
     path : Path
-        Of the file.
+        Path of the file, for messages.
     keys : sequence of str
         Names that the file holds.
     get : callable
-        Gives the array of a name.
+        Returns the array of a name.
 
     Raises
     ------

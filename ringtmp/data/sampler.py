@@ -1,4 +1,4 @@
-"""Samples in the order of (seed, epoch): what the rank that holds the data feeds into training and tests."""
+"""Samples in the order of (seed, epoch), as the rank that holds the data reads them for training and tests."""
 
 import math
 
@@ -17,6 +17,7 @@ class Sampler:
     Parameters
     ----------
     data : DataSet
+        The open data set.
     seed : int
         Seed of the order, from 0.
     batch_size : int
@@ -31,7 +32,7 @@ class Sampler:
 
     @property
     def info(self) -> DataInfo:
-        """What the data set is."""
+        """Facts on the data set."""
         return self.data.info
 
     def train(self, step: int, first: int, x: Array, labels: Array) -> None:
@@ -44,7 +45,7 @@ class Sampler:
         first : int
             Number of the first sample within the batch, from 0.
         x, labels : array
-            Filled in; see `DataSet.read`. The number of rows is that of `x`.
+            Receive the samples and their targets (`DataSet.read`). The number of rows is that of `x`.
         """
         # Draw the order of an epoch when its first batch is read.
         epoch, batch = divmod(step, self.steps_per_epoch)
@@ -56,7 +57,7 @@ class Sampler:
         self.data.read("train", self._order[first : first + len(x)], x, labels)
 
     def test(self, first: int, x: Array, labels: Array) -> None:
-        """Read test samples from number `first` on into `x` and `labels` (see `DataSet.read`)."""
+        """Read test samples from number `first` on into `x` and `labels` (`DataSet.read` explains these)."""
         self.data.read("test", np.arange(first, first + len(x)), x, labels)
 
     def spread(self) -> float:

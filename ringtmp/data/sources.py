@@ -18,8 +18,10 @@ def open_source(spec: str | tuple[Array, ...], test_fraction: float = 0.2, conte
     ----------
     spec : str or tuple of array
         The setting `data`; or (x, y) or (x, y, x_test, y_test) from Python.
-    test_fraction, context :
-        See `Request`.
+    test_fraction : float
+        Share of samples to hold out, in 0..1.
+    context : int
+        Characters of a sample of text that the model states; 0: none.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def _hint(spec: str) -> str:
 
 
 def _checked(source: Source) -> Source:
-    """The same source, once its arrays have been found to belong together. Raises `UserError`."""
+    """The same source, after a check that its arrays belong together. Raises `UserError`."""
     pairs = [("x", source.x, "y", source.y)]
     if source.x_test is not None:
         pairs.append(("x_test", source.x_test, "y_test", source.y_test))

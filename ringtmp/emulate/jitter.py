@@ -17,11 +17,11 @@ def uniform(seed: int, stage: int, kind: int, number: int) -> float:
     Parameters
     ----------
     seed : int
-        From 0.
+        Seed of the run, 0 or more.
     stage : int
         Stage along the chain of layers; in a data-parallel simulation worker x layers + layer.
     kind : int
-        0 to 4, as `ringtmp.schedule.local_rule` numbers F, I, W, U and B.
+        0 to 4, the numbers of F, I, W, U and B in `ringtmp.action_kinds`.
     number : int
         Micro-batch of the action, counted on from step to step; of an update the step.
     """
@@ -43,6 +43,6 @@ def stretch(jitter: float, seed: int, stage: int, kind: int, number: int) -> flo
     jitter : float
         From 0 to below 1; 0 gives exactly 1.
     seed, stage, kind, number : int
-        The action, see `uniform`.
+        The action; `uniform` explains them.
     """
     return 1.0 if jitter == 0.0 else 1.0 + jitter * (2.0 * uniform(seed, stage, kind, number) - 1.0)

@@ -19,7 +19,7 @@ from ringtmp.nn.stage import Stage
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a layer's actions for a micro-batch of so many rows, and what they do.
+    """Seconds of a layer's actions for a micro-batch of a given number of rows, and their operations.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Cost:
     update : float
         Seconds of U.
     flops, traffic : int
-        Floating-point operations of F, I and W together, and bytes that they must move at least.
+        Floating-point operations of F, I and W together, and the least bytes that they move.
     """
 
     forward: float
@@ -40,16 +40,30 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """F, I and W of one micro-batch."""
+        """Seconds of F, I and W of one micro-batch."""
         return self.forward + self.backward_input + self.backward_weight
 
     def step(self, micro_batches: int) -> float:
-        """Seconds of a whole step."""
+        """Seconds of a whole step of `micro_batches` micro-batches."""
         return micro_batches * self.seconds + self.update
 
 
 def measure(model: Model, index: int, rows: int, dtype: np.dtype, optimizer: Optimizer) -> Cost:
-    """Time one layer of a model on random numbers."""
+    """Time one layer of a model on random numbers.
+
+    Parameters
+    ----------
+    model : Model
+        The whole model.
+    index : int
+        Number of the layer.
+    rows : int
+        Samples of a micro-batch.
+    dtype : numpy dtype
+        Dtype of weights and activations.
+    optimizer : Optimizer
+        Optimizer whose update is timed.
+    """
     stage = Stage(model, index, index + 1, dtype, optimizer, rows, 1)
     stage.initialise(0)
     stage.warm_up([rows])
@@ -74,10 +88,23 @@ def measure(model: Model, index: int, rows: int, dtype: np.dtype, optimizer: Opt
 
 
 def layer_costs(model: Model, rows: int, dtype: np.dtype, optimizer: Optimizer, fresh: bool = False) -> list[Cost]:
-    """The cost of every layer of a model; equal layers are timed once, and known ones not again unless `fresh`.
+    """The cost of every layer of a model; equal layers are timed once.
 
-    The table lies beside the compiled kernels, so that it goes when they change. Processes of a host take turns: side
-    by side they would time each other, and those after the first one find what it has written.
+    The table is stored beside the compiled kernels, so that it goes when they change. Processes of a host take turns:
+    side by side they would time each other, and those after the first one find its results.
+
+    Parameters
+    ----------
+    model : Model
+        The whole model.
+    rows : int
+        Samples of a micro-batch.
+    dtype : numpy dtype
+        Dtype of weights and activations.
+    optimizer : Optimizer
+        Optimizer whose update is timed.
+    fresh : bool
+        Whether to time layers again whose cost is stored.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "costs.lock").open("w") as lock:

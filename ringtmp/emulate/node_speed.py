@@ -1,4 +1,4 @@
-"""How fast this rank is: what each layer takes on its own machine, or on the node that it emulates."""
+"""The speed of this rank: seconds of each layer on its own machine, or on the node that it emulates."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +17,22 @@ from ringtmp.nn.optimizers import Optimizer
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-# Seconds of each layer's actions for a micro-batch of so many rows, W as part of a product of so many micro-batches.
+# (rows, w_group) -> seconds of each layer's actions for a micro-batch of `rows`; W in products of `w_group` of them.
 CostTable = Callable[[int, int], list[Cost]]
 
 
 def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
-    """Costs as timed on this machine, when first asked for (or known from before)."""
+    """Costs on this machine, timed when first asked for unless they are stored.
+
+    Parameters
+    ----------
+    model : Model
+        The whole model.
+    dtype : numpy dtype
+        Dtype of weights and activations.
+    optimizer : Optimizer
+        Optimizer whose update is timed.
+    """
 
     @cache
     def table(rows: int, w_group: int) -> list[Cost]:
@@ -37,7 +47,7 @@ def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
 
 
 def costs_paced(model: Model) -> CostTable:
-    """Costs on an emulated node of 1 GFLOP/s."""
+    """Costs of the layers of `model` on an emulated node of 1 GFLOP/s."""
 
     @cache
     def table(rows: int, w_group: int) -> list[Cost]:
@@ -66,15 +76,17 @@ def own_costs(
     comm : mpi4py communicator
         Ranks of one host measure in turn.
     model : Model
+        The whole model.
     dtype : numpy dtype
-        Of weights and activations.
+        Dtype of weights and activations.
     optimizer : Optimizer
+        Optimizer whose update is timed.
     node_speed : str
         Speeds of emulated nodes (`ringtmp.emulate.nodes.parse_courses`); empty: time the layers on this machine.
     rows : int
         Samples of a micro-batch.
     micro_batches : int
-        Of a step.
+        Micro-batches of a step.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Emulated nodes: actions stretched by sleeping, so that many slow or unequal nodes run honestly on few cores."""
+"""Emulated nodes: actions are stretched by sleeping, so that many slow or unequal nodes can be run on few cores."""
 
 import re
 import time
@@ -12,26 +12,26 @@ from ringtmp.trace.recorder import clock
 
 UPDATE_FLOPS = 10  # per parameter, about what AdamW takes
 _LOOK = 200_000  # nanoseconds
-_SPIN = 60_000  # nanoseconds; a sleep ends up to so much late
+_SPIN = 60_000  # nanoseconds; a sleep ends at most this late
 
 
 @dataclass(frozen=True)
 class Course:
-    """How fast a node is in each step of a run.
+    """The speed of a node in each step of a run.
 
     Attributes
     ----------
     first : float
-        GFLOP/s to begin with.
+        GFLOP/s at the start.
     turns : tuple of (int, int, float)
-        From a step to a step the speed changes evenly to so many GFLOP/s.
+        First step, last step, GFLOP/s: between these steps the speed changes linearly to this value.
     """
 
     first: float
     turns: tuple[tuple[int, int, float], ...] = ()
 
     def slowness(self, step: int) -> float:
-        """How many times as long as at first an action takes in a step."""
+        """Duration of an action in step `step`, relative to its duration at the start."""
         speed = self.first
         for begin, end, target in self.turns:
             if step >= end:
@@ -46,7 +46,20 @@ _EXPECTED = "GFLOP/s above 0, for all ranks or one for each as in 2,2,0.5; 2@50:
 
 
 def parse_courses(text: str, ranks: int) -> list[Course]:
-    """How fast each rank is, from one course for all or one for each, as in 2,2@50:1,0.5. Raises `UserError`."""
+    """Course of each rank.
+
+    Parameters
+    ----------
+    text : str
+        One course for all ranks or one for each, such as 2,2@50:1,0.5.
+    ranks : int
+        Number of ranks.
+
+    Raises
+    ------
+    UserError
+        The text is no list of courses, or their number is wrong.
+    """
     courses = [_course(part) for part in text.split(",")]
     known = [course for course in courses if course]
     if len(known) < len(courses):
@@ -75,7 +88,7 @@ def _course(text: str) -> Course | None:
 
 
 def _speed(text: str) -> float:
-    """GFLOP/s, or 0 if it is no speed."""
+    """GFLOP/s, or 0 if the text is not a speed."""
     try:
         speed = float(text)
     except ValueError:
@@ -84,26 +97,49 @@ def _speed(text: str) -> float:
 
 
 def parse_pace(text: str, ranks: int) -> list[float]:
-    """GFLOP/s of each rank at first. Raises `UserError`."""
+    """GFLOP/s of each of `ranks` ranks at the start, from the courses in `text`. Raises `UserError`."""
     return [course.first for course in parse_courses(text, ranks)]
 
 
 def nominal(model: Model, layer: int, rows: int, gflops: float) -> tuple[float, float]:
-    """Seconds of F (I and W as much each) and of U of a layer on a node that computes so many GFLOP/s."""
+    """Seconds of F (I and W take the same each) and of U of a layer on an emulated node.
+
+    Parameters
+    ----------
+    model : Model
+        The whole model.
+    layer : int
+        Number of the layer.
+    rows : int
+        Samples of a micro-batch.
+    gflops : float
+        Speed of the node in GFLOP/s, above 0.
+    """
     count = model.layers[layer].count
     return model.layers[layer].flops(rows) / 3 / gflops / 1e9, UPDATE_FLOPS * count / gflops / 1e9
 
 
 def lateness(paces: "Sequence[Paced]") -> float:
-    """By what share of their nominal time the actions of some stages took longer than they were to."""
+    """Time by which the actions of the stages `paces` were late, as a share of their nominal time."""
     return sum(pace.late for pace in paces) / max(1, sum(pace.total for pace in paces))
 
 
 class Paced:
-    """Lets actions last as long as they would on an emulated node, times a factor uniform in 1 +- `jitter`.
+    """Makes actions last as long as on an emulated node, times a factor uniform in 1 +- `jitter`.
 
     The factor depends on seed, stage, kind and number alone; the simulator draws the same (`ringtmp.emulate.jitter`).
-    An action that really takes longer is let through and counted in `late`.
+    An action that really takes longer is not delayed, and its excess is counted in `late`.
+
+    Parameters
+    ----------
+    stage : int
+        Stage along the chain of layers.
+    jitter : float
+        From 0 to below 1.
+    seed : int
+        Seed of the jitter, 0 or more.
+    course : Course
+        Speed of the node.
     """
 
     def __init__(self, stage: int, jitter: float, seed: int, course: Course) -> None:
@@ -112,17 +148,24 @@ class Paced:
         self.slowness = course.slowness(0)
 
     def stepped(self, step: int) -> None:
-        """From here on actions are those of `step`."""
+        """Use the node's speed of step `step` for the actions that follow."""
         self.slowness = self.course.slowness(step)
 
     def factor(self, kind: int, number: int) -> float:
-        """What the duration of an action is multiplied by."""
+        """Jitter factor of an action: its `kind` (0 to 4) and `number`, which `uniform` explains."""
         return stretch(self.jitter, self.seed, self.stage, kind, number)
 
     def until(self, begin: int, nanoseconds: float, meanwhile: Callable[[], object] | None = None) -> None:
-        """Sleep until an action that began at `begin` has lasted so long as it does at the node's first speed.
+        """Sleep until an action has lasted as long as on the node.
 
-        `meanwhile`, if given, is called every fifth of a millisecond: what a node's network card does by itself.
+        Parameters
+        ----------
+        begin : int
+            When the action began, in nanoseconds of `ringtmp.trace.recorder.clock`.
+        nanoseconds : float
+            Duration of the action at the node's first speed.
+        meanwhile : callable, optional
+            Called every fifth of a millisecond: stands for the work of a node's network card.
         """
         nanoseconds *= self.slowness
         end = begin + int(nanoseconds)
@@ -142,9 +185,24 @@ class Paced:
 
 
 class Pace(Paced):
-    """The actions of one stage on a node of some speed, that may change.
+    """The actions of one stage on a node whose speed may change.
 
     F, I and W last a third of the layers' operations at that speed each, U ten operations a parameter.
+
+    Parameters
+    ----------
+    model : Model
+        The whole model.
+    first, last : int
+        The stage is layers `first` to `last` - 1.
+    stage : int
+        Stage along the chain of layers.
+    course : Course
+        Speed of the node.
+    jitter : float
+        From 0 to below 1.
+    seed : int
+        Seed of the jitter, 0 or more.
     """
 
     def __init__(
@@ -154,5 +212,5 @@ class Pace(Paced):
         costs = [nominal(model, layer, 1, course.first) for layer in range(first, last)]
         self.layers = [cost[0] * 1e9 for cost in costs]  # nanoseconds of one sample
         held = [ns for ns, layer in zip(self.layers, model.layers[first:last], strict=True) if layer.count]
-        self.weights = sum(held or self.layers) or 1.0  # of what the pieces of W are shares of
+        self.weights = sum(held or self.layers) or 1.0  # the pieces of W are shares of this
         self.row, self.update = sum(self.layers), sum(cost[1] for cost in costs) * 1e9

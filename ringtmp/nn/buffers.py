@@ -1,4 +1,4 @@
-"""The buffers in which micro-batches live on a stage: how many, how large, and which of them slots share."""
+"""The buffers in which micro-batches live on a stage: their number, their sizes, and which of them slots share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,15 @@ from ringtmp.nn.model import Model
 
 
 def flags_of(recompute: bool | Sequence[bool], layers: int) -> tuple[bool, ...]:
-    """Whether each of a stage's `layers` layers computes its output again instead of keeping it."""
+    """Flag of each of a stage's layers: whether it recomputes its output instead of keeping it.
+
+    Parameters
+    ----------
+    recompute : bool or sequence of bool
+        One flag for all layers, or one for each.
+    layers : int
+        Number of layers of the stage.
+    """
     return (recompute,) * layers if isinstance(recompute, bool) else tuple(recompute)
 
 
@@ -22,22 +30,23 @@ class BufferPlan:
     Attributes
     ----------
     groups : list of int
-        Buffers that the layers' inputs and the last output lie in: an aliased layer's output is its input's.
+        Buffer that each layer's input and the last output lie in: an aliased layer's output lies in that of its input.
     widths : list of int
-        Numbers per sample of the same.
+        Numbers per sample of each layer's input and of the last output.
     saved : list of int
         Numbers per sample that each layer keeps besides.
     again : tuple of bool
-        Layers whose outputs are computed again instead of kept.
+        Whether each layer's output is recomputed instead of kept.
     shares_output, shares_gradient : list of bool
         Of each input and the last output: whether all slots share its buffer, and the buffer of its gradient.
     loss_in_place : bool
-        Whether the gradient of the loss lies where the output does.
+        Whether the gradient of the loss overwrites the output.
     takes_input, takes_tokens : bool
         Whether the stage is the first one, so that its input needs no gradient; and whether that input is tokens.
     labels : int
         Labels per sample that a slot holds: those of the model on the first and the last stage, else 0.
     loss : Loss
+        Loss of the model.
     """
 
     groups: list[int]
@@ -54,7 +63,17 @@ class BufferPlan:
 
     @classmethod
     def of(cls, model: Model, first: int, last: int, again: tuple[bool, ...]) -> "BufferPlan":
-        """Plan the buffers of layers `first` to `last` - 1 of a model, of which `again` are computed again."""
+        """Plan the buffers of a stage.
+
+        Parameters
+        ----------
+        model : Model
+            The whole model.
+        first, last : int
+            The stage is layers `first` to `last` - 1.
+        again : tuple of bool
+            For each layer of the stage: whether its output is recomputed instead of kept.
+        """
         layers = model.layers[first:last]
         groups = [0]
         for layer in layers:
@@ -84,7 +103,7 @@ class BufferPlan:
         rows : int
             Most rows of a micro-batch.
         dtype : numpy dtype
-            Of all numbers but tokens and labels.
+            Dtype of all numbers but tokens and labels.
         shared : dict
             The first slot, if slots share buffers; empty otherwise.
 
@@ -127,20 +146,22 @@ def slot_bytes(
     recompute: bool | Sequence[bool] = False,
     whole: bool = False,
 ) -> int:
-    """Bytes of a slot of a stage, without making it.
+    """Bytes of a slot of a stage, without allocating it.
 
     Parameters
     ----------
     model : Model
+        The whole model.
     first, last : int
         The stage is layers `first` to `last` - 1.
     rows : int
         Most rows of a micro-batch.
     dtype : numpy dtype
+        Dtype of all numbers but tokens and labels.
     recompute : bool or sequence of bool
-        As `Stage` takes it.
+        Whether all layers, or each of them, recompute their output instead of keeping it.
     whole : bool
-        Count what all slots share as well, that is, the bytes of the first slot instead of a further one.
+        Whether to count what all slots share too: the bytes of the first slot instead of a further one.
     """
     plan, item = BufferPlan.of(model, first, last, flags_of(recompute, last - first)), np.dtype(dtype).itemsize
     total = 0
@@ -159,12 +180,24 @@ def slot_bytes(
 
 
 def state_bytes(model: Model, first: int, last: int, dtype: np.dtype, slots: int) -> tuple[int, int]:
-    """Bytes of a stage's parameters and optimizer slots, and of gradients and what follows from the parameters."""
+    """Bytes of a stage's parameters and optimizer slots, and bytes of its gradients and derived parameters.
+
+    Parameters
+    ----------
+    model : Model
+        The whole model.
+    first, last : int
+        The stage is layers `first` to `last` - 1.
+    dtype : numpy dtype
+        Dtype of all of them.
+    slots : int
+        Arrays that the optimizer keeps for each parameter array.
+    """
     layers, item = model.layers[first:last], np.dtype(dtype).itemsize
     count = sum(layer.count for layer in layers)
     return item * count * (1 + slots), item * (count + sum(layer.derived_numbers() for layer in layers))
 
 
 def rows_of(flat: Array, start: int, stop: int, width: int) -> Array:
-    """Rows `start` to `stop` - 1 of a flat buffer as [rows, width]; of an empty one [0, 0]."""
+    """Rows `start` to `stop` - 1 of the flat buffer `flat` as a view [rows, width]; [0, 0] if `flat` is empty."""
     return flat[start * width : stop * width].reshape(stop - start, width) if flat.size else flat.reshape(0, 0)

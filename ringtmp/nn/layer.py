@@ -5,11 +5,11 @@ in the buffers of a slot (so that nothing is allocated while training).
 
     forward                 y = layer(x)
     backward_input   (I)    dx from dy; leaves in `dy` what W needs
-    backward_weight  (W)    gradients += what these micro-batches add, in ascending order of samples
+    backward_weight  (W)    gradients += the sum over these micro-batches, in ascending order of samples
 
 Every number that these write depends on its own sample alone, or is one sum in ascending order of samples. So results
-depend neither on the rank that computes them nor on how a batch is cut into micro-batches, nor on how many of those one
-W takes together.
+depend neither on the rank that computes them, nor on the division of a batch into micro-batches, nor on the number of
+micro-batches that one W takes together.
 """
 
 import math
@@ -35,7 +35,19 @@ Parameters = dict[str, Any]  # views by name; of a layer made of layers, such di
 
 
 class StepContext(NamedTuple):
-    """Which samples a micro-batch holds: what random choices are keyed by, so that no rank or cut changes them."""
+    """The samples of a micro-batch: the key of random choices, so that no rank or division of the batch changes them.
+
+    Attributes
+    ----------
+    training : bool
+        Whether the run trains: dropout acts only then.
+    seed : int
+        Seed of the run.
+    step : int
+        Optimizer step, from 0.
+    sample : int
+        Number of the micro-batch's first sample in the batch, from 0.
+    """
 
     training: bool = False
     seed: int = 0
@@ -45,19 +57,20 @@ class StepContext(NamedTuple):
 
 @dataclass
 class LayerBuffers:
-    """Where a micro-batch lives at one layer: views into a slot, made once.
+    """The arrays of a micro-batch at one layer: views into a slot, made once.
 
     Attributes
     ----------
     x, y : array [rows, inputs], [rows, outputs]
-    dy, dx : array
-        Gradients at y and x; dx has size 0 where it is not wanted (the first layer of a model).
-    saved : array
-        What F keeps for I, and I for W: flat, `saved_numbers` for each row.
+        Input and output.
+    dy, dx : array [rows, outputs], [rows, inputs]
+        Gradients at y and x; dx has size 0 if it is not needed (the first layer of a model).
+    saved : array [rows * saved_numbers]
+        Numbers that F keeps for I, and I for W.
     scratch : array
-        Flat, shared by all layers and micro-batches of a thread; nothing in it outlives a call.
+        Flat, shared by all layers and micro-batches of a thread; its contents do not outlive a call.
     inner : Any
-        What `Layer.bind` made of these.
+        Result of `Layer.bind` for these buffers.
     """
 
     x: Array
@@ -76,14 +89,14 @@ class Layer:
     Parameters
     ----------
     shape : tuple of int
-        Of one sample as it comes in: (features,), (places, features) or (height, width, channels).
+        Shape of one input sample: (features,), (places, features) or (height, width, channels).
     """
 
     shape: tuple[int, ...]
 
     kind: ClassVar[str]  # name in tables and checkpoints; a class that has one can be built by it
     takes_shape: ClassVar[bool] = False  # as first layer it takes samples in their own shape, not as a vector
-    aliased: ClassVar[bool] = False  # y is x, under another shape: no buffers of its own
+    aliased: ClassVar[bool] = False  # y is x in another shape: it has no separate buffers
     packed: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
     family: ClassVar[str] = "base"  # of its kernels (`kernels.registry`)
 
@@ -102,7 +115,7 @@ class Layer:
         table : Table
             Every key must be read.
         shape : tuple of int
-            Of one sample as it comes in.
+            Shape of one input sample.
 
         Raises
         ------
@@ -118,17 +131,17 @@ class Layer:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as it goes out."""
+        """Shape of one output sample."""
         return self.shape
 
     @cached_property
     def inputs(self) -> int:
-        """Numbers per sample that come in."""
+        """Numbers per input sample."""
         return math.prod(self.shape)
 
     @cached_property
     def outputs(self) -> int:
-        """Numbers per sample that go out."""
+        """Numbers per output sample."""
         return math.prod(self.out_shape)
 
     @property
@@ -143,7 +156,7 @@ class Layer:
 
     @property
     def needs_output(self) -> bool:
-        """Whether I looks at y."""
+        """Whether I reads y."""
         return False
 
     def families(self) -> set[str]:
@@ -151,11 +164,14 @@ class Layer:
         return {self.family}
 
     def flops(self, rows: int) -> int:
-        """Floating-point operations of F, I and W together for `rows` samples, element-wise work left out."""
+        """Floating-point operations of F, I and W together for `rows` samples; element-wise operations do not count."""
         return 0
 
     def traffic(self, rows: int, itemsize: int) -> int:
-        """Bytes that F, I and W must move at least: parameters thrice, x and y and their gradients twice."""
+        """Least bytes that F, I and W move for `rows` samples, with numbers of `itemsize` bytes.
+
+        Parameters are moved three times, x, y and their gradients twice.
+        """
         return itemsize * (3 * self.count + 2 * rows * (self.inputs + self.outputs))
 
     def saved_numbers(self) -> int:
@@ -163,24 +179,32 @@ class Layer:
         return 0
 
     def scratch_numbers(self, rows: int) -> int:
-        """Numbers of scratch that the calls need."""
+        """Numbers of scratch that the calls need for micro-batches of `rows` samples."""
         return 0
 
     def derived_numbers(self) -> int:
-        """Numbers that I needs of the parameters in another order; `refresh_cache` makes them once per step."""
+        """Numbers of the cache that I needs, such as transposed weights; `refresh_cache` fills it once per step."""
         return 0
 
     def initialise(self, flat: Array, seed: int, index: int) -> None:
-        """Fill `flat` from a counter-based generator keyed by (seed, layer index): never by rank or by shape."""
+        """Fill `flat`, array [count], with start values from a counter-based generator.
+
+        Its key is the run's `seed` and the layer's `index` in the model, never a rank or a shape.
+        """
         self.draw(flat, np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64))))
 
     def draw(self, flat: Array, rng: np.random.Generator) -> None:
-        """Fill `flat` with start values."""
+        """Fill `flat`, array [count], with start values drawn from the generator `rng`."""
 
     def views(self, flat: Array, derived: Array | None = None) -> Parameters:
-        """Named views into a flat array: of a parameter's shape, or flat if it is `packed`.
+        """Named views into a flat array: each of its parameter's shape, or flat if the parameter is `packed`.
 
-        `derived`, if given, is cut up beside them, under the name ``derived``.
+        Parameters
+        ----------
+        flat : array [count]
+            Parameters, gradients or an optimizer slot.
+        derived : array [derived_numbers], optional
+            The cache; added under the name ``derived``.
         """
         views, start = {}, 0
         for name, shape in self.shapes.items():
@@ -192,7 +216,13 @@ class Layer:
         return views
 
     def unpack(self, flat: Array) -> dict[str, Array]:
-        """The parameters (or gradients, or slots) in a flat array by name, in their own shapes; empty ones left out."""
+        """Parameters by name, in their own shapes; empty ones are left out.
+
+        Parameters
+        ----------
+        flat : array [count]
+            Parameters, gradients or an optimizer slot.
+        """
         found = {}
         for name, part in self.views(flat).items():
             shape = self.shapes[name]
@@ -201,29 +231,66 @@ class Layer:
         return found
 
     def pack(self, flat: Array, arrays: dict[str, Array]) -> None:
-        """The reverse of `unpack`."""
+        """Copy named arrays into a flat array: the reverse of `unpack`.
+
+        Parameters
+        ----------
+        flat : array [count]
+            Receives the numbers.
+        arrays : dict of array
+            By name, in the parameters' own shapes.
+        """
         for name, part in self.views(flat).items():
             if part.size:
                 part[...] = _to_panels(arrays[name]) if name in self.packed else arrays[name]
 
     def bind(self, buffers: LayerBuffers) -> None:
-        """Make what the calls need of a place's arrays, once."""
+        """Prepare the views that the calls need and store them in `buffers.inner`; called once for each `buffers`."""
 
     def refresh_cache(self, p: Parameters) -> None:
-        """Fill in `p["derived"]`; after start values and after each update."""
+        """Fill `p["derived"]` from the other parameters in `p`; called after start values and after each update."""
 
     def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
-        """F: y from x."""
+        """F: compute y from x.
+
+        Parameters
+        ----------
+        p : dict
+            Views of the parameters, from `views`.
+        buffers : LayerBuffers
+            Arrays of the micro-batch; `y` and `saved` are written.
+        context : StepContext
+            Samples of the micro-batch.
+        """
         raise NotImplementedError
 
     def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
-        """I: dx from dy; dy is overwritten with what W needs."""
+        """I: compute dx from dy.
+
+        Parameters
+        ----------
+        p : dict
+            Views of the parameters with which F ran.
+        buffers : LayerBuffers
+            Arrays of the micro-batch after F; `dx` is written, and `dy` is overwritten with what W needs.
+        context : StepContext
+            Samples of the micro-batch.
+        """
         raise NotImplementedError
 
     def backward_weight(self, g: Parameters, all_buffers: Sequence[LayerBuffers], first: bool, scratch: Array) -> None:
-        """W: gradients of these micro-batches, in their order, onto `g`; the `first` of a step overwrites.
+        """W: add the gradients of some micro-batches, in their order.
 
-        `scratch` is as in `LayerBuffers`, for this call.
+        Parameters
+        ----------
+        g : dict
+            Views of the gradients, from `views`.
+        all_buffers : sequence of LayerBuffers
+            Arrays of the micro-batches after I.
+        first : bool
+            Whether these are the first ones of a step: they overwrite `g` instead of adding to it.
+        scratch : array [scratch_numbers or more]
+            Scratch of this call.
         """
 
     def onnx(self, graph: "Graph", p: dict[str, Array], x: str) -> str:
@@ -232,6 +299,7 @@ class Layer:
         Parameters
         ----------
         graph : Graph
+            Graph under construction.
         p : dict of array
             Parameters in their own shapes.
         x : str
@@ -250,7 +318,7 @@ class Layer:
         raise UserError(f"export: a {self.kind} layer has no ONNX form; expected .safetensors")
 
     def to_table(self) -> dict[str, Any]:
-        """The layer as a plain table, as stored in checkpoints: its input's shape, and what is no default."""
+        """The layer as a plain table, as stored in checkpoints: its input's shape, and values that are no defaults."""
         table: dict[str, Any] = {"type": self.kind, "shape": list(self.shape)}
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
@@ -260,7 +328,7 @@ class Layer:
 
 
 def _matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """How many matrices a packed parameter is, and their rows and columns."""
+    """Number of matrices in a packed parameter, and their rows and columns."""
     count = shape[0] if len(shape) == 4 else 1  # of a convolution: one for each row of the kernel
     return count, math.prod(shape[:-1]) // count, shape[-1]
 
@@ -283,14 +351,29 @@ def _to_panels(array: Array) -> Array:
 
 
 def draw_normal(flat: Array, deviation: float, rng: np.random.Generator) -> None:
-    """Normal numbers of this deviation, block by block: a layer may fill half of its node's memory."""
+    """Fill `flat`, array [n], with normal numbers of standard deviation `deviation` from the generator `rng`.
+
+    The numbers are drawn block by block: a layer may fill half of its node's memory.
+    """
     for start in range(0, flat.size, _DRAWN):
         part = flat[start : start + _DRAWN]
         part[...] = rng.standard_normal(part.size) * deviation
 
 
 def draw_panels(flat: Array, shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> None:
-    """The same for a packed parameter: drawn row by row in its own shape, some rows at a time."""
+    """Fill a packed parameter with normal numbers, drawn row by row in the parameter's own shape, some rows at a time.
+
+    Parameters
+    ----------
+    flat : array [product of shape]
+        Receives the numbers, in panels.
+    shape : tuple of int
+        The parameter's own shape.
+    deviation : float
+        Standard deviation.
+    rng : numpy Generator
+        Source of the numbers.
+    """
     count, rows, columns = _matrices(shape)
     for part in flat.reshape(count, -1):
         at_once = max(1, _DRAWN // columns)
@@ -301,7 +384,7 @@ def draw_panels(flat: Array, shape: tuple[int, ...], deviation: float, rng: np.r
 
 
 def aligned(count: int, dtype: DTypeLike) -> Array:
-    """A zeroed flat array of `count` numbers that starts on a cache line (64 bytes)."""
+    """A zeroed flat array of `count` numbers of `dtype` that starts on a cache line (64 bytes)."""
     item = np.dtype(dtype).itemsize
     room = np.zeros(count * item + 64, np.uint8)
     start = -room.ctypes.data % 64
@@ -309,5 +392,5 @@ def aligned(count: int, dtype: DTypeLike) -> Array:
 
 
 def pieces(rows: int, count: int) -> tuple[int, ...]:
-    """`rows` cut into `count` pieces whose sizes differ by one at most, larger ones first."""
+    """Sizes of `count` pieces of `rows` that differ by one at most, larger ones first."""
     return tuple(rows // count + (number < rows % count) for number in range(count))

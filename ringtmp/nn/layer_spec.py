@@ -1,4 +1,4 @@
-"""Layers from plain tables, as in TOML files and checkpoints, checked against the shape that comes in.
+"""Layers from plain tables (of TOML files and checkpoints), checked against the shape of their input.
 
 Each kind of layer reads its own table (`from_table`). A kind from outside this package is known once its module has
 been imported.
@@ -20,16 +20,16 @@ LAYERS: Registry[Any] = Registry("layer", "ringtmp.nn.layers", by_file=False)
 
 
 class Table:
-    """A layer's table that is read key by key; a key that nobody has read is an error in the end.
+    """A layer's table, read key by key; a key that has not been read in the end is an error.
 
     Parameters
     ----------
     table : dict
-        ``type`` says the kind.
+        ``type`` is the kind.
     where : str
-        Where it stands, for messages.
+        Place of the table in the model, for messages.
     numbers : iterator of int
-        Numbers that tell the dropout layers of a model apart.
+        Numbers that distinguish the dropout layers of a model.
     """
 
     def __init__(self, table: Any, where: str, numbers: Iterator[int]) -> None:
@@ -46,39 +46,69 @@ class Table:
         return self.left.pop(key, default)
 
     def fail(self, text: str) -> UserError:
-        """The error to raise; its message says where the table stands."""
+        """The error to raise: `text` after the place of the table in the model."""
         return UserError(f"{self.where}: {text}")
 
     def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """Read a whole number from `least` on; None as default: it must be given."""
+        """Read a whole number.
+
+        Parameters
+        ----------
+        key : str
+            Key of the table.
+        default : int, optional
+            Value if the key is missing; None: the key is required.
+        least : int
+            Smallest value allowed.
+
+        Raises
+        ------
+        UserError
+            The value is no whole number, or below `least`.
+        """
         value = self._take(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
             raise self.fail(f"{key} must be a whole number of at least {least}, got {value!r}")
         return value
 
     def number(self, key: str, default: float | None, low: float, high: float) -> float:
-        """Read a number from `low` to below `high`."""
+        """Read a number.
+
+        Parameters
+        ----------
+        key : str
+            Key of the table.
+        default : float or None
+            Value if the key is missing; None: the key is required.
+        low, high : float
+            The value must be at least `low` and below `high`.
+
+        Raises
+        ------
+        UserError
+            The value is no number of the range.
+        """
         value = self._take(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value < min(high, 1e30):
             raise self.fail(f"{key} must be a number from {low} to below {high}, got {value!r}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Read true or false."""
+        """Read true or false at `key`; `default` if it is missing. Raises `UserError`."""
         value = self._take(key, default)
         if not isinstance(value, bool):
             raise self.fail(f"{key} must be true or false, got {value!r}")
         return value
 
     def activation(self, key: str = "activation", default: str | None = "linear") -> str:
-        """Read the name of an activation."""
+        """Read the name of an activation at `key`; `default` (None: required) if it is missing. Raises `UserError`."""
         value = self._take(key, default)
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.fail(f"{key} must be one of {', '.join(ACTIVATIONS)}, got {value!r}")
         return value
 
     def shape(self, given: Shape) -> Shape:
-        """The shape that comes in, or another with as many numbers if the table gives it."""
+        """Shape of an input sample: `given`, or another with the same number of numbers if the table states it."""
         value = self._take("shape", None)
         if value is None:
             return given
@@ -88,7 +118,20 @@ class Table:
         return tuple(value)
 
     def layers(self, shape: Shape, tables: list[Any] | None = None) -> tuple[Any, ...]:
-        """Make the layers within, for samples of `shape`: those of the key ``layers`` unless `tables` are given."""
+        """Make the inner layers.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of a sample that the first of them takes.
+        tables : list of dict, optional
+            Their tables; without it those under the key ``layers``.
+
+        Raises
+        ------
+        UserError
+            A table is wrong.
+        """
         if tables is None:
             tables = self._take("layers", None)
             if not isinstance(tables, list) or not tables:
@@ -101,7 +144,7 @@ class Table:
         return tuple(made)
 
     def image(self, shape: Shape) -> Shape:
-        """Check that images come in; those without channels get one."""
+        """`shape` as (height, width, channels), with 1 channel if it has none. Raises `UserError` for other shapes."""
         if len(shape) == 2:
             shape = (*shape, 1)
         if len(shape) != 3:
@@ -109,13 +152,28 @@ class Table:
         return shape
 
     def sequence(self, shape: Shape) -> Shape:
-        """Check that sequences come in."""
+        """`shape` itself. Raises `UserError` if it is not that of a sequence, (places, features)."""
         if len(shape) != 2:
             raise self.fail(f"{self.kind} takes sequences (places, features), but {shape} comes in")
         return shape
 
     def window(self, shape: Shape, size: int, pad: int = 0) -> None:
-        """Check that a window of `size` x `size` pixels fits an image with `pad` rows of zeros round it."""
+        """Check that a window fits into an image.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (height, width, channels) of the image.
+        size : int
+            Side of the window, in pixels.
+        pad : int
+            Rows of zeros added at each edge.
+
+        Raises
+        ------
+        UserError
+            It does not fit.
+        """
         if min(shape[:2]) + 2 * pad < size:
             raise self.fail(f"size {size} is larger than the image of {shape[0]} x {shape[1]} that comes in")
 
@@ -135,14 +193,15 @@ def _layer(given: Any, shape: Shape, where: str, numbers: Iterator[int]) -> Any:
 def layers_from_tables(tables: list[Any], shape: Shape) -> tuple[Any, ...]:
     """Make the chain of layers that `tables` describe.
 
-    A first layer that does not take the shape of its input as it is (`Layer.takes_shape`) sees a sample as one vector,
-    unless its table gives a `shape`.
+    A first layer that does not take its input's own shape (`Layer.takes_shape`) sees a sample as one vector, unless its
+    table gives a `shape`.
 
     Parameters
     ----------
     tables : list of dict
+        One for each layer.
     shape : tuple of int
-        Of one sample.
+        Shape of one sample.
 
     Returns
     -------

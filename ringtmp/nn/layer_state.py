@@ -1,4 +1,4 @@
-"""A layer's arrays on a rank, where they lie, and how layers are dealt over threads."""
+"""A layer's arrays on a rank, the memory they lie in, and how layers are dealt over threads."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,12 +19,13 @@ class LayerState:
     index : int
         Number of the layer in the model.
     layer : Layer
+        The layer itself.
     flat, gradient : array [layer.count]
         Parameters and their gradients.
     derived : array [layer.derived_numbers()]
         The cache that `Layer.refresh_cache` fills.
     slots : dict of array [layer.count]
-        Of the optimizer, by name.
+        Slots of the optimizer, by name.
     parameters, gradients : dict
         Named views of `flat` (with `derived`) and `gradient`.
     """
@@ -40,7 +41,19 @@ class LayerState:
 
     @classmethod
     def of(cls, model: Model, index: int, dtype: np.dtype, optimizer: Optimizer) -> "LayerState":
-        """Allocate zeroed arrays for layer `index` of a model."""
+        """Allocate zeroed arrays for a layer.
+
+        Parameters
+        ----------
+        model : Model
+            The whole model.
+        index : int
+            Number of the layer in the model.
+        dtype : numpy dtype
+            Dtype of all arrays.
+        optimizer : Optimizer
+            Names the slots.
+        """
         layer = model.layers[index]
         flat, gradient = aligned(layer.count, dtype), aligned(layer.count, dtype)
         slots = make_slots(optimizer, flat, aligned)
@@ -55,17 +68,30 @@ class Side(Protocol):
         """Mark the copy incomplete: it is about to be overwritten."""
 
     def arrays(self, place: int) -> tuple[Array, dict[str, Array]]:
-        """Parameters and slots of the layer at `place` among the stage's."""
+        """Parameters and slots of the layer at place `place` in the stage."""
 
     def seal(self, place: int) -> None:
-        """Mark the layer at `place` complete."""
+        """Mark the layer at place `place` in the stage complete."""
 
     def commit(self, step: int) -> None:
         """Mark the copy complete; it holds the state after `step` updates."""
 
 
 def deal(states: list[tuple[int, LayerState]], threads: int) -> list[list[tuple[int, LayerState]]]:
-    """Deal numbered layers over `threads` threads: the costliest first, each to the thread with the least work."""
+    """Deal layers over threads: the costliest first, each to the thread with the least work.
+
+    Parameters
+    ----------
+    states : list of (int, LayerState)
+        Layers with their places in the stage.
+    threads : int
+        Number of threads.
+
+    Returns
+    -------
+    list of list of (int, LayerState)
+        The layers of each thread.
+    """
     dealt: list[list[tuple[int, LayerState]]] = [[] for _ in range(threads)]
     loads = [0] * threads
     for n, state in sorted(states, key=lambda each: -each[1].layer.flops(1) - each[1].flat.size):

@@ -14,7 +14,15 @@ from ringtmp.nn.model_spec import tables_of
 
 @dataclass(frozen=True)
 class Model:
-    """A chain of layers and the loss at its end."""
+    """A chain of layers and the loss at its end.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        At least one; each takes the shape that the one before gives.
+    loss : Loss
+        Evaluated on the last layer's output.
+    """
 
     layers: tuple[Layer, ...]
     loss: Loss
@@ -47,15 +55,23 @@ class Model:
 
     @property
     def places(self) -> int:
-        """Rows that a sample is in the largest products: the places of a sequence, or 1."""
+        """Rows of a sample in the largest products: the places of a sequence, or 1."""
         return math.prod(self.layers[-1].out_shape[:-1])
 
     def w_group(self, rows: int, micro_batches: int) -> int:
-        """Micro-batches of so many samples that one product of W takes: as many as fill it."""
+        """Number of micro-batches that one product of W takes: just enough to fill it.
+
+        Parameters
+        ----------
+        rows : int
+            Samples of a micro-batch.
+        micro_batches : int
+            Micro-batches of a step, the upper bound.
+        """
         return min(micro_batches, max(1, DEPTH // (rows * self.places)))
 
     def layer_name(self, index: int) -> str:
-        """Name of a layer in checkpoints, such as `003-dense`: by place in the chain, never by rank."""
+        """Name of layer `index` in checkpoints, such as `003-dense`: by place in the chain, never by rank."""
         return f"{index:03d}-{self.layers[index].kind}"
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -87,7 +103,7 @@ def build_model(
     outputs : int
         Number of classes, or width of the target.
     labels : int
-        Labels per sample: more than one for sequences, each place of which has its own.
+        Labels per sample: more than one for sequences, one for each place.
     text : bool
         Whether samples are tokens, of `outputs` kinds.
 

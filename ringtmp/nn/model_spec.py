@@ -1,4 +1,4 @@
-"""Short forms of models, as --model takes them: `mlp:64-256x10-10`, `cnn:28x28-32c3-p2-64c3-p2-128-10`, `gpt:...`."""
+"""Short forms of models, the values of --model: `mlp:64-256x10-10`, `cnn:28x28-32c3-p2-64c3-p2-128-10`, `gpt:...`."""
 
 import re
 from typing import Any
@@ -17,13 +17,14 @@ _GPT = {"layers": 8, "width": 256, "heads": 8, "context": 128, "dropout": 0.0}
 
 
 def tables_of(text: str, outputs: int) -> tuple[list[dict[str, Any]], tuple[int, ...] | None]:
-    """Layers of a short form, and the shape of a sample that it names (None: none).
+    """Layers of a short form, and the shape of a sample that it names (None: it names none).
 
     Parameters
     ----------
     text : str
+        The short form.
     outputs : int
-        Classes of the data: what a `gpt` projects onto, and the tokens that it takes.
+        Classes of the data: for a `gpt` the number of tokens, which it reads and predicts.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def tables_of(text: str, outputs: int) -> tuple[list[dict[str, Any]], tuple[int,
 
 
 def sample_of(text: str) -> tuple[tuple[int, ...], int, bool]:
-    """Shape of a sample, classes, and whether it is text, of some data that a short form fits."""
+    """Sample shape, number of classes, and whether samples are text, of some data that fits the short form `text`."""
     if text.startswith("gpt:"):
         return (gpt_options(text)["context"],), 65, True
     return tables_of(text, 2)[1] or (), 2, False
@@ -107,7 +108,7 @@ def _cnn(body: str, text: str, activation: str) -> tuple[list[dict[str, Any]], t
 
 
 def gpt_options(text: str) -> dict[str, Any]:
-    """The values of a `gpt:` form. Raises `UserError`."""
+    """Values of the `gpt:` form `text`, by name. Raises `UserError` if the form is wrong."""
     values = dict(_GPT)
     for part in filter(None, text.removeprefix("gpt:").split(",")):
         key, _, value = part.partition("=")

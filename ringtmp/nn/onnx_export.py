@@ -26,18 +26,20 @@ def model_of(
     sample_shape: Sequence[int],
     dtype: np.dtype,
 ) -> onnx.ModelProto:
-    """The graph of a network: `x` [n, ...] as training took it in, `outputs` and for classes `probabilities` out.
+    """The graph of a network: input `x` [n, ...] as in training, outputs `outputs` and, for classes, `probabilities`.
 
     Parameters
     ----------
     model : Model
-    parameters : iterable
-        Of each layer: its name and its parameters, in their own shapes.
+        The network.
+    parameters : iterable of (str, dict of array)
+        Name of each layer and its parameters, in their own shapes.
     normalisation : dict
-        As `DataInfo` states it.
+        How training normalised the data (`DataInfo.normalisation`).
     sample_shape : sequence of int
+        Shape of one sample.
     dtype : numpy dtype
-        Of all numbers but tokens.
+        Dtype of all numbers but tokens.
 
     Raises
     ------
@@ -72,6 +74,6 @@ def model_of(
     results = [helper.make_tensor_value_info(name, kind, out_shape) for name in made]
     body = helper.make_graph(graph.nodes, "ringtmp", [given], results, graph.constants)
     found = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="ringtmp")
-    found.ir_version = min(found.ir_version, 10)  # what runtimes of the last years read
+    found.ir_version = min(found.ir_version, 10)  # the newest version that runtimes of the last years read
     onnx.checker.check_model(found)
     return found

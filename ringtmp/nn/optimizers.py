@@ -22,7 +22,7 @@ class Optimizer:
     weight_decay : float
         0 or more; the rule decides what it means.
     momentum : float
-        From 0 to below 1; only rules that have a momentum heed it.
+        From 0 to below 1; rules without a momentum ignore it.
     clip_value : float, optional
         Bound of the absolute value of every number of a gradient.
     clip_norm : float, optional
@@ -50,7 +50,7 @@ class Optimizer:
         return self.rule.slots
 
     def clip(self, g: Array, norm: float) -> None:
-        """Bound the flat gradients `g` in place; `norm` is that of all layers' gradients together."""
+        """Limit the flat gradients `g` in place; `norm` is the norm of all layers' gradients together."""
         if self.clip_norm is not None and norm > self.clip_norm:
             scale_by(g, self.clip_norm / norm)
         if self.clip_value is not None:
@@ -72,14 +72,14 @@ class Optimizer:
         w, g : array [n]
             Parameters and their gradients.
         slots : dict of array [n]
-            By name.
+            Slots by name.
         lr : float
             Learning rate of this step.
         step : int
             Number of this step, counted from 1.
         into : (array [n], dict of array [n]), optional
-            Parameters and slots that get the new numbers, bit for bit those of an update in place, while the old ones
-            stay as they are; they share no memory with the old ones. Without it the update is in place.
+            Parameters and slots that receive the new numbers, bit for bit those of an update in place, while the old
+            ones stay; they share no memory with the old ones. Without it the update is in place.
         """
         rule, settings = self.rule, self._settings(lr, step)
         now = [slots[name] for name in rule.slots]
@@ -110,13 +110,13 @@ class Optimizer:
         rows : array [workers, n]
             A gradient in each row.
         which : int64 array [k]
-            Rows that count, in the order in which they are summed.
+            Rows to sum, in this order.
         scale : float
             Factor of the sum.
         room : array [kernels.update.BLOCK]
-            Scratch, for each thread its own.
+            Scratch; each thread has its own.
         slots : dict of array [n]
-            By name.
+            Slots by name.
         lr : float
             Learning rate of this step.
         step : int
@@ -133,7 +133,7 @@ class Optimizer:
 
 
 def smaller(name: str) -> list[str]:
-    """Optimizers that keep fewer slots than the one called `name`: one for each number of them, the most first."""
+    """Optimizers that keep fewer slots than the one called `name`: one for each number of slots, most slots first."""
     by_slots: dict[int, str] = {}
     for other in OPTIMIZERS:
         by_slots.setdefault(len(OPTIMIZERS[other].slots), other)
@@ -143,7 +143,21 @@ def smaller(name: str) -> list[str]:
 def learning_rate(
     kind: str, lr: float, total: int, warmup: int = 0, every: int = 1000, factor: float = 0.1
 ) -> Callable[[int], float]:
-    """The learning rate of step 0, 1, ..., `total` - 1 (`constant`, `cosine` or `step`), after a linear warm-up."""
+    """Learning rate as a function of the step, from 0 to `total` - 1, after a linear warm-up.
+
+    Parameters
+    ----------
+    kind : str
+        `constant`, `cosine` (to 0 at `total`) or `step`.
+    lr : float
+        Learning rate after the warm-up.
+    total : int
+        Steps of the run.
+    warmup : int
+        Steps of the warm-up.
+    every, factor : int, float
+        Of `step`: steps between two changes, and the factor of each change.
+    """
 
     def rate(step: int) -> float:
         if step < warmup:
@@ -158,5 +172,5 @@ def learning_rate(
 
 
 def make_slots(optimizer: Optimizer, like: Array, make: Callable[[int, Any], Array]) -> dict[str, Array]:
-    """Zeroed slots for the flat parameters `like`; `make` allocates."""
+    """Zeroed slots of `optimizer` for the flat parameters `like`; `make(size, dtype)` allocates one."""
     return {name: make(like.size, like.dtype) for name in optimizer.slots}

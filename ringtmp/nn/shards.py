@@ -1,7 +1,7 @@
 """How parameters are cut into ranges of keys, and the ranges dealt to servers.
 
-A key is the place of a number in the parameters of all layers, one after the other. The same cut serves the parameter
-server (`ps`), the all-reduce beside it, and the simulator of both.
+A key is the place of a number in the parameters of all layers, one after the other. The parameter server (`ps`), the
+all-reduce beside it, and the simulator of both use the same ranges.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,17 @@ from ringtmp.nn.layer import pieces
 
 
 class Segment(NamedTuple):
-    """The numbers `start`...`stop` - 1 of a layer's flat parameters, which begin at place `at` of their range."""
+    """A part of a key range that lies in one layer.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer.
+    start, stop : int
+        The part is numbers `start` to `stop` - 1 of the layer's flat parameters.
+    at : int
+        Place of its first number in the key range.
+    """
 
     layer: int
     start: int
@@ -22,7 +32,17 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyRange:
-    """What travels as one message: numbered in the order of the forward, and kept by one server."""
+    """Keys that travel as one message and are kept by one server.
+
+    Attributes
+    ----------
+    number : int
+        Number of the range, in the order of the forward.
+    segments : tuple of Segment
+        Its parts in the layers.
+    server : int
+        Number of the server.
+    """
 
     number: int
     segments: tuple[Segment, ...]
@@ -30,12 +50,20 @@ class KeyRange:
 
     @property
     def size(self) -> int:
-        """Count of its numbers."""
+        """Number of its keys."""
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
 def grouped(sizes: Sequence[float], least: float) -> list[int]:
-    """First layers of groups: from the last layer backwards, until each has `least` or nothing is left."""
+    """First layer of each group: layers are joined from the last one backwards until a group has `least`.
+
+    Parameters
+    ----------
+    sizes : sequence of float
+        Size of each layer, such as its parameters.
+    least : float
+        Least size of a group; the first group may be smaller.
+    """
     starts, size = [], 0.0
     for layer in range(len(sizes) - 1, -1, -1):
         size += sizes[layer]
@@ -47,7 +75,15 @@ def grouped(sizes: Sequence[float], least: float) -> list[int]:
 
 
 def dealt(sizes: Sequence[float], servers: int) -> list[int]:
-    """A server for each size, one after the other the one with the least so far."""
+    """Server of each size: each goes to the server with the least so far.
+
+    Parameters
+    ----------
+    sizes : sequence of float
+        Sizes, in the order in which they are dealt.
+    servers : int
+        Number of servers.
+    """
     loads, owners = [0.0] * servers, []
     for size in sizes:
         owners.append(loads.index(min(loads)))
@@ -56,19 +92,21 @@ def dealt(sizes: Sequence[float], servers: int) -> list[int]:
 
 
 def key_ranges(counts: Sequence[int], most: int, servers: int, finely: bool = False) -> list[KeyRange]:
-    """Cut layers of `counts` parameters into ranges of at most `most` keys.
+    """Cut layers into ranges of at most `most` keys, and deal them to servers.
 
-    Layers of less than a quarter of `most` go together with those before them. Where there are several servers no range
-    is larger than a server's part of all parameters.
+    Layers of less than a quarter of `most` are joined with those before them. With several servers no range is larger
+    than a server's part of all parameters.
 
     Parameters
     ----------
     counts : sequence of int
         Parameters of each layer, in the order of the forward.
     most : int
+        Most keys of a range.
     servers : int
+        Number of servers.
     finely : bool
-        Deal each layer over all servers, so that each gets as much of it (where all ranks serve).
+        Whether to deal each layer evenly over all servers (used where all ranks serve).
     """
     if servers > 1:
         most = max(1, min(most, -(-sum(counts) // servers)))
@@ -88,7 +126,7 @@ def key_ranges(counts: Sequence[int], most: int, servers: int, finely: bool = Fa
 
 
 def _segments(counts: Sequence[int], layer: int, start: int, stop: int) -> tuple[Segment, ...]:
-    """Keys `start`...`stop` - 1, counted from the first one of `layer`."""
+    """Parts, in their layers, of keys `start` to `stop` - 1, counted from the first key of `layer`."""
     found, at = [], 0
     while start < stop:
         count = counts[layer]

@@ -1,8 +1,8 @@
 """A stage: the layers of one rank, their parameters, and the slots in which micro-batches live.
 
-A slot is a micro-batch's whole life on a rank, from the posting of its receives to the completion of its last send:
-input, every layer's output, and the gradients at both ends. All slots are made before training starts; a slot is used
-again once its micro-batch is gone.
+A slot holds a micro-batch on a rank from the posting of its receives to the completion of its last send: input, every
+layer's output, and the gradients at both ends. All slots are allocated before training starts; a slot is reused once
+its micro-batch has left.
 """
 
 import time
@@ -24,7 +24,7 @@ LOOK = 100e-6  # seconds; a look at the inbox takes a twentieth of it
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of a micro-batch that one thread takes through the stage: number of the first, a place at each layer."""
+    """Samples of a micro-batch that one thread takes: number of the first one, and the buffers at each layer."""
 
     start: int
     buffers: tuple[LayerBuffers, ...]
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """Views into one slot for a micro-batch of so many rows."""
+    """Views into one slot for a micro-batch of a given number of rows."""
 
     x: Array  # input of the stage [rows, features]; received, or read from the data set
     y: Array  # output of the stage; sent on
@@ -45,28 +45,30 @@ class Work:
 
 
 class Stage:
-    """Layers `first` ... `last` - 1 of a model.
+    """Layers `first` to `last` - 1 of a model.
 
     Parameters
     ----------
     model : Model
+        The whole model.
     first, last : int
         Range of layers, not empty.
     dtype : numpy dtype
         float32 or float64.
     optimizer : Optimizer
+        Updates the layers.
     rows : int
         Most rows of a micro-batch.
     slots : int
-        Micro-batches that may be under way at once.
+        Most micro-batches that are under way at once.
     threads : int
-        Of this rank. They share the samples of a micro-batch in F and I, and the layers in W and U; what a number is
-        summed from and in which order stays the same, so the bits do.
+        Threads of this rank. They share the samples of a micro-batch in F and I, and the layers in W and U; the terms
+        and the order of each sum stay the same, and with them the bits.
     recompute : bool or sequence of bool
-        For each layer, or for all: do not keep what it makes of a micro-batch, but make it again in I; W must then
-        follow before the next I.
-    kept : dict, optional
-        By index: layers of a stage before this one, to go on with.
+        For each layer, or for all: recompute the output in I instead of keeping it; W must then follow before the next
+        I.
+    kept : dict of LayerState, optional
+        By index: layers of an earlier stage of this rank that are reused with their values.
     """
 
     def __init__(
@@ -115,11 +117,12 @@ class Stage:
     def house(self, sides: Sequence[Side], between: Callable[[], None] | None = None) -> None:
         """Keep parameters and slots in two sides: each update writes the new version beside the old one.
 
-        Whenever the process ends, one of them is whole. The live one has no values yet.
+        Whenever the process ends, one of them is complete. The live one has no values yet.
 
         Parameters
         ----------
         sides : two Side
+            The live version, and the one that the next update writes.
         between : callable, optional
             Called before each layer's update.
         """
@@ -133,30 +136,30 @@ class Stage:
         state.parameters = self._own[n] = state.layer.views(state.flat, state.derived)
 
     def commit(self, step: int) -> None:
-        """The live version has been set, with so many updates in it."""
+        """Mark the live version complete after its values have been set; it holds the state after `step` updates."""
         if self._sides:
             for n in range(len(self.states)):
                 self._sides[0].seal(n)
             self._sides[0].commit(step)
 
     def initialise(self, seed: int) -> None:
-        """Start values, each layer's by its own index."""
+        """Fill the parameters with start values from `seed` and each layer's index."""
         for state in self.states:
             state.layer.initialise(state.flat, seed, state.index)
         self.refresh_cache()
 
     def refresh_cache(self) -> None:
-        """Make what follows from the parameters; after they have been set."""
+        """Recompute each layer's cache; call it after the parameters have been set."""
         for state in self.states:
             state.layer.refresh_cache(state.parameters)
 
     def buffers(self, slot: int) -> tuple[Array, Array, Array]:
-        """Whole receive buffers of a slot: input, gradient at the output, labels."""
+        """Whole receive buffers of slot `slot`: input, gradient at the output, labels."""
         room = self._rooms[slot]
         return room["y"][0], room["dy"][-1], room["labels"][0]
 
     def work(self, slot: int, rows: int) -> Work:
-        """The views of a slot for `rows` rows; made once for each pair."""
+        """Views of slot `slot` for `rows` rows; made once for each pair."""
         key = (slot, rows)
         if key not in self._works:
             self._works[key] = self._make_work(slot, rows)
@@ -206,7 +209,7 @@ class Stage:
         return tuple(all_buffers)
 
     def stash(self, room: int) -> None:
-        """Copy the weights, and what follows from them, into a room of their own, made when first used."""
+        """Copy the weights and their cache into stash number `room`, which is allocated when first used."""
         while len(self._stashes) <= room:
             self._stashes.append(
                 [
@@ -219,12 +222,12 @@ class Stage:
             derived[...] = state.derived
 
     def stashed(self, room: int) -> list[Parameters]:
-        """The weights of a stash, as `forward` and `backward_input` take them."""
+        """Weights of stash number `room`, in the form that `forward` and `backward_input` take."""
         pairs = zip(self.states, self._stashes[room], strict=True)
         return [state.layer.views(flat, derived) for state, (flat, derived) in pairs]
 
     def stash_flat(self, room: int) -> list[Array]:
-        """The flat parameters of each layer in a stash."""
+        """Flat parameters of each layer in stash number `room`."""
         return [flat for flat, _ in self._stashes[room]]
 
     def forward(
@@ -234,7 +237,19 @@ class Stage:
         weights: list[Parameters] | None = None,
         only: slice = slice(None),
     ) -> None:
-        """F of the layers of the stage (or `only` some), with its own weights unless others are given."""
+        """F of the stage's layers.
+
+        Parameters
+        ----------
+        work : Work
+            Views of the micro-batch's slot; `x` is set.
+        context : StepContext
+            Samples of the micro-batch.
+        weights : list of dict, optional
+            Parameters of each layer, from `stashed`; without it the stage's own.
+        only : slice
+            Places in the stage of the layers to run.
+        """
         used, states = (weights or self._own)[only], self.states[only]
 
         def run(part: Part) -> None:
@@ -245,7 +260,7 @@ class Stage:
         self._pool.each(run, work.parts)
 
     def loss(self, work: Work, scale: float) -> tuple[float, float]:
-        """Loss sum over the predictions and its companion: correct answers, or NaN where the target is a value.
+        """Sum of the losses over the predictions, and number of correct ones (NaN where the target is a value).
 
         With `scale` above 0 the gradient of `scale` x loss sum is left in `work.dy` (which may be `work.y`).
         """
@@ -262,7 +277,7 @@ class Stage:
         weights: list[Parameters] | None = None,
         only: slice = slice(None),
     ) -> None:
-        """I of the layers (or `only` some), last to first, with the weights of their F, after what was not kept."""
+        """I of the layers, last to first, after recomputing what was not kept; the arguments of `forward`."""
         for n in self._again:
             self.forward(work, context, weights, slice(n, n + 1))
         used, states = (weights or self._own)[only], self.states[only]
@@ -277,10 +292,18 @@ class Stage:
         self._pool.each(run, work.parts)
 
     def backward_weight(self, works: Sequence[Work], first: bool, only: Sequence[int] = ()) -> None:
-        """W for some micro-batches, in their order; the `first` of a step overwrite the gradients.
+        """W for some micro-batches, in their order.
 
-        How many go together changes no bit: every gradient is one sum over samples in ascending order. Layers may go
-        one by one (`only`: places among the stage's layers, one of `pieces`).
+        The number of micro-batches of a call changes no bit: every gradient is one sum over samples in ascending order.
+
+        Parameters
+        ----------
+        works : sequence of Work
+            Views of the micro-batches' slots, after I.
+        first : bool
+            Whether these are the first ones of a step: they overwrite the gradients instead of adding to them.
+        only : sequence of int
+            Places in the stage of the layers to run, one of `pieces`; empty: all.
         """
 
         def run(thread: int) -> None:
@@ -293,14 +316,17 @@ class Stage:
         self._pool.each(run, range(len(self._dealt)))
 
     def add_squares(self, total: float) -> float:
-        """`total` and the squares of all gradients of the stage, layer after layer, so that any cut gives one sum."""
+        """`total` plus the squares of all gradients of the stage, layer after layer: every split gives the same sum."""
         for state in self.states:
             if state.flat.size:
                 total += squared_norm(state.gradient)
         return total
 
     def update(self, lr: float, step: int, norm: float = 0.0) -> None:
-        """U: one optimizer step on all layers; `step` counts from 1; `norm`: of all gradients, if it bounds them."""
+        """U: one optimizer step on all layers with learning rate `lr`; `step` counts from 1.
+
+        `norm` is the norm of all the model's gradients, if the optimizer limits it.
+        """
         new = self._sides[1] if self._sides else None
         if new:
             new.begin()
@@ -326,14 +352,14 @@ class Stage:
             self._sides.reverse()
 
     def cut(self, seconds: Sequence[float]) -> None:
-        """W in pieces that last at least `LOOK`, given the seconds of each layer's W; threads share a whole one."""
+        """Cut W, `seconds` for each layer, into pieces of at least `LOOK`; with several threads it stays whole."""
         if len(self._scratch) > 1:
             return
         joined = join([seconds[n] for n in self._held], LOOK)
         self.pieces = [tuple(self._held[place] for place in piece) for piece in joined]
 
     def weight_seconds(self) -> list[float]:
-        """How long each layer's W takes now, for the largest micro-batch; after `warm_up`."""
+        """Seconds of each layer's W for the largest micro-batch, measured now; call it after `warm_up`."""
         work, seconds = self.work(0, self.rows), [0.0] * len(self.states)
         for n in self._held:
             began = time.perf_counter()
@@ -342,7 +368,10 @@ class Stage:
         return seconds
 
     def warm_up(self, sizes: Sequence[int], slots: int | None = None) -> None:
-        """Touch every buffer (of so many slots) and run F, I and W once for each size, so that no step pays for it."""
+        """Touch the buffers and run F, I and W once, so that no training step pays for it.
+
+        `sizes` are the rows of the micro-batches that occur, `slots` is the number of slots to touch (None: all).
+        """
         for room in self._rooms[:slots]:
             for buffers in room.values():
                 for buffer in buffers:

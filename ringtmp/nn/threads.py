@@ -1,4 +1,4 @@
-"""Threads of a rank, which share what can be shared without changing a bit."""
+"""Threads of a rank, which share work where that changes no bit."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,13 @@ from kernels.denormals import flush_for_good
 
 
 class Pool:
-    """Runs one function on several arguments, on this thread and `threads` - 1 others."""
+    """Runs one function on several arguments, on the calling thread and `threads` - 1 others."""
 
     def __init__(self, threads: int) -> None:
         self._others = ThreadPoolExecutor(threads - 1, "ringtmp", flush_for_good) if threads > 1 else None
 
     def each(self, run: Callable[[Any], None], arguments: Iterable[Any]) -> None:
-        """All of them, the first one here; an exception of any of them is raised."""
+        """Call `run` with each of `arguments`, at least one; the first call runs here. Raises the calls' exceptions."""
         first, *others = arguments
         waiting = [self._others.submit(run, other) for other in others] if self._others else []
         run(first)

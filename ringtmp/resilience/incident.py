@@ -1,4 +1,4 @@
-"""What has interrupted a run, and how long it took to train again: for the log and the trace."""
+"""The cause of an interruption, and the time until the run trained again: for the log and the trace."""
 
 import json
 import os
@@ -24,7 +24,7 @@ class RecoveryReport:
     Parameters
     ----------
     cause : dict or None
-        The interruption, where this job itself continues after it; None: what the supervisor states, if anything.
+        The interruption, if this job itself continues after it; None: the one that the supervisor states, if any.
 
     Attributes
     ----------
@@ -32,9 +32,8 @@ class RecoveryReport:
         `what` was lost, when (seconds since the epoch) that was `noticed`, when all of the old job was `cleared`, ...
         Empty if this launch follows no interruption.
     seconds : dict
-        By phase: clear (kill what is left), start (processes and MPI), agree (on what is left and which step counts),
-        split (divide the layers, allocate, load kernels), restore (fetch the layers), redo (to the end of the first
-        step).
+        By phase: clear (kill the rest of the job), start (processes and MPI), agree (on survivors and step), split
+        (divide the layers, allocate, load kernels), restore (fetch the layers), redo (to the end of the first step).
     """
 
     def __init__(self, cause: dict[str, Any] | None = None) -> None:
@@ -46,7 +45,7 @@ class RecoveryReport:
             self.seconds["start"] = self._last - self.cause["cleared"]
 
     def mark(self, phase: str) -> None:
-        """End a phase, one of `PHASES`: it lasted since the end of the phase before."""
+        """End the phase `phase`, one of `PHASES`: it lasted since the end of the phase before."""
         now = time.time()
         self.seconds[phase] = now - self._last
         self._last = now
@@ -64,7 +63,7 @@ class RecoveryReport:
         return {**self.cause, "step": step, "again": repeated, "seconds": self.seconds}
 
     def summary(self, step: int, repeated: int) -> str:
-        """The facts in one line; see `facts` for the parameters."""
+        """The facts in one line: the run continues at step `step` and repeats `repeated` steps (-1: unknown)."""
         parts = ", ".join(f"{phase} {self.seconds[phase]:.2f}" for phase in PHASES if phase in self.seconds)
         redone = "" if repeated < 0 else f", {repeated} step{'s' * (repeated != 1)} made again"
         return (

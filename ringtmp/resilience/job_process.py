@@ -2,7 +2,7 @@
 
 A launcher's exit status says little (0 was seen for a lost job), and the launcher may take seconds to end. Therefore
 each rank on this host is watched through a descriptor of its process (pidfd): the first one to end is known at once
-and by its number, and no later process is ever taken for it.
+and by its number, and no later process is ever mistaken for it.
 """
 
 import json
@@ -30,7 +30,7 @@ class End:
     Attributes
     ----------
     status : int or None
-        Exit status of the launcher; None where it had to be killed.
+        Exit status of the launcher; None if it had to be killed.
     lost : int
         The first rank that was lost, or -1.
     where : str
@@ -53,7 +53,7 @@ class JobProcess:
     command : sequence of str
         Command line, with the launcher.
     env : mapping
-        Environment variables beside those of this process.
+        Environment variables besides those of this process.
     survives_losses : bool
         Whether the job itself continues when it loses a process.
     """
@@ -63,13 +63,13 @@ class JobProcess:
         self.srun = Path(command[0]).name == "srun" and "SLURM_JOB_ID" in os.environ
         self.before, self.left = _segments(), set[Path]()
         self.started = time.time()
-        # In a session of its own: Ctrl-C reaches the supervisor alone, which passes it on.
+        # In a separate session: Ctrl-C reaches the supervisor alone, which passes it on.
         self.process = subprocess.Popen(command, env=os.environ | env, stdin=subprocess.DEVNULL, start_new_session=True)
         self.ranks: dict[int, int] = {}  # descriptor of each process on this host, by rank
         self.peers = Peers([])
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to all ranks through the launcher, or with scancel: srun would have the ranks killed."""
+        """Send signal `number` to all ranks through the launcher, or with scancel: srun would have the ranks killed."""
         with suppress(OSError):
             if self.srun:
                 subprocess.run(["scancel", f"--signal={number}", os.environ["SLURM_JOB_ID"]], timeout=60)
@@ -82,7 +82,7 @@ class JobProcess:
         Parameters
         ----------
         folder : RunFolder or None
-            Of the run, which states the job's processes; None: it does not exist yet.
+            Folder of the run, which lists the job's processes; None: it does not exist yet.
         until : float
             Seconds since the epoch at which to stop waiting.
 
@@ -151,7 +151,7 @@ class JobProcess:
                 self.ranks[rank] = os.pidfd_open(self.peers.places[rank][1])
 
     def clear(self) -> None:
-        """Kill what is left of the job on this host."""
+        """Kill the processes of the job that remain on this host."""
         for handle in self.ranks.values():
             with suppress(OSError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -164,7 +164,7 @@ class JobProcess:
         self.left = _segments() - self.before
 
     def sweep(self) -> None:
-        """Remove what the MPI of a killed job has left in shared memory; called after `clear`, when there is time."""
+        """Remove the shared memory that the MPI of a killed job has left; called after `clear`, when time permits."""
         _remove(self.left)
 
 

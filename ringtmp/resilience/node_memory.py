@@ -1,11 +1,11 @@
-"""What a node keeps of a run while its processes come and go: replicas of stages, in memory that outlives them.
+"""Memory of a node that outlives processes: replicas of stages of a run.
 
     /dev/shm/ringtmp-UID/RUN/NODE/
         0000003000.0002.0002.a  ...b    generation 3000, stage 2, held by rank 2: two versions
         0000003000.0001.0002.a  ...b    stage 1, held by rank 2 for its left neighbour
 
 A replica is written in two phases: its step is -1 before the first byte changes, and becomes the new step after the
-last one, when the checksums are in place. A process that is killed in between leaves the other version as it was.
+last one, when the checksums are in place. A process that is killed in between leaves the other version intact.
 Replicas of an older generation (launch, or membership within one) stay until the newer one can do without them.
 
     bytes    0   magic
@@ -42,7 +42,7 @@ GENERATION = 1000  # the first generation of launch n is n x GENERATION; the oth
 
 
 class ParameterRange(NamedTuple):
-    """Parameters `start`...`stop` - 1 of a layer that has `whole` parameters."""
+    """Parameters `start` to `stop` - 1 of layer `layer`, which has `whole` parameters."""
 
     layer: int
     start: int
@@ -52,24 +52,24 @@ class ParameterRange(NamedTuple):
 
 @dataclass(frozen=True)
 class ReplicaLayout:
-    """What a replica holds: a stage's layers, or ranges of layers as servers have them, and the arrays of each.
+    """Contents of a replica: a stage's layers, or a server's ranges of layers, and the arrays of each.
 
     Attributes
     ----------
     generation : int
-        Of the membership that wrote it.
+        Generation of the membership that wrote it.
     stage, owner : int
         Number of the stage along the chain, and the rank that trains it.
     layers, counts : tuple of int
         Index and number of parameters of each layer, or range of one.
     tables : tuple of dict
-        Each layer as a table (`Layer.to_dict`).
+        Each layer as a table (`Layer.to_table`).
     total : int
         Layers of the whole model.
     slots : tuple of str
         Names of the optimizer's slots.
     dtype : str
-        Of parameters and slots, as NumPy writes it ("<f4").
+        Dtype of parameters and slots, in NumPy's notation ("<f4").
     starts, wholes : tuple of int
         For ranges: the first parameter of each, and the number of parameters of its layer; empty for whole layers.
     """
@@ -135,15 +135,16 @@ class StageReplica:
     Parameters
     ----------
     path : Path
-    layout : Shape or None
-        Of a new copy; None: open the one that is there.
+        File of the replica.
+    layout : ReplicaLayout or None
+        Contents of a new replica; None: open an existing one.
 
     Raises
     ------
     OSError
-        It cannot be made (memory full), or is not there.
+        It cannot be made (memory full), or does not exist.
     ValueError
-        It is no copy, or cut short.
+        The file is no replica, or too short.
     """
 
     def __init__(self, path: Path, layout: ReplicaLayout | None = None) -> None:
@@ -197,23 +198,23 @@ class StageReplica:
         self._step[0] = step
 
     def array(self, place: int, name: str = _FLAT) -> Array:
-        """Parameters or the slot `name` of the layer at `place` among the stage's; a view."""
+        """Parameters or the slot `name` of the layer at place `place` in the stage; a view."""
         start, size = self._places[place][name]
         return self.payload[start : start + size].view(self.layout.dtype)
 
     def arrays(self, place: int) -> tuple[Array, dict[str, Array]]:
-        """Parameters and slots of the layer at `place`; views."""
+        """Parameters and slots of the layer at place `place`; views."""
         return self.array(place), {name: self.array(place, name) for name in self.layout.slots}
 
     def sum(self, place: int) -> int:
-        """Checksum of the arrays of the layer at `place` as they are now."""
+        """Checksum of the present arrays of the layer at place `place`."""
         total = 0
         for name in (_FLAT, *self.layout.slots):
             total = checksum(self.array(place, name).view(np.uint32), total)
         return int(total)
 
     def seal(self, place: int) -> None:
-        """Store the checksum of the layer at `place`, whose arrays are complete."""
+        """Store the checksum of the layer at place `place`, whose arrays are complete."""
         self.sums[place] = self.sum(place)
 
     def sound(self) -> bool:
@@ -228,14 +229,19 @@ class FoundReplica:
     Attributes
     ----------
     path : str
+        File of the replica.
     generation, step : int
+        Generation that wrote it, and updates in its state.
     layers : tuple of int
+        Index of each layer, or range of one.
     tables : tuple of dict
+        Each layer as a table.
     total : int
+        Layers of the whole model.
     parts : tuple of ParameterRange
-        Empty: all of each layer.
+        The parameters that it holds; empty: all of each layer.
     slots : tuple of str
-        The rest as in its `ReplicaLayout`.
+        Names of the optimizer's slots.
     """
 
     path: str
@@ -253,12 +259,12 @@ class FoundReplica:
 
 
 class NodeMemory:
-    """Replicas that a node holds of one run.
+    """The replicas that a node holds of one run.
 
     Parameters
     ----------
     run : str
-        Identifies the run.
+        Identity of the run.
     node : str
         Name of the node.
     """
@@ -275,7 +281,7 @@ class NodeMemory:
         _root().chmod(0o700)
 
     def create(self, layout: ReplicaLayout, holder: int) -> tuple[StageReplica, StageReplica]:
-        """Allocate two versions of a stage on the rank `holder`. Raises `OSError`."""
+        """Allocate two versions of a stage with layout `layout` on the rank `holder`. Raises `OSError`."""
         name = f"{layout.generation:010d}.{layout.stage:04d}.{holder:04d}"
         return StageReplica(self.folder / f"{name}.a", layout), StageReplica(self.folder / f"{name}.b", layout)
 
@@ -320,7 +326,10 @@ def _root() -> Path:
 
 
 def node_name(rank: int | None = None) -> str:
-    """The node of this process: its host, unless RINGTMP_NODES names one for each rank of the world (emulation)."""
+    """The node of this process: its host, unless RINGTMP_NODES names one for each rank (emulation).
+
+    `rank` is a rank of the world; None: this one.
+    """
     names = os.environ.get("RINGTMP_NODES", "").split(",")
     if rank is None:
         from mpi4py import MPI
@@ -344,8 +353,8 @@ def newest(
 ) -> tuple[int, int, dict[ParameterRange, tuple[int, str]]] | None:
     """The newest step of which all layers are held.
 
-    A later generation comes first, even with an earlier step: what an earlier one still holds was given up. Replicas
-    of different generations are never combined.
+    A later generation has precedence, even with an earlier step: the steps of an earlier one were given up. Replicas of
+    different generations are never combined.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Continue a run from copies in the nodes' memory: find the newest step that they hold as a whole, and fetch it.
+"""Continue a run from copies in the nodes' memory: find the newest step that they hold completely, and fetch it.
 
-The course is the same after a killed job, a lost node, or an order to leave: every node states which copies it holds,
-rank 0 chooses the step, and each layer is sent from a node that holds it to the rank that trains it from now on.
+The course is the same after a killed job, a lost node, or an order to leave: every node lists its copies, rank 0
+chooses the step, and each layer is sent from a node that holds it to the rank that trains it from then on.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recalled:
-    """A step of a run that the nodes' memory holds as a whole.
+    """A step of a run that the nodes' memory holds completely.
 
     Attributes
     ----------
     generation, step : int
-        Of the copies.
+        Generation of the copies, and updates in them.
     where : dict
         By layer, or range of one: a rank that can read it, and the copy's path there.
     tables : list of dict
@@ -60,15 +60,16 @@ def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
     Parameters
     ----------
     comm : Intracomm
+        All ranks of the launch.
     run : str
         Identity of the run.
 
     Returns
     -------
     recalled : Recalled or None
-        On rank 0; None: no step is whole, and always on the other ranks.
+        On rank 0; None: no step is complete, and always on the other ranks.
     notes : list of str
-        What is lost (rank 0).
+        Lines on what is lost (rank 0).
     """
     # One rank of each node lists the copies there.
     nodes = comm.allgather(node_name())
@@ -87,7 +88,7 @@ def recall(comm: "Intracomm", run: str) -> tuple[Recalled | None, list[str]]:
 
 
 def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled | None:
-    """Choose the newest step that is whole among copies and the ranks that hold them; add to `notes` what is lost."""
+    """Choose the newest step that is complete among copies and the ranks that hold them; add losses to `notes`."""
     if not held:
         return None
     tables: dict[int, dict[str, Any]] = {}
@@ -100,7 +101,7 @@ def _newest(held: list[tuple[int, FoundReplica]], notes: list[str]) -> Recalled 
         kept = covered(part for _, copy in held if (copy.generation, copy.step) == last for part in copy.pieces())
         gone = ", ".join(str(index) for index in range(layers) if index not in kept)
         notes.append(
-            f"no step is whole in the memory of the nodes that are left: layers {gone} of step {last[1]} are lost"
+            f"no step is complete in the memory of the remaining nodes: layers {gone} of step {last[1]} are lost"
         )
         return None
     slots = next(copy.slots for _, copy in held if (copy.generation, copy.step) == best[:2])
@@ -115,12 +116,13 @@ def fetch(
     Parameters
     ----------
     comm : Intracomm
+        All ranks of the launch.
     recalled : Recalled
         The same on every rank.
     owners : sequence of int
         Rank that trains each layer from now on.
     mine : callable
-        Returns the flat parameters and the slots of a layer of this rank, given its index; they are filled in.
+        Returns the flat parameters and the slots of a layer of this rank, given its index; these receive the numbers.
     """
     rank = comm.rank
     for part, (holder, path) in sorted(recalled.where.items()):
@@ -150,12 +152,13 @@ def layout_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype
     Parameters
     ----------
     model : Model
+        The whole model.
     first, last : int
-        Its layers: `first` ... `last` - 1.
+        The stage is layers `first` to `last` - 1.
     slots : sequence of str
-        Of the optimizer.
+        Names of the optimizer's slots.
     dtype : str
-        Type of the numbers, as NumPy writes it.
+        Dtype of the numbers, in NumPy's notation.
     **what : int
         `generation`, `stage` and `owner` (see `ReplicaLayout`).
     """
@@ -176,7 +179,19 @@ def layout_of(model: "Model", first: int, last: int, slots: Sequence[str], dtype
 def room_for(comm: "Intracomm", memory: NodeMemory, layouts: Sequence[ReplicaLayout]) -> list[tuple[Any, Any]]:
     """Allocate two versions of each of this rank's stages in the node's memory. Collective over `comm`.
 
-    Raises `UserError` on every rank if one of them cannot allocate them.
+    Parameters
+    ----------
+    comm : Intracomm
+        All ranks of the launch.
+    memory : NodeMemory
+        Memory of this rank's node.
+    layouts : sequence of ReplicaLayout
+        Contents of each stage's copies.
+
+    Raises
+    ------
+    UserError
+        On every rank, if one of them cannot allocate them.
     """
     with raise_on_all(comm):
         try:

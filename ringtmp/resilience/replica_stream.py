@@ -2,8 +2,8 @@
 
 A version lies in one of two copies (`ringtmp.resilience.node_memory`) and travels as the pieces of its bytes, in order,
 with one persistent request a piece. Never more than a few pieces are under way, so that an activation or a gradient on
-the same link waits for a few at most. Which pieces follow each other, and what is said when a version is complete, is
-decided by those who use this: the ring (`ringtmp.ring.replicas`) and the parameter server (`ps.serving.mirror`).
+the same link waits for a few at most. The callers decide which pieces follow each other, and which message ends a
+version: the ring (`ringtmp.ring.replicas`) and the parameter server (`ps.serving.mirror`).
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ Incoming = list["Prequest"]
 
 
 def pieces_of(payload: Array, first: int = 0, last: int | None = None) -> list[Array]:
-    """Bytes `first`...`last` - 1 of `payload` in pieces of at most `PIECE` bytes."""
+    """Bytes `first` to `last` - 1 (None: to the end) of `payload` in pieces of at most `PIECE` bytes."""
     last = len(payload) if last is None else last
     return [payload[start : min(start + PIECE, last)] for start in range(first, last, PIECE)]
 
@@ -36,10 +36,13 @@ class PieceSender:
     Parameters
     ----------
     comm : Intracomm
+        Carries the pieces.
     dest, tag : int
+        Rank that receives them, and their tag.
     recorder : Recorder
-        Gets a "replicate" event for each piece.
+        Receives a "replicate" event for each piece.
     probe : FaultProbe or None
+        Called at each send.
     window : int
         Pieces that may be under way at once.
     fast_window : int, optional
@@ -65,7 +68,7 @@ class PieceSender:
         self._slow = False
 
     def prepare(self, pieces: Sequence[Array]) -> Outgoing:
-        """Make the requests of some pieces, once for all versions that lie in the same place."""
+        """Make the requests of `pieces`, once for all versions that lie in the same place."""
         prepared = [(self.comm.Send_init(piece, self.dest, self.tag), piece.nbytes) for piece in pieces]
         self._prepared += [request for request, _ in prepared]
         return prepared
@@ -79,7 +82,7 @@ class PieceSender:
         return len(self._under_way) < (self.window if self._slow else self.fast_window)
 
     def poll(self) -> bool:
-        """Start what may leave; whether anything has happened."""
+        """Start the pieces that may leave; True if anything has happened."""
         under_way, moved = self._under_way, False
         while under_way and under_way[0][0].Test():
             self._slow = clock() - under_way.popleft()[1] > _SLOW
@@ -119,7 +122,9 @@ class PieceReceiver:
     Parameters
     ----------
     comm : Intracomm
+        Carries the pieces.
     source, tag : int
+        Rank that sends them, and their tag.
     window : int, optional
         Receives that are posted at once; default all that are expected.
     """
@@ -132,13 +137,13 @@ class PieceReceiver:
         self._expected: Incoming = []
 
     def prepare(self, pieces: Sequence[Array]) -> Incoming:
-        """Make the requests of some pieces, once for all versions that are to lie in the same place."""
+        """Make the requests of `pieces`, once for all versions that are to lie in the same place."""
         prepared = [self.comm.Recv_init(piece, self.source, self.tag) for piece in pieces]
         self._prepared += prepared
         return prepared
 
     def expect(self, pieces: Incoming) -> None:
-        """Post receives for `pieces`, which come next; those before must be `complete`."""
+        """Post receives for `pieces`, which arrive next; those before must be `complete`."""
         self._expected, self.arrived, self._posted = pieces, 0, 0
         self._post()
 
@@ -155,7 +160,7 @@ class PieceReceiver:
         return self.arrived == len(self._expected)
 
     def poll(self) -> bool:
-        """Whether the next piece has arrived; to be called again if so, unless it `complete`s what is expected."""
+        """Whether the next piece has arrived; call it again if so, unless all that are expected are `complete`."""
         if self.complete() or not self._expected[self.arrived].Test():
             return False
         self.arrived += 1
@@ -167,7 +172,7 @@ class PieceReceiver:
         return self._prepared
 
     def close(self) -> None:
-        """Cancel what is still posted, once no piece is on its way, and free all requests."""
+        """Cancel the receives that are still posted, once no piece is on its way, and free all requests."""
         for request in self._expected[self.arrived : self._posted]:
             request.Cancel()
             request.Wait()

@@ -18,7 +18,7 @@ _LOST = 60.0  # seconds after which a supervisor that gives no sign of life is t
 
 
 def wait(stop_request: Callable[[], int]) -> None:
-    """Wait for the order, and take its environment variables; end the process if no order can come any more.
+    """Wait for the order, and adopt its environment variables; end the process if no order can arrive any more.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def wait(stop_request: Callable[[], int]) -> None:
 
 
 def _touched(folder: Path) -> float:
-    """When the supervisor has last given a sign of life (seconds since the epoch); 0: never."""
+    """When the supervisor last gave a sign of life (seconds since the epoch); 0: never."""
     try:
         return (folder / "alive").stat().st_mtime
     except OSError:
@@ -52,7 +52,7 @@ def future_rank() -> int:
 
 
 def give_sign_of_life(folder: Path) -> None:
-    """Let processes in stand-by whose order is in `folder` see that the supervisor runs."""
+    """Show processes in stand-by whose order is in `folder` that the supervisor runs."""
     folder.mkdir(exist_ok=True)
     (folder / "alive").touch()
 

@@ -1,4 +1,4 @@
-"""Start a job, watch it, and restart it on the hosts that are left: what `python -m ringtmp supervise` does."""
+"""Start a job, watch it, and restart it on the remaining hosts: the work of `python -m ringtmp supervise`."""
 
 import argparse
 import json
@@ -77,7 +77,7 @@ class Supervisor:
                 before, job = self._step(), self._start(names, cause)
                 self._sweep()
 
-                # Wait for its end, and kill what is left of it.
+                # Wait for its end, and kill its remaining processes.
                 end = self._watch(job)
                 job.clear()
                 self.ended, ended = job, time.time()
@@ -148,7 +148,7 @@ class Supervisor:
             self.spare = None
 
     def _sweep(self) -> None:
-        """Remove what the last job has left in shared memory, while the next one starts."""
+        """Remove the shared memory that the last job has left, while the next one starts."""
         if self.ended:
             self.ended.sweep()
             self.ended = None
@@ -200,7 +200,7 @@ class Supervisor:
         return [*launcher, *self.program, *_without(self.flags, "name", "resume"), "--resume", str(self.folder.path)]
 
     def _environment(self, names: list[str], cause: dict[str, Any]) -> dict[str, str]:
-        """Environment variables that tell the job who supervises it, and why it is restarted."""
+        """Environment variables that state that a supervisor restarts the job, and why it was restarted."""
         env = {SUPERVISED: json.dumps(cause | {"started": time.time()} if cause else {})}
         if self.options.emulate and any(names):
             env["RINGTMP_NODES"] = ",".join(names)
@@ -214,8 +214,9 @@ class Supervisor:
         Parameters
         ----------
         end : End
+            How it ended.
         status : dict
-            What the job itself has stated about its end; empty: nothing.
+            The job's own statement on its end; empty: none.
 
         Returns
         -------
@@ -254,7 +255,7 @@ class Supervisor:
 
     def _advice(self) -> str:
         """How to continue the run, for a message."""
-        return f"go on with the same command, or --resume {self.folder.path}" if self._begun() else "nothing was begun"
+        return f"continue with the same command, or --resume {self.folder.path}" if self._begun() else "no run began"
 
     def _cause(self, end: End, status: dict[str, Any], ended: float) -> dict[str, Any]:
         """Describe the end of a job, for the report of the next launch; see `RecoveryReport`."""
@@ -272,7 +273,7 @@ class Supervisor:
             what = f"{end.where} is gone"
         else:
             what = f"the job has ended, status {end.status}"
-        _say(f"{what}; the job was cleared away in {ended - end.noticed:.2f} s; starting again")
+        _say(f"{what}; the job was removed in {ended - end.noticed:.2f} s; restarting")
         cause = {"what": what, "lost": end.lost, "noticed": end.noticed, "cleared": ended, "restarts": self.restarts}
         return cause | ({"stopped": status["step"]} if status.get("state") == "stopped" else {})
 
@@ -313,7 +314,7 @@ def _output(command: str) -> str:
 
 
 def hosts_in(text: str) -> list[str]:
-    """The host of each rank, from a text such as `a,b:4`. Raises `UserError`."""
+    """The host of each rank, from a text `text` such as `a,b:4`. Raises `UserError`."""
     names: list[str] = []
     for word in filter(None, text.split(",")):
         host, _, count = word.partition(":")
@@ -333,6 +334,6 @@ def _is_reachable(host: str) -> bool:
 
 
 def _version(mpirun: str) -> str:
-    """What a launcher says about its version."""
+    """Output of a launcher's `--version`."""
     done = subprocess.run([*shlex.split(mpirun)[:1], "--version"], capture_output=True, text=True)
     return done.stdout + done.stderr

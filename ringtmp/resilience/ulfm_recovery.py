@@ -1,6 +1,6 @@
-"""Recovery within a running job, where the MPI reports lost processes (`ringtmp.comm.ulfm`).
+"""Recovery within a running job, if the MPI reports lost processes (`ringtmp.comm.ulfm`).
 
-The same course as after a restart, on the surviving ranks: agree on who survives, find the newest step that is whole,
+The same course as after a restart, on the surviving ranks: agree on the survivors, find the newest complete step,
 divide the layers again, fetch them, train. The processes, their imports and their compiled kernels are kept.
 """
 
@@ -23,7 +23,7 @@ _PATIENCE = 120  # seconds to wait for a rank that computes and cannot be reache
 
 
 class Requester(Protocol):
-    """What has made persistent requests: a trainer."""
+    """Owner of persistent requests: a trainer."""
 
     def requests(self) -> "list[Prequest]":
         """All persistent requests, started or not."""
@@ -36,7 +36,7 @@ class Survivors:
     Attributes
     ----------
     comm : Intracomm
-        For all their messages: revoking it frees a rank from any wait.
+        Carries all their messages: revoking it frees a rank from any wait.
     peers : Peers
         Process of each rank.
     began : float
@@ -44,8 +44,8 @@ class Survivors:
     false_alarms : int
         Reported losses in a row without a lost process.
     kept : list
-        Requests that did not end when a process was lost, with the trainer that owns their buffers: MPI may yet write
-        into these.
+        Requests that did not end when a process was lost, with the trainer that owns their buffers: MPI may still write
+        to these.
     """
 
     comm: "Intracomm"
@@ -55,7 +55,7 @@ class Survivors:
     kept: list[tuple[Requester, "list[Prequest]"]] = field(default_factory=list)
 
     def is_loss(self, error: BaseException) -> bool:
-        """Whether a lost process is the cause of an error. Collectives that lose one may also return rubbish."""
+        """Whether a lost process is the cause of `error`. Collectives that lose one may also return rubbish."""
         if ulfm.lost(error):
             return True
         try:
@@ -72,9 +72,9 @@ class Survivors:
         Parameters
         ----------
         trainer : Requester or None
-            What was running when the loss was noticed.
+            The trainer that was running when the loss was noticed.
         folder : RunFolder or None
-            Of the run.
+            Folder of the run.
         noticed : float
             Seconds since the epoch at which the loss was noticed.
 
@@ -88,17 +88,17 @@ class Survivors:
         if trainer and (left := ulfm.settle(trainer.requests())):
             self.kept.append((trainer, left))
 
-        # See who is lost.
+        # Find the lost ranks.
         what = ", ".join(self.peers.name(rank) for rank in gone)
         self.false_alarms = 0 if gone else self.false_alarms + 1
         self.peers, self.comm = self.peers.without(gone), comm
         mpi.mark_degraded(comm, lambda: None)
         if self.false_alarms > 1:
-            raise RunFailure("processes were said to be lost twice in a row, and all are there")
+            raise RunFailure("losses were reported twice in a row, but every process runs")
         self._end_if_failed(folder)
         return RecoveryReport(
             {
-                "what": f"{what or 'nobody'} {'are' if len(gone) > 1 else 'is'} gone",
+                "what": f"{what or 'no process'} {'are' if len(gone) > 1 else 'is'} gone",
                 "lost": min(gone, default=-1),
                 "gone": list(gone),
                 "noticed": noticed,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ringtmp.action_kinds import F, I, U, W
 from ringtmp.emulate.nodes import Pace
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.stage import Work
@@ -17,7 +18,7 @@ from ringtmp.ring.inbox import Inbox
 from ringtmp.ring.links import SendRequests
 from ringtmp.ring.load_balance import LoadBalance
 from ringtmp.run.timetable import Phase
-from ringtmp.schedule.local_rule import NONE, F, I, U, W
+from ringtmp.schedule.local_rule import NONE
 from ringtmp.schedule.policies import Policy
 from ringtmp.trace.recorder import Recorder, clock
 
@@ -113,7 +114,7 @@ class Actions:
         begin = self._labels(chunk, slot, work)
 
         # Compute; on the last stage the loss, and its gradient.
-        chunk.forward(self._context(phase, number))
+        chunk.stage.forward(work, self._context(phase, number), chunk.versions.take(place, phase))
         if chunk.last:
             loss, correct = chunk.stage.loss(work, self.settings.loss_scale if phase.training else 0.0)
             self.loss_sum += loss

@@ -199,7 +199,9 @@ class Chunk:
         return self.labels is None or self.labels.arrived > arrived
 
     def can_backward_input(self) -> bool:
-        """Whether the gradient of the oldest micro-batch without I has arrived."""
+        """Whether the gradient of the oldest micro-batch without I has arrived, and its W may follow."""
+        if self.stage.recompute and self.weights == (self.updates - self.start + 1) * self.steps:
+            return False  # W follows at once (`actions`), and belongs to the step after the U that is due
         return self.inputs < (self.forwards if self.gradients is None else self.gradients.arrived)
 
     def can_backward_weight(self) -> bool:
@@ -260,13 +262,6 @@ class Chunk:
         return came, back
 
     # ---- the arithmetic of actions -------------------------------------------------------------------------------
-
-    def forward(self, moment: StepContext) -> Work:
-        """Compute F of the next micro-batch, whose input is in its slot."""
-        place = self.place
-        work = self.stage.work(self.slot(place), self.f.rows)
-        self.stage.forward(work, moment, self.versions.take(place, self.f.phase))
-        return work
 
     def backward_input(self, moment: StepContext) -> tuple[Work, int]:
         """Compute I of the oldest micro-batch without one, with the weights of its F; its buffers and its slot."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ringtmp.action_kinds import F
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.emulate.nodes import Pace
@@ -28,7 +29,7 @@ from ringtmp.ring.replicas import CopySettings, Replicas
 from ringtmp.ring.tokens import Tokens
 from ringtmp.run.listener import RunListener
 from ringtmp.run.timetable import Timetable
-from ringtmp.schedule.local_rule import NONE, F
+from ringtmp.schedule.local_rule import NONE
 from ringtmp.schedule.policies import Policy
 from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock

@@ -19,9 +19,11 @@ from ringtmp.ring.layer_split import split_over_ring
 from ringtmp.ring.memory_model import Needs
 from ringtmp.run.job import Job
 from ringtmp.schedule.check import check
+from ringtmp.schedule.local_rule import default_most
 from ringtmp.schedule.partition import StageCosts, check_enough, parse_split, split_layers
-from ringtmp.schedule.plan import SCHEDULES, Plan, build, forward_only
-from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule, Policy, Stream, default_most
+from ringtmp.schedule.plan import Plan, forward_only
+from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule, Policy
+from ringtmp.schedule.registry import Schedule, build, plan_names, schedule_named
 from ringtmp.simulate.planner import RULE, Problem, explore, recommend
 
 if TYPE_CHECKING:
@@ -39,8 +41,9 @@ class Layout:
         Ranks of the ring, and stages of each rank.
     ends : tuple of int
         Index after the last layer of each stage.
-    mode, schedule : str
-        `ready` or `strict`, and the schedule's name.
+    mode : str
+        `ready` or `strict`.
+    schedule : Schedule
     plan : Plan or None
         The plan that strict mode follows.
     w_group : int
@@ -60,18 +63,13 @@ class Layout:
     chunks: int
     ends: tuple[int, ...]
     mode: str
-    schedule: str
+    schedule: Schedule
     plan: Plan | None
     w_group: int
     most: int
     speeds: tuple[float, ...]
     needs: Needs
     recompute: tuple[tuple[bool, ...], ...] = ()
-
-    @property
-    def lag(self) -> int | None:
-        """Which weights a forward takes (`ringtmp.ring.chunk.Versions`)."""
-        return {"2bw": 1, "pipedream": None}.get(self.schedule, 0)
 
     def layers(self, rank: int) -> list[tuple[int, int]]:
         """Index of the first layer, and that after the last one, of each stage of a rank."""
@@ -87,16 +85,17 @@ class Layout:
         """Make the policy that decides what a rank runs next."""
         if self.plan:
             return FollowPlan(self.plan, rank, any(map(any, self.recompute)))
-        if self.schedule == "pipedream":
-            return Stream(self.ranks, rank)
+        micro_batches = self.job.config.micro_batches
+        if self.schedule.order:
+            return self.schedule.order(self.ranks, rank, micro_batches)
         return LocalRule(
             self.ranks,
             rank,
-            self.job.config.micro_batches,
+            micro_batches,
             chunks=self.chunks,
             w_group=self.w_group,
             most=self.most,
-            lag=self.lag or 0,
+            lag=self.schedule.lag or 0,
             ahead=self.job.config.ahead or 0.0,
         )
 
@@ -113,9 +112,8 @@ class Layout:
 
     def describe(self) -> str:
         """The order of work in a few words, for the first lines."""
-        words = [
-            f"ready{' 2bw' if self.schedule == '2bw' else ''}" if self.mode == "ready" else f"strict {self.schedule}"
-        ]
+        name = self.schedule.name
+        words = [f"strict {name}" if self.mode == "strict" else "ready" + f" {name}" * (not self.schedule.synchronous)]
         words += [f"{self.chunks} chunks a rank"] * (self.chunks > 1)
         words += [f"emulated nodes of {', '.join(f'{s:g}' for s in dict.fromkeys(self.speeds))} GFLOP/s"] * bool(
             self.speeds
@@ -128,15 +126,16 @@ def make_layout(comm: "Intracomm", job: Job) -> Layout:
     # Choose mode, schedule and chunks; build and check the plan of a step and of an evaluation.
     config, ranks, m = job.config, comm.size, job.config.micro_batches
     speeds = tuple(parse_pace(job.node_speed, ranks)) if job.node_speed else ()
-    mode, schedule, chunks = config.effective_mode, config.schedule or "1f1b", config.effective_chunks
+    mode, chunks = config.effective_mode, config.effective_chunks
+    schedule = schedule_named(config.schedule or ("1f1b" if mode == "strict" else None))
     if chunks > 1 and ranks * chunks > len(job.model.layers):
         raise UserError(
             f"chunks: {chunks} on each of {ranks} rank{'s' * (ranks > 1)} need a layer each, the model has "
             f"{len(job.model.layers)}"
         )
     plan = None
-    if mode == "strict" and schedule != "pipedream":
-        plan = build(schedule, ranks, m, chunks)
+    if mode == "strict" and schedule.plan:
+        plan = build(schedule.name, ranks, m, chunks)
         for each in (plan, forward_only(ranks, len(job.timetable().test_sizes), chunks)):
             check(each)
 
@@ -309,7 +308,7 @@ def resolve_auto(comm: "Intracomm", job: Job) -> str:
         chunks = config.chunks or len(problem.split) // comm.size
         choices = explore(
             problem,
-            schedules={"ready": [RULE], "strict": list(SCHEDULES), None: []}[config.mode],
+            schedules={"ready": [RULE], "strict": plan_names(), None: []}[config.mode],
             micro_batches=[config.micro_batches] if "micro_batches" in job.explicit else [],
             chunks=[chunks] if chunks else [],
             w_groups=[config.w_group] if config.w_group else [],
@@ -351,7 +350,7 @@ def _check_memory(layout: Layout) -> None:
         need = sum(policy.room(c) * _slot_bytes(layout.job, *ends) for c, ends in enumerate(layout.layers(rank)))
         if need > limit:
             raise UserError(
-                f"activation_memory: rank {rank} takes {show_bytes(need)} in schedule {layout.schedule}, got "
+                f"activation_memory: rank {rank} takes {show_bytes(need)} in schedule {layout.schedule.name}, got "
                 f"{config.activation_memory}; --mode ready keeps within it"
             )
 

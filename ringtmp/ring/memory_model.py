@@ -12,6 +12,7 @@ from ringtmp.nn.optimizers import smaller
 from ringtmp.run.job import Job
 from ringtmp.run.memory_limits import Limit, tightest, used
 from ringtmp.schedule.policies import POSTED
+from ringtmp.schedule.registry import schedule_named
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -119,7 +120,7 @@ class Needs:
         layers, item = model.layers[first:last], job.dtype.itemsize
         count = sum(layer.count for layer in layers)
         state, gradients = state_bytes(model, first, last, job.dtype, len(names))
-        kept = {"2bw": 1, "pipedream": self.ranks}.get(config.schedule or "", 0)  # earlier versions of the weights
+        kept = schedule_named(config.schedule).kept_versions(self.ranks)  # earlier versions of the weights
         derived = item * sum(layer.derived_numbers() for layer in layers)
         each = slot_bytes(model, first, last, rows, job.dtype, recompute)
         whole = slot_bytes(model, first, last, rows, job.dtype, recompute, whole=True)

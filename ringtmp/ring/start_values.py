@@ -60,7 +60,7 @@ def set_start_values(comm: "Intracomm", job: Job, layout: Layout, stages: Sequen
 def _load(job: Job, layout: Layout, stages: Sequence[Stage], states: list[LayerState]) -> bool:
     """Load layers from a checkpoint; whether it has filled the stages' first stash."""
     assert job.resume and job.marker
-    lagging = layout.lag == 1
+    lagging = layout.schedule.weights == "previous"
     before = load_layers(job.resume.checkpoints, job.marker, job.model, states, WEIGHTS_BEFORE if lagging else "")
     if not lagging or len(before) < len(states):
         return False

@@ -121,7 +121,7 @@ class RingTrainer:
         self.policy = self.layout.policy(self.rank)
         self.stages = self._stages()
         self.notes = [chosen] if chosen else []
-        if self.config.mode == "ready" and self.config.schedule not in (None, "auto", "2bw"):
+        if self.config.mode == "ready" and self.layout.schedule.plan:
             self.notes.append(
                 f"note: --schedule {self.config.schedule} is not used in --mode ready, which follows no plan"
             )
@@ -205,7 +205,7 @@ class RingTrainer:
             session.checkpoints,
             EngineSettings(
                 start=start,
-                lag=self.layout.lag,
+                lag=self.layout.schedule.lag,
                 stashed=self.stashed,
                 w_group=self.layout.w_group,
                 seed=config.seed,
@@ -347,7 +347,7 @@ class RingTrainer:
         """This rank's layers; where weights lag by one update, those before it beside the slots."""
         layers = []
         for chunk in self._engine.chunks:
-            before = chunk.versions.stashed_before() if self.layout.lag == 1 else None
+            before = chunk.versions.stashed_before() if self.layout.schedule.weights == "previous" else None
             for n, state in enumerate(chunk.stage.states):
                 slots = state.slots | ({WEIGHTS_BEFORE: before[n]} if before else {})
                 layers.append(LayerArrays(state.index, state.flat, slots))
@@ -364,7 +364,7 @@ class RingTrainer:
             "chunks": layout.chunks,
             "layers": layout.layers(self.rank),
             "mode": layout.mode,
-            "schedule": layout.schedule if layout.mode == "strict" or layout.lag else "",
+            "schedule": layout.schedule.name if layout.mode == "strict" or not layout.schedule.synchronous else "",
         }
 
     def _expected(self) -> int:

@@ -1,4 +1,4 @@
-"""What the commands `python -m ringtmp.train` and `python -m ps.train` share: settings, thread counts, stand-by."""
+"""The common part of `python -m ringtmp.train` and `python -m ps.train`: settings, thread counts, stand-by."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_
 
 
 class Settings(NamedTuple):
-    """What a command line sets, not validated yet.
+    """Settings of a command line, not validated yet.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ def read_settings(program: str, about: str, without: str) -> Settings | None:
     program : str
         Name of the module.
     about : str
-        What its help says first.
+        First text of its help.
     without : str
         Group of settings that this trainer does not use: it has no flags for them.
 
@@ -56,7 +56,7 @@ def read_settings(program: str, about: str, without: str) -> Settings | None:
 
 
 def _threads(value: Any) -> int:
-    """The thread count, or 1 where it is not a number (the whole configuration is checked later)."""
+    """The thread count, or 1 if it is not a number (the whole configuration is checked later)."""
     try:
         return max(1, int(value))
     except (TypeError, ValueError):
@@ -64,10 +64,10 @@ def _threads(value: Any) -> int:
 
 
 def set_threads(threads: int) -> None:
-    """Set the number of threads of NumPy and Numba, which read it once: when they are imported.
+    """Set the number of threads of NumPy and Numba to `threads`; they read it once, when they are imported.
 
-    Numba looks for a BLAS, of which no kernel here makes use, and finds it by importing all of scipy.linalg: 0.2 of
-    the 1.3 seconds that a rank takes to start. In a program of our own it finds none.
+    Numba looks for a BLAS, which no kernel here uses, and finds it by importing all of scipy.linalg: 0.2 of the 1.3
+    seconds that a rank takes to start. Here it is made to find none.
     """
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     import kernels._jit  # noqa: F401 - sets where compiled code is kept
@@ -89,6 +89,7 @@ def stand_by(stop: StopRequest, read: Callable[[], Settings | None], import_trai
     Parameters
     ----------
     stop : StopRequest
+        Holds a received signal.
     read : callable
         Reads the settings.
     import_trainer : callable
@@ -103,6 +104,6 @@ def stand_by(stop: StopRequest, read: Callable[[], Settings | None], import_trai
     import_trainer()
     from ringtmp.run.prepare import preload
 
-    with suppress(UserError):  # whatever is wrong is reported once this process is needed
+    with suppress(UserError):  # errors are reported once this process is needed
         preload(settings.from_file, settings.flags, reads_data=future_rank() == 0)
     wait(lambda: stop.signal)

@@ -1,4 +1,4 @@
-"""The end of a launch: save the last weights, digest them, and gather what all ranks have to report."""
+"""The end of a launch: save the last weights, digest them, and gather the reports of all ranks."""
 
 import hashlib
 import signal
@@ -24,7 +24,20 @@ _SIGNAL = 0.2  # seconds that a launcher may take to pass a signal on to all ran
 
 
 def finish(trainer: Trainer, session: Session) -> Result:
-    """Save, digest and report what a launch has trained. Collective over `session.comm`."""
+    """Save, digest and report what a launch has trained. Collective over `session.comm`.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The trainer, after `train`.
+    session : Session
+        Its session.
+
+    Returns
+    -------
+    Result
+        The result of the launch.
+    """
     job, comm, step = session.job, session.comm, trainer.step
 
     # Write the last checkpoint, and end the trace.
@@ -63,7 +76,7 @@ def _end_trace(session: Session) -> None:
 
 
 def _row(trainer: Trainer, session: Session, digests: dict[str, str]) -> dict[str, Any]:
-    """What this rank reports."""
+    """The report of this rank."""
     recorder = session.recorder
     row = {"rank": session.rank, **trainer.row(), "parts": recorder.parts(), "memory": peak_memory()}
     return row | {"digests": digests}
@@ -78,7 +91,7 @@ def _digest(arrays: dict[str, Array]) -> str:
 
 
 def _leavers(session: Session) -> list[int]:
-    """Ranks that were told to leave (SIGUSR1); none if all were. Collective."""
+    """Ranks that received SIGUSR1 and are to leave; none if all received it. Collective."""
     comm = session.comm
     if signal.SIGUSR1 in comm.allgather(session.stop_request()):
         time.sleep(_SIGNAL)  # a signal that is for all does not reach all at the same time
@@ -106,6 +119,6 @@ def _report(trainer: Trainer, session: Session, result: Result) -> None:
 
 
 def forget_run(session: Session) -> None:
-    """Remove what this node's memory holds of the run, whose results are on disk."""
+    """Remove the copies of the run of `session` from this node's memory: its results are on disk."""
     if session.job.folder and (session.memory or session.job.recalled):
         NodeMemory(session.job.folder.identity(), node_name()).remove()

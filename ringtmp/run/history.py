@@ -1,4 +1,4 @@
-"""history.csv: a row for each step and evaluation, written at once, and cut back to where a run is resumed."""
+"""history.csv: a row for each step and evaluation, written at once, and shortened to the step of a resume."""
 
 import csv
 from collections.abc import Callable
@@ -11,7 +11,7 @@ COLUMNS = ("kind", "step", "epoch", "loss", "score", "lr", "idle", "samples_per_
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """The whole rows of a file; none if it cannot be read."""
+    """The complete rows of a file; none if it cannot be read."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))[1:]
@@ -23,18 +23,19 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def tested(path: Path, step: int) -> bool:
-    """Whether the evaluation after `step` updates is in the file."""
+    """Whether the evaluation after `step` updates is in the file `path`."""
     return any(row[0] == "test" and int(row[1]) == step for row in _rows(path))
 
 
 class History:
-    """Writes the rows of one launch. If the file cannot be written, one line says so and it stays as it is.
+    """Writes the rows of one launch. If the file cannot be written, one line says so and the file is left alone.
 
     Parameters
     ----------
     path : Path
+        Path of the file.
     start : int
-        Step at which this launch begins: rows beyond it belong to steps that are made again, and are removed.
+        Step at which this launch begins: rows beyond it belong to steps that are repeated, and are removed.
     say : callable
         Prints that line.
     """
@@ -50,7 +51,7 @@ class History:
             say(f"warning: could not open {path}: {error}; losses are printed only")
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row: values by `COLUMNS`, in their order."""
+        """Append the row `row`: values by `COLUMNS`, in their order."""
         self._keep(",".join(value if isinstance(value, str) else f"{value:.9g}" for value in row.values()) + "\n")
 
     def _keep(self, text: str) -> None:

@@ -33,7 +33,7 @@ _ROOM = 1 << 28  # most bytes of inputs and outputs of a layer, for the samples 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a network is on some samples.
+    """Quality of a network on some samples.
 
     Attributes
     ----------
@@ -61,9 +61,11 @@ class TrainedNetwork:
     Attributes
     ----------
     info : DataInfo
-        The data that it was trained on.
+        Facts on the data that it was trained on.
     model : Model
+        The network.
     dtype : numpy dtype
+        Dtype of its weights.
     config : dict
         Configuration of the run.
     step : int
@@ -72,7 +74,7 @@ class TrainedNetwork:
     Raises
     ------
     UserError
-        There is no checkpoint that can be used.
+        No checkpoint can be used.
     """
 
     def __init__(self, path: str) -> None:
@@ -110,7 +112,7 @@ class TrainedNetwork:
         return checkpoint.read_layers(self._root, self._marker, names)
 
     def stage(self, first: int, last: int, rows: int) -> Stage:
-        """Make a stage of layers `first` ... `last` - 1, for forwards of up to `rows` samples."""
+        """Make a stage of layers `first` to `last` - 1, for forwards of up to `rows` samples."""
         stage = Stage(self.model, first, last, self.dtype, Optimizer("sgd"), rows, 1)
         for state, record in zip(stage.states, self._records(first, last), strict=True):
             state.layer.pack(state.flat, record.parameters)
@@ -122,7 +124,7 @@ class TrainedNetwork:
         return max(1, _ROOM // (widest * self.dtype.itemsize) // _ROWS) * _ROWS
 
     def outputs(self, x: Array) -> Array:
-        """Compute the last layer's outputs [n, outputs], logits or normalised values, of samples [n, features]."""
+        """Last layer's outputs [n, outputs], logits or normalised values, of normalised samples `x` [n, features]."""
         parts = [self._through(x[at : at + self.at_once()]) for at in range(0, len(x), self.at_once())]
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
@@ -202,7 +204,20 @@ class TrainedNetwork:
         )
 
     def evaluate(self, data: DataSet | None = None, split: str = "test") -> Score:
-        """Compute loss and score on a split (`train` or `test`) of the data, by default the run's own."""
+        """Compute loss and score on samples.
+
+        Parameters
+        ----------
+        data : DataSet, optional
+            By default the run's own data.
+        split : {"test", "train"}
+            Split of the data.
+
+        Raises
+        ------
+        UserError
+            The run's own data cannot be read, or have changed.
+        """
         data = data or self.data()
         n = data.info.n_train if split == "train" else data.info.n_test
         features = math.prod(self.info.sample_shape)
@@ -230,7 +245,7 @@ class TrainedNetwork:
 
 
 def _find(path: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of the checkpoints, and the marker of the one that `path` names."""
+    """The folder of the checkpoints, and the marker of the checkpoint that `path` names."""
     place = Path(path)
     if place.name.startswith("step-") and place.is_dir():
         try:

@@ -15,7 +15,20 @@ from ringtmp.nn.model_spec import gpt_options
 
 
 def build_run_model(config: RunConfig, info: DataInfo) -> Model:
-    """Build the model of a run for its data, cut into `--slices`. Raises `UserError` where they do not fit."""
+    """Build the model of a run for its data, cut into `--slices`.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Configuration of the run.
+    info : DataInfo
+        Facts on the data.
+
+    Raises
+    ------
+    UserError
+        Model and data do not fit.
+    """
 
     def build(spec: str | list[dict[str, Any]]) -> Model:
         return build_model(
@@ -32,6 +45,7 @@ def open_run_data(config: RunConfig, arrays: tuple[Array, ...] | None, like: Dat
     Parameters
     ----------
     config : RunConfig
+        Configuration of the run.
     arrays : tuple of array or None
         Data given from Python instead of `config.data`.
     like : DataInfo or None
@@ -61,7 +75,7 @@ def _context(model: str | list[dict[str, Any]]) -> int:
 
 
 def read_model_file(path: str) -> list[dict[str, Any]]:
-    """Read the layer tables of a TOML file. Raises `UserError` if it holds anything else."""
+    """Read the layer tables of the TOML file `path`. Raises `UserError` if it holds anything else."""
     tables = read_toml(path, "model")
     if set(tables) != {"layers"} or not isinstance(tables["layers"], list):
         raise UserError(

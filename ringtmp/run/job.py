@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """What a launch trains, and where it begins.
+    """The task of a launch, and the step at which it begins.
 
     Attributes
     ----------
     config : RunConfig
+        Configuration of the run.
     info : DataInfo
+        Facts on the data.
     model : Model
+        The model.
     data : DataSet or None
         On rank 0 only, unless the trainer shares it.
     resume : RunFolder or None
@@ -39,9 +42,9 @@ class Job:
     start : int
         Updates made before this launch.
     marker : dict or None
-        Body of the marker of the checkpoint that is resumed, or a stand-in for one where `recalled` is set.
+        Body of the marker of the checkpoint that is resumed, or a stand-in for one if `recalled` is set.
     recalled : Recalled or None
-        Copies in the nodes' memory from which the layers come, instead of from a checkpoint.
+        Copies in the nodes' memory from which the layers are restored, instead of from a checkpoint.
     lock : file or None
         Open for as long as this launch writes to its folder (rank 0).
     notes : list of str
@@ -49,17 +52,17 @@ class Job:
     explicit : tuple of str
         Settings that a file, a flag or the resumed run has set.
     repeat_test : bool
-        Whether the evaluation after `start` updates was lost and has to be made again.
+        Whether the evaluation after `start` updates was lost and has to be repeated.
     writes : bool
-        Whether there is a run folder, with a checkpoint at the end.
+        Whether the run has a folder, with a checkpoint at the end.
     ring : int
         Number of this rank's ring among rings side by side, from 0.
     members : tuple of int
         Ranks of the job that form this ring; empty: all.
     across : Intracomm or None
-        Ranks that hold the same layers in all rings, where there are several rings.
+        Ranks that hold the same layers in all rings, if several rings run side by side.
     everyone : Intracomm or None
-        All ranks of the job, where not all form this ring.
+        All ranks of the job, if not all form this ring.
     """
 
     config: RunConfig
@@ -126,7 +129,7 @@ class Job:
         return Optimizer(c.optimizer, c.effective_weight_decay, c.momentum, c.clip_value, c.clip_norm)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Learning rate of step `step`, from 0."""
         c = self.config
         return learning_rate(c.lr_schedule, c.lr, self.total, c.warmup_steps, c.lr_every, c.lr_factor)(step)
 
@@ -150,7 +153,7 @@ class Job:
         return own_costs(comm, self.model, self.dtype, self.optimizer(), self.node_speed, rows, micro_batches)
 
     def facts(self) -> dict[str, Any]:
-        """Configuration, data, model and environment, as every checkpoint states them."""
+        """Configuration, data, model and environment, for the marker of every checkpoint."""
         return {
             "config": self.config.stored(),
             "data": self.info.to_json(),

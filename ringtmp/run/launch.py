@@ -1,4 +1,4 @@
-"""Launch a job: check it, choose who takes part, and train.
+"""Launch a job: check it, choose its ranks, and train.
 
 `launch` is called by the commands and, through `launch_from_python`, by `train` in Python and notebooks. `run` is one
 launch from its first allocation to its result, the same for every trainer.
@@ -49,7 +49,28 @@ def launch_from_python(
     progress: bool,
     settings: dict[str, Any],
 ) -> Result:
-    """Train on the ranks of `comm`, as `ringtmp.train` and `ps.train` do, which describe the parameters. Collective."""
+    """Train on the ranks of `comm`, for `ringtmp.train` and `ps.train`. Collective over `comm`.
+
+    Parameters
+    ----------
+    trainer : type
+        Class of the trainer.
+    comm : Intracomm or None
+        All ranks of the job; None: the world.
+    data : str, tuple of array or None
+        Value of `--data`, or arrays.
+    out : str or None
+        Folder in which to make a run folder; None: none is made.
+    progress : bool
+        Whether rank 0 prints.
+    settings : dict
+        Fields of `RunConfig`; None stands for "not set".
+
+    Raises
+    ------
+    UserError
+        Bad input; on every rank.
+    """
     if comm is None:
         from mpi4py import MPI
 
@@ -153,7 +174,7 @@ def launch(
 
 
 def _note_failure(job: Job | None, rank: int, error: BaseException) -> None:
-    """State in the run folder, if there is one, what has failed and on which rank."""
+    """State the error and its rank in the run folder, if the job has one."""
     if job and job.folder:
         with suppress(OSError):  # the disk may be what failed
             text, fatal = f"{type(error).__name__}: {error}", isinstance(error, RunFailure)
@@ -166,7 +187,25 @@ def _note_failure(job: Job | None, rank: int, error: BaseException) -> None:
 
 
 def run(trainer: Trainer, session: Session) -> Result:
-    """Run one launch. Collective over `session.comm`."""
+    """Run one launch. Collective over `session.comm`.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The trainer of this rank.
+    session : Session
+        Its session.
+
+    Returns
+    -------
+    Result
+        The result of the launch.
+
+    Raises
+    ------
+    UserError, RunFailure
+        The launch cannot begin, or cannot continue.
+    """
     _build(trainer, session)
     _meet(session)
     _announce(trainer, session)
@@ -180,7 +219,7 @@ def run(trainer: Trainer, session: Session) -> Result:
 
 
 def _build(trainer: Trainer, session: Session) -> None:
-    """Decide who holds what, then open the run folder."""
+    """Distribute the layers over the ranks, then open the run folder."""
     job = session.job
     with raise_on_all(job.everyone) if job.everyone else nullcontext():
         trainer.build()
@@ -199,7 +238,7 @@ def _meet(session: Session) -> None:
 
 
 def _announce(trainer: Trainer, session: Session) -> None:
-    """Make rank 0's reporter, and print what is about to be trained."""
+    """Make rank 0's reporter, and print the first lines."""
     if session.rank == 0:
         on_first_step = partial(_report_recovery, session)
         session.reporter = Reporter.of(session.job, show=session.show, on_first_step=on_first_step)
@@ -207,7 +246,7 @@ def _announce(trainer: Trainer, session: Session) -> None:
 
 
 def _report_recovery(session: Session) -> None:
-    """Print and record what a recovery has cost, once every rank has made the first step after it (rank 0)."""
+    """Print and record the cost of a recovery, once every rank has made the first step after it (rank 0)."""
     report, job = session.report, session.job
     report.mark("redo")
     if report.cause and session.reporter:
@@ -228,7 +267,7 @@ def _compile_kernels(trainer: Trainer, session: Session) -> None:
 
 
 def _load(trainer: Trainer, session: Session) -> None:
-    """Allocate space in the node's memory where copies are kept, and set the layers' values."""
+    """Allocate space in the node's memory if copies are kept, and set the layers' values."""
     job = session.job
     session.probe = probe_from_environment()
     if job.config.state_copies and job.folder:

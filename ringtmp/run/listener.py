@@ -1,4 +1,4 @@
-"""What rank 0 learns about the run as a whole, and passes on to progress report, history and checkpoints."""
+"""Reports on the run as a whole, which rank 0 passes on to progress report, history and checkpoints."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,14 @@ from ringtmp.run.progress import Reporter
 
 
 class RunListener:
-    """Told on rank 0 what all ranks have done together: a step, an evaluation, the parts of a checkpoint.
+    """Called on rank 0 when all ranks have finished a step, an evaluation, or the parts of a checkpoint.
 
     Parameters
     ----------
     reporter : Reporter
+        Prints the progress and writes the history.
     checkpoints : CheckpointManager
+        Commits checkpoints, and knows when one is due.
     rate : callable
         Learning rate of a step.
     spread : callable or None
@@ -30,12 +32,12 @@ class RunListener:
         self.reporter, self.checkpoints, self.rate, self.spread = reporter, checkpoints, rate, spread
 
     def step_done(self, step: int, loss: float, correct: float, idle: float) -> None:
-        """Every rank has made step `step`.
+        """Report a step that every rank has made.
 
         Parameters
         ----------
         step : int
-            From 0.
+            Number of the step, from 0.
         loss, correct : float
             Sums over the samples of the batch: loss, and correct predictions (0 for values).
         idle : float
@@ -44,13 +46,20 @@ class RunListener:
         self.reporter.trained(step, loss, correct, idle, self.rate(step))
 
     def test_done(self, step: int, loss: float, correct: float) -> None:
-        """The evaluation after `step` updates is complete; `loss` and `correct` are sums over the test samples."""
+        """Report the evaluation after `step` updates; `loss` and `correct` are sums over the test samples."""
         self.reporter.tested(step, loss, correct, self.spread() if self.spread else 0.0)
 
     def parts_done(self, step: int, whole: bool, cost: float) -> None:
-        """Every rank has finished its part of the checkpoint of `step`.
+        """Report that every rank has finished its part of a checkpoint.
 
-        `whole`: whether all parts were written; `cost`: seconds by which it held up the rank that it held up longest.
+        Parameters
+        ----------
+        step : int
+            Step of the checkpoint.
+        whole : bool
+            Whether all parts were written.
+        cost : float
+            Seconds by which it held up the rank that it held up longest.
         """
         self.checkpoints.settle(step, whole, cost)
 
@@ -59,5 +68,5 @@ class RunListener:
         return self.checkpoints.wanted(step)
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print the line `text`."""
         self.reporter.say(text)

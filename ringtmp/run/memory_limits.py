@@ -1,4 +1,4 @@
-"""How much memory this rank may take: by --memory-limit, the process's limits, its cgroup, SLURM and the node."""
+"""The memory that this rank may take: by --memory-limit, the process's limits, its cgroup, SLURM and the node."""
 
 import os
 import resource
@@ -22,7 +22,7 @@ class Limit(NamedTuple):
     size : int
         Bytes that this rank may take in all.
     whose : str
-        What sets the limit, for a message.
+        Origin of the limit, for a message.
     """
 
     size: int
@@ -48,7 +48,20 @@ def tightest(given: str | None, ranks_here: int) -> Limit:
 
 
 def limits(given: str | None, ranks_here: int) -> list[Limit]:
-    """All limits that hold for this rank; see `tightest` for the parameters."""
+    """All limits that hold for this rank.
+
+    Parameters
+    ----------
+    given : str or None
+        The setting `memory_limit`, a size.
+    ranks_here : int
+        Ranks on this host, which share the host's limits evenly.
+
+    Raises
+    ------
+    UserError
+        `given` is no size.
+    """
     found = []
     if given:
         found.append(Limit(parse_bytes(given, "memory_limit"), "--memory-limit"))

@@ -26,7 +26,24 @@ Run = Callable[[Trainer, Session], Result]
 
 
 def on_some_ranks(run: Run, trainer: type[Trainer], session: Session, members: list[int]) -> Result:
-    """Launch on the ranks `members`; the others wait for the end. Collective over `session.comm`."""
+    """Launch on some ranks; the others wait for the end. Collective over `session.comm`.
+
+    Parameters
+    ----------
+    run : callable
+        `ringtmp.run.launch.run`.
+    trainer : type
+        Class of the trainer.
+    session : Session
+        Session of all ranks.
+    members : list of int
+        Ranks that launch, ascending.
+
+    Returns
+    -------
+    Result
+        The result; on the other ranks without layers and rows.
+    """
     comm, job = session.comm, session.job
     works, first = comm.rank in members, members[0]
     mine: Any = comm.Split(0 if works else 1, comm.rank)
@@ -63,7 +80,22 @@ def on_some_ranks(run: Run, trainer: type[Trainer], session: Session, members: l
 
 
 def side_by_side(run: Run, trainer: type[Trainer], session: Session) -> Result:
-    """Launch several rings, of which the first writes and prints. Collective over `session.comm`."""
+    """Launch several rings, of which the first writes and prints. Collective over `session.comm`.
+
+    Parameters
+    ----------
+    run : callable
+        `ringtmp.run.launch.run`.
+    trainer : type
+        Class of the trainer.
+    session : Session
+        Session of all ranks.
+
+    Raises
+    ------
+    RunFailure
+        The rings end with different weights.
+    """
     # Divide the ranks: a communicator for each ring, and one across the rings for each place in a ring.
     comm, job = session.comm, session.job
     size = comm.size // job.config.rings
@@ -95,7 +127,17 @@ def _share_data(comm: "Intracomm", session: Session) -> None:
 
 
 def after_losses(run: Run, trainer: type[Trainer], session: Session) -> Result:
-    """Launch, and launch again on the surviving ranks whenever processes are lost. Collective over `session.comm`."""
+    """Launch, and launch again on the surviving ranks whenever processes are lost. Collective over `session.comm`.
+
+    Parameters
+    ----------
+    run : callable
+        `ringtmp.run.launch.run`.
+    trainer : type
+        Class of the trainer.
+    session : Session
+        Session of all ranks.
+    """
     job, report = session.job, session.report
     survivors = Survivors(ulfm.guard(session.comm), Peers.gather(session.comm), time.time())
     lost = False

@@ -40,6 +40,7 @@ def prepare(
     Parameters
     ----------
     comm : Intracomm
+        All ranks of the job.
     from_file, flags : dict
         Settings of the configuration file and of the command line, which have precedence. Only rank 0's count.
     arrays : tuple of array or None
@@ -98,7 +99,7 @@ def _check_on_rank_0(
     lost: list[str],
     data: list[DataSet],
 ) -> dict[str, Any]:
-    """What `prepare` sends from rank 0 to all ranks; the open data set is appended to `data`."""
+    """Values that `prepare` sends from rank 0 to all ranks; the open data set is appended to `data`."""
     # Find the checkpoint of the run that is resumed.
     stored: dict[str, Any] = {}
     resume, marker, done = None, None, True
@@ -136,12 +137,12 @@ def _check_on_rank_0(
 
 
 def preload(from_file: dict[str, Any], flags: dict[str, Any], reads_data: bool) -> None:
-    """Load in advance what a launch that resumes a run needs: kernels and, where asked for, data.
+    """Load in advance what a launch that resumes a run needs: kernels and, if requested, data.
 
     Parameters
     ----------
     from_file, flags : dict
-        As `prepare` takes them; `resume` is set.
+        Settings of the configuration file and of the command line, which have precedence; `resume` is set.
     reads_data : bool
         Whether this process opens the data.
 
@@ -160,7 +161,7 @@ def preload(from_file: dict[str, Any], flags: dict[str, Any], reads_data: bool) 
 
 
 def open_folder(comm: "Intracomm", job: Job) -> None:
-    """Make the run folder, or lock the one that is resumed, and set `job.folder`, `launch` and `lock`.
+    """Make the run folder, or lock the one that is resumed, and set `folder`, `launch` and `lock` of `job`.
 
     Collective over `comm`; raises `UserError` on every rank if the folder cannot be made, written or seen.
     """

@@ -1,4 +1,4 @@
-"""What rank 0 prints: first lines, progress (a live bar on a terminal, plain lines in a log), the end of the run."""
+"""Rank 0's output: first lines, progress (a live bar on a terminal, plain lines in a log), the end of the run."""
 
 import os
 import sys
@@ -113,7 +113,7 @@ class Reporter:
 
     @classmethod
     def of(cls, job: Job, show: bool, on_first_step: Callable[[], None]) -> "Reporter":
-        """Make the reporter of a job; see the class for `show` and `on_first_step`."""
+        """Make the reporter of `job`; see the class for `show` and `on_first_step`."""
         return cls(
             total=job.total,
             start=job.start,
@@ -128,11 +128,12 @@ class Reporter:
         )
 
     def announce(self, job: Job, ranks: int, division: str, notes: Sequence[str]) -> None:
-        """Print what is about to be trained.
+        """Print the first lines: data, model and division of the work.
 
         Parameters
         ----------
         job : Job
+            The job.
         ranks : int
             Ranks of this launch.
         division : str
@@ -165,7 +166,7 @@ class Reporter:
         Parameters
         ----------
         step : int
-            From 0.
+            Number of the step, from 0.
         loss, correct : float
             Sums over the samples of the batch.
         idle : float
@@ -244,7 +245,7 @@ class Reporter:
             )
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print the line `text`, above the bar if it is shown."""
         if self._bar:
             self._bar.console.print(text, highlight=False, soft_wrap=True)
         elif self._show:
@@ -290,7 +291,7 @@ class Reporter:
             )
         self.say(f"weights sha256 {result.sha256}")
         if result.state == "stopped" and result.saved and result.folder:
-            self.say(f"go on with: --resume {result.folder}")
+            self.say(f"continue with: --resume {result.folder}")
 
 
 def summary(rows: list[dict[str, Any]], heading: str, title: str) -> None:
@@ -299,12 +300,12 @@ def summary(rows: list[dict[str, Any]], heading: str, title: str) -> None:
     Parameters
     ----------
     rows : list of dict
-        One for each rank: `rank`, `shown` (what it holds or does), `parameters`, `parts` (nanoseconds by part of the
+        One for each rank: `rank`, `shown` (its part of the work), `parameters`, `parts` (nanoseconds by part of the
         wall time) and `memory` (bytes).
     heading : str
         Heading of the column that shows `shown`.
     title : str
-        Above the table.
+        Text above the table.
     """
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("rank", heading, "parameters", "compute", "transfer", "wait", "checkpoint", "other", "peak memory"):

@@ -20,6 +20,7 @@ class Layers(Mapping[str, dict[str, Array]]):
     Parameters
     ----------
     model : Model
+        The whole model.
     flat : dict
         By layer index: an array [parameters].
     """
@@ -40,7 +41,7 @@ class Layers(Mapping[str, dict[str, Array]]):
 
 @dataclass
 class Result:
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes
     ----------
@@ -63,7 +64,7 @@ class Result:
     saved : bool
         Whether its checkpoints hold the weights of the last step.
     leavers : list of int
-        Ranks that were told to leave (SIGUSR1), if not all were.
+        Ranks that received SIGUSR1 and left, if not all did.
     """
 
     layers: Mapping[str, dict[str, Array]]

@@ -1,4 +1,4 @@
-"""Resume a run: find where it continues, and check that it can."""
+"""Resume a run: find the step from which it continues, and check that it can."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,15 @@ _FIXED = ("data", "dtype", "optimizer", "seed", "batch_size", "test_fraction", "
 
 
 def resumed_folder(values: dict[str, Any]) -> RunFolder:
-    """Open the run folder that the setting `resume` names. Raises `UserError` if there is none."""
+    """Open the run folder that the setting `resume` in `values` names. Raises `UserError` if it does not exist."""
     return open_run_folder(str(values["resume"]), str(values.get("out", RunConfig.model_fields["out"].default)))
 
 
 def identity_of(values: dict[str, Any]) -> str:
-    """Identity of the run that settings continue in its own folder; empty if they continue none (rank 0)."""
+    """Identity of the run that settings continue in its own folder; empty if they continue none (rank 0).
+
+    `values` are the settings, by name. Raises `UserError` if the folder cannot be used.
+    """
     if not values.get("resume") or values.get("name"):
         return ""
     folder = resumed_folder(values)
@@ -46,10 +49,11 @@ def find_start(
     Parameters
     ----------
     folder : RunFolder
+        Folder of the run.
     recalled : Recalled or None
-        What the nodes' memory holds as a whole.
+        The newest step that the nodes' memory holds completely.
     lost : list of str
-        Notes on what the nodes' memory has lost.
+        Notes on losses of the nodes' memory.
     from_beginning : bool
         Whether a run that has neither may begin again; a supervised one always may.
 
@@ -58,7 +62,7 @@ def find_start(
     marker : dict or None
         Marker of the checkpoint, or a stand-in with the same keys for the nodes' memory; None: begin again.
     notes : list of str
-        What is not used, and why.
+        Lines on what is not used, and why.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def find_start(
         marker = {"step": recalled.step, "facts": facts, "recalled": recalled}
     elif lost:
         where = f"the checkpoint of step {marker['step']}" if marker else "the beginning"
-        notes.append(f"goes on from {where}")
+        notes.append(f"continues from {where}")
     return marker, notes
 
 
@@ -121,7 +125,7 @@ def continue_after_loss(comm: "Intracomm", job: Job) -> Job:
 
 
 def check_fixed(stored: RunConfig, config: RunConfig) -> None:
-    """Raise `UserError` if a setting has changed that a resumed run cannot change."""
+    """Raise `UserError` if `config` differs from `stored` in a setting that a resumed run cannot change."""
     for key in _FIXED:
         old, new = getattr(stored, key), getattr(config, key)
         if old != new:
@@ -129,7 +133,7 @@ def check_fixed(stored: RunConfig, config: RunConfig) -> None:
 
 
 def check_model(job: Job) -> None:
-    """Raise `UserError` if the checkpoint's layers are not those of the job's model."""
+    """Raise `UserError` if the checkpoint's layers are not those of the model of `job`."""
     assert job.marker
     stored, mine = job.marker["facts"]["model"]["layers"], job.model.to_list()
     if len(stored) != len(mine):
@@ -140,7 +144,10 @@ def check_model(job: Job) -> None:
 
 
 def find_lost_test(comm: "Intracomm", job: Job) -> None:
-    """Set `job.repeat_test` if the evaluation due after `job.start` updates is not in the history. Collective."""
+    """Set `repeat_test` of `job` if the evaluation due after `job.start` updates is not in the history.
+
+    Collective over `comm`.
+    """
     assert job.resume
     due = job.start % job.timetable().every == 0 or job.start == job.total
     history = job.resume.history

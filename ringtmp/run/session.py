@@ -1,4 +1,4 @@
-"""What every part of a launch shares on this rank: communicators, the job, and where results go."""
+"""State that every part of a launch shares on this rank: communicators, the job, and the receivers of results."""
 
 import os
 from collections.abc import Callable
@@ -31,8 +31,9 @@ class Session:
     comm, net : Intracomm
         For start, agreement and end; and for the messages of training.
     job : Job
+        The job.
     report : RecoveryReport
-        What a recovery has cost, where this launch follows a failure.
+        Cost of the recovery, if this launch follows a failure.
     writes : bool
         Whether these ranks write a run folder.
     show : bool
@@ -46,12 +47,13 @@ class Session:
     reporter : Reporter or None
         On rank 0: prints progress and writes history.csv.
     probe : FaultProbe or None
-        Where this rank states what it is about to do, if a fault injector listens.
+        Receives this rank's present action, if a fault injector listens.
     memory : NodeMemory or None
-        The node's memory, where copies of the state are kept (`--state-copies`).
+        The node's memory, which keeps copies of the state (`--state-copies`).
     recorder : Recorder
         This rank's trace.
     checkpoints : CheckpointManager
+        This rank's checkpoints.
     """
 
     parent: "Intracomm"

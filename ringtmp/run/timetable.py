@@ -90,7 +90,7 @@ class Timetable:
         return tuple(sorted({*self.train_sizes, *self.test_sizes}, reverse=True))
 
     def index_of(self, step: int) -> int:
-        """Index of the phase after `step` updates: a training step, unless a lost evaluation has to be made again."""
+        """Index of the phase after `step` updates: a training step, unless a lost evaluation has to be repeated."""
         tests = step // self.every + (step == self.total and step % self.every > 0)
         return step + tests - (step == self.repeated_test)
 
@@ -111,6 +111,7 @@ class Cursor:
     Parameters
     ----------
     table : Timetable
+        The timetable.
     index : int
         Phase at whose first micro-batch to begin.
     training_only : bool

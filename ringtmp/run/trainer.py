@@ -1,4 +1,4 @@
-"""What a launch needs of a trainer: the ring's (`ringtmp.ring.trainer`) or the parameter servers' (`ps.trainer`)."""
+"""Interface between a launch and a trainer: the ring's (`ringtmp.ring.trainer`) or the servers' (`ps.trainer`)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Traits(NamedTuple):
-    """What a kind of trainer can do.
+    """Abilities of a kind of trainer.
 
     Attributes
     ----------
@@ -39,11 +39,12 @@ class Trainer(Protocol):
     Parameters
     ----------
     session : Session
-        The fields up to `stop_request` are set when the trainer is made, the others as `Session` says.
+        The fields up to `stop_request` are set when the trainer is made; `Session` says when the others are.
 
     Attributes
     ----------
     traits : Traits
+        Abilities of this kind of trainer.
     notes : list of str
         Lines to print first; known after `build`.
     writers : sequence of int
@@ -58,14 +59,14 @@ class Trainer(Protocol):
 
     @staticmethod
     def check(config: RunConfig, ranks: int) -> None:
-        """Raise `UserError` for a configuration with which this trainer cannot run on `ranks` ranks (rank 0)."""
+        """Raise `UserError` for a `config` with which this trainer cannot run on `ranks` ranks (rank 0)."""
 
     @staticmethod
     def members(comm: "Intracomm", job: Job) -> list[int]:
-        """Ranks of `comm` that take part. Collective over `comm`."""
+        """Ranks of `comm` that take part in `job`. Collective over `comm`."""
 
     def build(self) -> None:
-        """Decide which rank holds what, and allocate it, without running kernels. Collective.
+        """Distribute the layers over the ranks, and allocate them, without running kernels. Collective.
 
         Raises `UserError` on every rank. Nothing has been written yet.
         """
@@ -74,16 +75,16 @@ class Trainer(Protocol):
         """How the work is divided, for the first lines."""
 
     def kernel_families(self) -> set[str]:
-        """Families of kernels that are needed beside the model's."""
+        """Families of kernels that are needed besides the model's."""
 
     def reserve(self) -> None:
-        """Allocate space in `session.memory` for what this rank keeps there. Collective."""
+        """Allocate space in `session.memory` for this rank's copies. Collective."""
 
     def load(self) -> None:
         """Set start values, or those of the checkpoint or the nodes' memory; run every kernel once."""
 
     def trace_facts(self) -> dict[str, Any]:
-        """This rank's part, as its trace states it."""
+        """Facts on this rank for the head of its trace."""
 
     def connect(self) -> None:
         """Make everything that communicates; `session.recorder` and `session.checkpoints` exist now."""
@@ -92,13 +93,13 @@ class Trainer(Protocol):
         """Train. On return no message is on its way."""
 
     def layers(self) -> list[LayerArrays]:
-        """The layers of which this rank writes checkpoints and digests, as they are now."""
+        """The present layers of which this rank writes checkpoints and digests."""
 
     def row(self) -> dict[str, Any]:
-        """This rank's row of the table at the end: `shown` (text), `parameters`, `late`, and facts of its own."""
+        """This rank's row of the table at the end: `shown` (text), `parameters`, `late`, and further facts."""
 
     def requests(self) -> "list[Prequest]":
-        """All persistent requests, where the trainer survives losses."""
+        """All persistent requests, if the trainer survives losses."""
 
     @property
     def step(self) -> int:

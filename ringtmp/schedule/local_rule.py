@@ -1,23 +1,23 @@
 """The local rule: what a rank of the ring runs next, from what has arrived and from its own counters alone.
 
-Plain functions on short sequences, one entry for each chunk of the rank. The engine calls them as they stand here, the
-clock (`ringtmp.simulate.pipeline_clock`) calls them compiled: a simulation asks the very code that trains.
+Plain functions on short sequences with one entry for each chunk (stage) of the rank. The engine calls them as they are,
+the simulator (`ringtmp.simulate.pipeline_clock`) compiles them: a simulation asks the code that trains.
 """
 
-F, I, W, U, B = range(5)  # noqa: E741 - the field's names; B is I and W as one action
-KINDS = "FIWUB"
-NONE = -1
+from ringtmp.action_kinds import F, I, U, W
+
+NONE = -1  # nothing can run
 
 IDLE = 0.02  # share of a step that may be lost before a limit grows
 
 
 def urgent(can_u, can_i):
-    """U if one is due, else I if its gradient is here: 8 x chunk + kind, or -1 if neither.
+    """Choose U if one can run, else I: 8 x chunk + kind (`ringtmp.action_kinds`), or `NONE`.
 
     Parameters
     ----------
     can_u, can_i : sequences of bool
-        Whether the next U, I of each chunk has all that it needs.
+        Whether each chunk has all that its next U, and its next I, needs.
     """
     for c in range(len(can_u)):
         if can_u[c]:
@@ -29,22 +29,23 @@ def urgent(can_u, can_i):
 
 
 def fill(can_f, can_w, held, ahead, cap, limit, pack):
-    """With nothing urgent: F within limits, else W. 8 x chunk + kind, or -1 if nothing can run.
+    """Where neither U nor I can run, choose F within the limits, else W: 8 x chunk + kind, or `NONE`.
 
-    W waits for nobody, so it fills the time in which nothing else can run; F before I, or W before F, lose, and so does
-    keeping W back for the gap at the end of a step. The limits keep a rank from running so far ahead that activations
-    whose gradients are far away fill its memory and delay everybody's gradients.
+    No other rank waits for W, so W fills the time in which nothing else can run. Measured and worse: F before I, W
+    before F, and keeping W for the gap at the end of a step. The limits keep a rank from running so far ahead that
+    activations whose gradients are far away fill its memory and delay the gradients of all ranks.
 
     Parameters
     ----------
     can_f, can_w : sequences of bool
+        Whether each chunk has all that its next F, and its next W, needs.
     held, ahead : sequences of int
-        Micro-batches with F begun and W not done; with F begun and I not done.
+        Micro-batches with F begun and W not ended; with F begun and I not ended.
     cap, limit : sequences of int
-        Bounds of `held` and of `ahead`.
+        Bounds of `held` and of `ahead`; at least 1.
     pack : sequence of int
-        Which pack of micro-batches the next F belongs to: they go round in packs, so that a chunk is not fed long
-        before its successors.
+        Number of the pack of micro-batches to which each chunk's next F belongs. The lowest goes first, so that a
+        chunk does not run long before its successors.
     """
     best = NONE
     for c in range(len(can_f)):
@@ -59,7 +60,10 @@ def fill(can_f, can_w, held, ahead, cap, limit, pack):
 
 
 def held_back(can_f, held, ahead, cap, limit):
-    """What keeps a ready F from running: 0 nothing, 1 `cap` (W had to come first), 2 `limit`."""
+    """Find what keeps an F that could run from running: 0 nothing, 1 `cap`, 2 `limit`.
+
+    See `fill` for the parameters.
+    """
     found = 0
     for c in range(len(can_f)):
         if can_f[c] and (held[c] >= cap[c] or ahead[c] >= limit[c]):
@@ -68,22 +72,23 @@ def held_back(can_f, held, ahead, cap, limit):
 
 
 def adapt(cap, limit, most, by, gone, idle, back, forced):
-    """Let the limits grow by what a rank's own last step taught it; in place.
+    """Let a rank's limits grow by what its last step has shown; in place.
 
-    A rank that stood idle with an F at hand which `limit` forbade may run further ahead: the way to the last rank and
-    back is longer than the limit allows for (latency, slow or jittery neighbours). One that stood idle after `cap` had
-    forced it to run W early may hold more: it lacks W to fill its gaps. Both only beyond `IDLE` of the step, since
-    limits above what the way needs cost time as well: an F taken early delays an I, and the delay runs on.
+    A rank that was idle while `limit` forbade an F may run further ahead: the way to the last rank and back is longer
+    than the limit allows for (latency, slow or jittery neighbours). A rank that was idle after `cap` had forced it to
+    run W early may hold more: it lacks W to fill its gaps. Both grow only if more than `IDLE` of the step was lost,
+    since limits above what the way needs cost time as well: an F that runs early delays an I, and the delay travels on.
 
     Parameters
     ----------
     cap, limit : sequences of int
+        Bounds of the micro-batches held, and ahead, of each chunk (`fill`).
     most : int
-        Bound of both.
+        Bound of both; at least 1.
     by : int
-        What they grow by.
+        How much they grow at a time; at least 1.
     gone, idle, back : float
-        Length of the step, time idle in it, and time idle while `limit` forbade an F.
+        Length of the step, time idle in it, and time idle while `limit` forbade an F; in one unit.
     forced : int
         How often `cap` forbade an F.
     """
@@ -95,11 +100,35 @@ def adapt(cap, limit, most, by, gone, idle, back, forced):
             cap[c] = min(cap[c] + by, most)
 
 
-def first_limits(ranks, chunks, rank, micro_batches, most, w_group=1):
-    """Limits that a rank starts with: (cap, limit) of each chunk, `most` and `micro_batches` at most.
+def default_most(ranks, w_group=1):
+    """Most micro-batches that a chunk may hold where `in_flight` is not set, in training and in simulation.
 
-    Twice the stages to the right: an activation goes there and its gradient comes back, at one F a hop. The sweep in
-    `jobs/experiments/limits.py` shows what other limits give. A W that takes `w_group` micro-batches needs them held.
+    Parameters
+    ----------
+    ranks : int
+        Of the ring; at least 1.
+    w_group : int
+        Most micro-batches that one W takes; at least 1.
+    """
+    return max(3 * ranks, w_group)
+
+
+def first_limits(ranks, chunks, rank, micro_batches, most, w_group=1):
+    """Limits that a rank starts with: (cap, limit), lists of int with an entry for each chunk.
+
+    `limit` is twice the stages to the right: an activation goes there and its gradient comes back, at one F a hop.
+    `jobs/experiments/limits.py` shows what other limits give.
+
+    Parameters
+    ----------
+    ranks, chunks, rank : int
+        Ranks of the ring, stages of each, and this rank.
+    micro_batches : int
+        Micro-batches under way at once at most; bounds both.
+    most : int
+        Bound of both; at least 1.
+    w_group : int
+        Most micro-batches that one W takes: `cap` allows for as many.
     """
     stages, enough = ranks * chunks, micro_batches >= 2 * ranks
     cap, limit = [], []
@@ -112,7 +141,15 @@ def first_limits(ranks, chunks, rank, micro_batches, most, w_group=1):
 
 
 def fixed_limits(ranks, chunks, rank, micro_batches, most, ahead):
-    """Limits that stay: hold `most`, and run `ahead` forwards, and one, ahead for each stage to the right."""
+    """Limits that stay: (cap, limit), lists of int with an entry for each chunk.
+
+    Parameters
+    ----------
+    ranks, chunks, rank, micro_batches, most : int
+        See `first_limits`; `cap` is `most`.
+    ahead : float
+        Forwards that a stage runs ahead, besides one, for each stage to its right; above 0.
+    """
     cap, limit = [], []
     for c in range(chunks):
         right = ranks * chunks - 1 - (c * ranks + rank)

@@ -13,12 +13,15 @@ the same passes in the same order.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ringtmp.errors import UserError
-from ringtmp.nn.layer import Array
+
+Array = NDArray[Any]
+
 
 _ROUNDING = 1e-12  # of a sum of costs, relative
 

@@ -1,66 +1,109 @@
-"""Policies: who decides what a rank runs next. The local rule, the follower of a plan, and the asynchronous stream.
+"""Policies decide what a rank runs next: the local rule, or the follower of a plan.
 
 A policy sees the chunks of its own rank (`ringtmp.ring.chunk`) and nothing else. It answers with 8 x chunk + kind
-(`ringtmp.schedule.local_rule`), or -1 where nothing can run.
+(`ringtmp.action_kinds`), or -1 where nothing can run. A schedule may bring a policy of its own
+(`ringtmp.schedule.schedules.pipedream`).
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, first_limits, fixed_limits, held_back, urgent
+from ringtmp.action_kinds import KINDS, B, F, I, W
+from ringtmp.schedule.local_rule import (
+    NONE,
+    adapt,
+    default_most,
+    fill,
+    first_limits,
+    fixed_limits,
+    held_back,
+    urgent,
+)
 from ringtmp.schedule.plan import Plan, peak_in_flight
 
 POSTED = 2  # receives of activations that are posted ahead of the micro-batches in flight
 
 
-def default_most(ranks: int, w_group: int = 1) -> int:
-    """Most micro-batches that a chunk may hold where nothing else is said: `--in-flight`'s default."""
-    return max(3 * ranks, w_group)
-
-
 class Chunk(Protocol):
-    """What a policy may look at."""
+    """What a policy may look at.
 
-    forwards: int  # micro-batches of training with F begun
-    inputs: int  # with I done
-    weights: int  # with W done
+    Attributes
+    ----------
+    forwards, inputs, weights : int
+        Micro-batches of training, since the launch, with F begun, I ended, W ended.
+    """
+
+    forwards: int
+    inputs: int
+    weights: int
 
     @property
-    def place(self) -> int: ...
-    def can_forward(self) -> bool: ...
-    def can_backward_input(self) -> bool: ...
-    def can_backward_weight(self) -> bool: ...
-    def must_update(self) -> bool: ...
-    def evaluating(self) -> bool: ...
-    def exhausted(self) -> bool: ...
+    def place(self) -> int:
+        """Number of the next F among all micro-batches, evaluations included."""
+
+    def can_forward(self) -> bool:
+        """Whether the next F has its activation, its weights and a free slot."""
+
+    def can_backward_input(self) -> bool:
+        """Whether the gradient of the next I has arrived."""
+
+    def can_backward_weight(self) -> bool:
+        """Whether an I has ended whose W has not."""
+
+    def must_update(self) -> bool:
+        """Whether all W of a step have ended and its U can run."""
+
+    def evaluating(self) -> bool:
+        """Whether the next F belongs to an evaluation."""
+
+    def exhausted(self) -> bool:
+        """Whether no F remains."""
 
 
 class Policy(Protocol):
-    """Chooses the next action of a rank."""
+    """Chooses the next action of a rank.
 
-    patient: bool  # whether W is run to its end, whatever arrives meanwhile
+    Attributes
+    ----------
+    patient : bool
+        Whether W runs to its end, whatever arrives meanwhile; otherwise layer by layer.
+    """
 
-    def choose(self, chunks: Sequence[Chunk]) -> int: ...
-    def window(self, chunk: int) -> int: ...
-    def room(self, chunk: int) -> int: ...
-    def waited(self, nanoseconds: int) -> None: ...
-    def stepped(self, nanoseconds: int) -> None: ...
+    patient: bool
+
+    def choose(self, chunks: Sequence[Chunk]) -> int:
+        """The next action, 8 x chunk + kind, or -1 if nothing can run."""
+
+    def window(self, chunk: int) -> int:
+        """Micro-batches of a chunk in flight at present at most, and the receives posted ahead of them."""
+
+    def room(self, chunk: int) -> int:
+        """The most that `window` can become: a chunk is allocated this number of slots."""
+
+    def waited(self, nanoseconds: int) -> None:
+        """Take note that the rank waited for so long after the last `choose`."""
+
+    def stepped(self, nanoseconds: int) -> None:
+        """Take note that a step ended that took so long."""
 
 
 class LocalRule:
-    """Ready mode: `ringtmp.schedule.local_rule`, with limits that grow by what the rank's own waits teach (`adapt`).
+    """Ready mode: the local rule, with limits that grow by what the rank's own waits show.
 
     Parameters
     ----------
-    ranks, rank, chunks, micro_batches : int
+    ranks, rank, micro_batches : int
+        Ranks of the ring, this one, and micro-batches of a step.
+    chunks : int
+        Stages of each rank.
     w_group : int
-        Most micro-batches that one product of W takes: so many must be held for it.
+        Most micro-batches that one W takes; at least 1.
     most : int, optional
-        Most micro-batches that each chunk may hold; default 4 x ranks.
+        Most micro-batches that each chunk may hold; by default `ringtmp.schedule.local_rule.default_most`.
     lag : int
-        1 if weights are one update behind: then the next step's micro-batches may be held as well.
+        1 if forwards take the weights of one update before: then the next step's micro-batches are in flight as well.
     ahead : float
-        Fixed limits instead (`ringtmp.schedule.local_rule.fixed_limits`), if above 0.
+        If above 0: fixed limits instead (`ringtmp.schedule.local_rule.fixed_limits`).
     """
 
     patient = False
@@ -78,8 +121,8 @@ class LocalRule:
         ahead: float = 0.0,
     ) -> None:
         self.ranks = ranks
-        self.most = 4 * ranks if most is None else most
-        self.most = max(1, min(self.most, (1 + lag) * micro_batches))  # more are never under way
+        most = default_most(ranks, w_group) if most is None else most
+        self.most = max(1, min(most, (1 + lag) * micro_batches))  # more are never under way
         self.cap, self.limit = first_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, w_group)
         self.by = max(1, ranks // 4)
         if ahead:
@@ -137,7 +180,13 @@ class LocalRule:
 class FollowPlan:
     """Strict mode: the actions of a plan, in its order, step after step.
 
-    With `recompute`, W follows I at once, since what it needs is gone with the next I.
+    Parameters
+    ----------
+    plan : Plan
+    rank : int
+        Whose actions are followed.
+    recompute : bool
+        Whether activations are computed again: then W follows I at once, since the next I overwrites what W needs.
     """
 
     patient = True
@@ -149,7 +198,7 @@ class FollowPlan:
         for action in plan.ranks[rank]:
             kind = "B" if recompute and action.kind == "I" else action.kind
             if not (recompute and action.kind == "W"):
-                self.todo.append(8 * (action.stage // ranks) + "FIWUB".index(kind))
+                self.todo.append(8 * (action.stage // ranks) + KINDS.index(kind))
         # In flight, and two receives posted ahead.
         self._room = [peak_in_flight(plan, rank, c * ranks + rank) + POSTED for c in range(plan.chunks)]
         self.place = 0
@@ -173,51 +222,21 @@ class FollowPlan:
         return what
 
     def waited(self, nanoseconds: int) -> None:
-        """A plan learns nothing."""
-
-    stepped = waited
-
-
-class Stream:
-    """PipeDream's order (Narayanan et al. 2019): 1F1B without a flush, a stream of micro-batches from test to test.
-
-    Rank r keeps p - r micro-batches between F and I and alternates. The order is fixed, so which weights a forward
-    sees depends on no timing, and a run repeats bit for bit. At an evaluation (and at the end) the stream runs dry.
-    """
-
-    patient = True
-
-    def __init__(self, ranks: int, rank: int) -> None:
-        self.keep = ranks - rank
-        self._room = self.keep + POSTED
-
-    def window(self, chunk: int) -> int:
-        """Micro-batches in flight, and two receives posted ahead of them."""
-        return self._room
-
-    room = window
-
-    def choose(self, chunks: Sequence[Chunk]) -> int:
-        """The next action of the stream if it can run now, else -1."""
-        (chunk,) = chunks
-        if chunk.weights < chunk.inputs:
-            return W
-        if chunk.must_update():
-            return U
-        if chunk.forwards - chunk.inputs < self.keep and not chunk.evaluating() and not chunk.exhausted():
-            return F if chunk.can_forward() else NONE
-        if chunk.forwards > chunk.inputs:
-            return I if chunk.can_backward_input() else NONE
-        return F if chunk.can_forward() else NONE
-
-    def waited(self, nanoseconds: int) -> None:
-        """A stream learns nothing."""
+        """A plan does not depend on waits."""
 
     stepped = waited
 
 
 def evaluate(chunks: Sequence[Chunk], due: Sequence[int]) -> int:
-    """F of the chunk among `due` that can run and has the fewest behind it, or -1."""
+    """Choose the F of the last chunk among `due` that can run: 8 x chunk + kind, or -1.
+
+    Parameters
+    ----------
+    chunks : sequence of Chunk
+        Of the rank.
+    due : sequence of int
+        Indices of those whose next F belongs to an evaluation.
+    """
     able = [c for c in due if chunks[c].can_forward()]
     return 8 * able[-1] + F if able else NONE
 

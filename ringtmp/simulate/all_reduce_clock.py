@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
-from ringtmp.schedule.local_rule import U
+from ringtmp.action_kinds import U
 from ringtmp.simulate.worker_step import Floats, Workers, jittered, work_step
 
 

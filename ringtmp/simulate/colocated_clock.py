@@ -17,7 +17,7 @@ import numpy as np
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
-from ringtmp.schedule.local_rule import U
+from ringtmp.action_kinds import U
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
 from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 

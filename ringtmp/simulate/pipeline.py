@@ -4,15 +4,16 @@
 >>> simulate(scene).idle, simulate(scene, build("1f1b", 8, 16)).idle
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kernels.registry import compile_all
+from ringtmp.action_kinds import KINDS
 from ringtmp.nn.layer import Array
-from ringtmp.schedule.local_rule import KINDS, first_limits, fixed_limits
-from ringtmp.schedule.plan import Action, Plan
+from ringtmp.schedule.local_rule import default_most, first_limits, fixed_limits
+from ringtmp.schedule.plan import Plan
 from ringtmp.simulate import pipeline_clock as clock
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ def simulate(
         By default the local rule decides.
     steps : int
     most : int, optional
-        Most micro-batches that the rule may hold in each chunk; default 4 x ranks.
+        Most micro-batches that the rule may hold in each chunk; by default that of training
+        (`ringtmp.schedule.local_rule.default_most`).
     adaptive : bool
         Whether the rule's limits grow by what ranks learn.
     limits : (cap, limit) of arrays [ranks, chunks], optional
@@ -233,7 +235,7 @@ def simulate(
     """
     ranks, chunks, stages = scene.ranks, scene.chunks, scene.ranks * scene.chunks
     compile_all(np.float64, {"pipeline_clock"})
-    most = 4 * ranks if most is None else most
+    most = default_most(ranks, w_group) if most is None else most
     under_way = (1 + lag) * scene.micro_batches  # as `ringtmp.schedule.policies.LocalRule` counts
     if ahead:
         adaptive = False
@@ -272,14 +274,3 @@ def plan_codes(plan: Plan) -> tuple[Array, Array]:
     """A plan as the clock reads it: 8 x stage + kind of every action, and where each rank's end."""
     codes = [8 * action.stage + KINDS.index(action.kind) for actions in plan.ranks for action in actions]
     return np.array(codes, np.int64), np.cumsum([len(actions) for actions in plan.ranks])
-
-
-def record(name: str, scene: Scene, limits: tuple[Array, Array]) -> Plan:
-    """A plan made by writing down what the local rule does in one step of `scene` under fixed limits."""
-    scene = replace(scene, pieces=((1.0,),) * (scene.ranks * scene.chunks))
-    outcome = simulate(scene, steps=1, adaptive=False, limits=limits, most=10**9, log=True)
-    ranks: list[list[Action]] = [[] for _ in range(scene.ranks)]
-    for stage, kind, number, *_ in outcome.log:  # in order of time
-        word = KINDS[int(kind)]
-        ranks[int(stage) % scene.ranks].append(Action(int(stage), word, -1 if word == "U" else int(number)))
-    return Plan(name, scene.micro_batches, scene.ranks * scene.chunks, tuple(map(tuple, ranks)))

@@ -15,8 +15,9 @@ import numpy as np
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
+from ringtmp.action_kinds import B, F, I, U, W
 from ringtmp.emulate.jitter import stretch
-from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, held_back, urgent
+from ringtmp.schedule.local_rule import NONE, adapt, fill, held_back, urgent
 from ringtmp.simulate.event_heap import enlarged, new_heap, schedule, take
 from ringtmp.simulate.pipeline_state import ENDS, LEFT, RIGHT, WAKES, Floats, Ints, Orders, Ring, send, start
 

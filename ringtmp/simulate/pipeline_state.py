@@ -1,7 +1,7 @@
 """What the ring's clock works on: the simulated ring, the orders, the state, and the messages between stages.
 
 Times are seconds. Stages are numbered along the chain (stage `s` lives on rank `s % ranks`), micro-batches are counted
-on from step to step, and an action is coded as 8 x stage + kind (`ringtmp.schedule.local_rule`).
+on from step to step, and an action is coded as 8 x stage + kind (`ringtmp.action_kinds`).
 
 Compiled code that is kept between runs depends on the order of the fields below. Numba does not see it; but the loop in
 `ringtmp.simulate.pipeline_clock` calls `send`, and is therefore compiled again after any change of this file.

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, jit
 from kernels.registry import declare
-from ringtmp.schedule.local_rule import NONE, U
+from ringtmp.action_kinds import U
+from ringtmp.schedule.local_rule import NONE
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
 from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 

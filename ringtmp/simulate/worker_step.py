@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined
+from ringtmp.action_kinds import F, I, W
 from ringtmp.emulate.jitter import stretch
-from ringtmp.schedule.local_rule import F, I, W
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""A checksum that tells whether arrays are what was written: after a kill in the middle of a write, a stray store."""
+"""A checksum that shows whether arrays still hold what was written, after a kill during a write or a stray store."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +33,16 @@ declare("keep", _checksum, _READ_ONLY, np.uint64(0))
 
 
 def checksum(words: NDArray[np.uint32], start: int = 0) -> int:
-    """64 bits that depend on every bit of some words, on their places and on their number.
+    """64 bits that depend on every bit of `words`, on their places and on their number.
 
     A change within one word, or of two words of a block of 1024 for each other, always shows; any other is missed by
-    chance alone. Not against intent: a forger has it easy.
+    chance alone. It does not protect against intent.
 
     Parameters
     ----------
     words : uint32 array [n]
         C-contiguous; a view of any array whose bytes are a multiple of 4.
     start : int
-        The checksum of what comes before, so that several arrays have one in their order.
+        Checksum of the words before these, so that several arrays have one checksum in their order.
     """
     return _checksum(words, np.uint64(start))

@@ -12,13 +12,16 @@ import h5py
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of the file `path`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small text file so that after a crash either the old or the complete new one exists. Raises `OSError`."""
+    """Write `text` to the small file `path`; after a crash either the old or the complete new one exists.
+
+    Raises `OSError`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
@@ -33,7 +36,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder to disk, so that renames in it are durable."""
+    """Flush the folder `path` to disk, so that renames in it are durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -104,6 +107,7 @@ def hdf5(path: Path, mode: str, durable: bool = False) -> Iterator[h5py.File]:
     Parameters
     ----------
     path : Path
+        Path of the file.
     mode : {"w", "x", "r+"}
         A new file, a file that must not exist, a file that must exist.
     durable : bool

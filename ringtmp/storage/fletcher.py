@@ -13,7 +13,7 @@ _M = np.uint64(65535)
 
 @kernel("base", np.zeros(2, np.uint16))
 def _sums(words):
-    """The sum of all words, and that of all sums of the first so many, both modulo 65535."""
+    """Sum of all words, and sum of its partial sums after each word, both modulo 65535."""
     one, two, n = np.uint64(0), np.uint64(0), words.size
     for a in range(0, n, _BLOCK):
         block = words[a : a + _BLOCK]
@@ -30,7 +30,7 @@ def _sums(words):
 
 
 def fletcher32(words: NDArray[np.uint16]) -> int:
-    """What HDF5 appends to each chunk of a data set with `fletcher32`, as little-endian 32 bits.
+    """Checksum that HDF5 appends to each chunk of a data set with `fletcher32`, as little-endian 32 bits.
 
     Parameters
     ----------

@@ -4,9 +4,9 @@ runs/NAME/
     format          name and version of this layout
     config.toml     all settings of the run; `--config` reads it
     id              unique identity of the run, also in node memory
-    data.json       the data set as it was used: shapes, split, normalisation
+    data.json       facts on the data set: shapes, split, normalisation
     status.json     running, finished, stopped or failed, and at which step
-    history.csv     loss and accuracy of each step and test, readable while the run goes on
+    history.csv     loss and accuracy of each step and test, readable during the run
     checkpoints/    the last two checkpoints
     traces/000/     one HDF5 file and one live status per rank, and the host and process of each rank; 001 and so on
                     after each resume
@@ -58,7 +58,7 @@ class RunFolder:
         return self.path / "traces" / f"{launch:03d}" / f"rank-{rank:04d}.h5"
 
     def set_processes(self, launch: int, places: Sequence[tuple[str, int]]) -> None:
-        """Write host and process number of each rank of a launch."""
+        """Write host and process number of each rank, `places`, in launch number `launch`."""
         write_durably(self.path / "traces" / f"{launch:03d}" / "processes.json", json.dumps(places))
 
     def check_format(self) -> None:
@@ -85,7 +85,7 @@ class RunFolder:
         return path.read_text().strip()
 
     def data(self) -> dict[str, Any]:
-        """The data set as it was used."""
+        """Facts on the data set (`DataInfo.to_json`)."""
         return json.loads((self.path / "data.json").read_text())
 
     def status(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _usual_name(data: str) -> str:
 
 
 def new_name(out: str, data: str) -> str:
-    """A name under `out` that no run folder has yet."""
+    """A name for a run on the data `data` that no folder under `out` has yet."""
     name, number = _usual_name(data), 1
     while (Path(out) / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
@@ -172,6 +172,7 @@ def lock(folder: RunFolder, patience: float = 0.0) -> IO[str]:
     Parameters
     ----------
     folder : RunFolder
+        The folder.
     patience : float
         Seconds to wait for another job to end, for example one whose rank 0 lost its network and has not noticed yet.
 
@@ -199,13 +200,13 @@ def lock(folder: RunFolder, patience: float = 0.0) -> IO[str]:
 
 
 def store_config(folder: RunFolder, config: RunConfig) -> None:
-    """Write config.toml, which `--config` reads."""
+    """Write the settings `config` to config.toml in `folder`, which `--config` reads."""
     values = {key: value for key, value in config.stored().items() if key not in ("name", "resume", "out")}
     write_durably(folder.path / "config.toml", tomli_w.dumps(values))
 
 
 def open_run_folder(text: str, out: str) -> RunFolder:
-    """The run folder that `--resume` names: a path, or a name under `out`.
+    """The run folder that `--resume` names: `text` is a path, or a name under `out`.
 
     Raises `UserError` if it is no run folder, or one of another format version.
     """

@@ -11,11 +11,11 @@ def check_format(path: Path, expected: str, found: object) -> None:
     Parameters
     ----------
     path : Path
-        Where it is stored.
+        File or folder, for the message.
     expected : str
         Name and number that this version of ringtmp reads and writes.
     found : object
-        What is stored; None: nothing.
+        Stored name and number; None: nothing is stored.
 
     Raises
     ------

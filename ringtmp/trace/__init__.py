@@ -1,1 +1,1 @@
-"""Traces: what a rank did, in nanoseconds; and its live status while it runs."""
+"""Traces: the actions of a rank, in nanoseconds; and its live status while it runs."""

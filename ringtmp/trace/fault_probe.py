@@ -1,8 +1,8 @@
-"""Where a rank tells what it is about to do, for those who want to kill it just then (and for `ringtmp top`).
+"""A rank's report of its present action, for a fault injector that acts at that moment (and for `ringtmp top`).
 
-RINGTMP_PROBE names a file of int64 [ranks, 8] that the fault injector has made. A rank writes what it does into its
-row; it halts where the row says so, and does there what the row says: wait to be killed or stopped from outside, leave,
-raise, or read from address 0. Without the variable there is no probe, and the engine asks none.
+RINGTMP_PROBE names a file of int64 [ranks, 8] that the fault injector has made. A rank writes its action into its row.
+It halts where the row orders it, and does what the row orders: wait to be killed or stopped from outside, exit, raise,
+or read from address 0. Without the variable no probe is made, and the engine calls none.
 """
 
 import ctypes
@@ -21,21 +21,29 @@ FIELDS = 8
 
 
 def table(path: Path, ranks: int | None = None) -> np.ndarray:
-    """The table in a file, made for so many ranks if they are given."""
+    """The table in the file `path`; with `ranks` the file is made for that number of ranks."""
     if ranks is not None:
         path.write_bytes(bytes(8 * FIELDS * ranks))
     return np.memmap(path, np.int64, "r+").reshape(-1, FIELDS)
 
 
 class FaultProbe:
-    """This rank's row."""
+    """The row of one rank.
+
+    Parameters
+    ----------
+    path : Path
+        File of the table.
+    rank : int
+        Rank whose row it is.
+    """
 
     def __init__(self, path: Path, rank: int) -> None:
         self.row = table(path)[rank]
         self.row[PID] = os.getpid()
 
     def at(self, phase: str, step: int) -> None:
-        """This rank is about to do `phase` (or in the middle of it) of a step."""
+        """Report that this rank is about to do, or is doing, phase `phase` of step `step`; act as ordered."""
         row, code = self.row, PHASES.index(phase)
         row[STEP], row[PHASE] = step, code
         row[COUNT] += 1
@@ -57,7 +65,7 @@ class FaultProbe:
 
 
 def probe_from_environment() -> FaultProbe | None:
-    """The probe of this process, where one is asked for; its row is that of its rank in the world."""
+    """The probe of this process, in the row of its rank in the world; None if RINGTMP_PROBE is not set."""
     path = os.environ.get("RINGTMP_PROBE")
     if not path:
         return None

@@ -1,6 +1,6 @@
 """The live status of each rank: its step and its time by part, written twice a second to a small file.
 
-Each rank has a file of its own, so that hosts on a shared file system never write to the same page.
+Each rank has its own file, so that hosts on a shared file system never write to the same page.
 """
 
 import os
@@ -65,7 +65,7 @@ def status_path(trace: Path) -> Path:
 
 
 def read_status(path: Path) -> RankStatus | None:
-    """The last status; None if there is none yet."""
+    """The last status in the file `path`; None if none has been written."""
     try:
         content = path.read_bytes()
     except OSError:

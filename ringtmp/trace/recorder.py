@@ -1,4 +1,4 @@
-"""Per-rank timing traces: what a rank did, in nanoseconds, in one HDF5 file per rank.
+"""Per-rank timing traces: the actions of a rank, in nanoseconds, in one HDF5 file per rank.
 
 Recording an event packs 44 bytes into preallocated memory (0.25 microseconds, no allocation). Blocks are written to the
 file between steps, and the file is closed after each block, so a killed job leaves a readable trace.
@@ -44,8 +44,7 @@ class Recorder:
     path : Path or None
         HDF5 file to write; None: keep the sums only.
     attributes : dict
-        Attributes of the file; `rank` and what else describes this rank's part. Values without an HDF5 type are stored
-        as JSON.
+        Attributes of the file: `rank` and further facts on this rank. Values without an HDF5 type are stored as JSON.
     """
 
     def __init__(self, path: Path | None, attributes: dict[str, Any]) -> None:
@@ -87,7 +86,7 @@ class Recorder:
         start, end : int
             Nanoseconds, from `clock`.
         step, micro_batch, stage : int
-            What the event belongs to; -1: none.
+            Step, micro-batch and stage of the event; -1: none.
         peer : int
             The other rank of a message; -1: none.
         size : int
@@ -145,7 +144,7 @@ class Recorder:
 
     @contextmanager
     def timed(self, kind: str, step: int) -> Iterator[None]:
-        """Record the block as an event of `kind`, divided by the events that are recorded inside it."""
+        """Record the block as an event of `kind` in step `step`, divided by the events that are recorded inside it."""
         begin = clock()
         if self._outer:
             self._cut(begin, begin)

@@ -1,5 +1,6 @@
 """The asynchronous ring, computed anew by hand from the versions that its trace names."""
 
+import eager_order  # noqa: F401 - declares a schedule
 import naive
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import ringtmp
 from ringtmp.analysis import open_run
 from ringtmp.comm.mpi import from_rank_0
 from ringtmp.data.dataset import epoch_order
+from ringtmp.errors import UserError
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
@@ -152,3 +154,25 @@ def test_resume(comm, shared_path):
         progress=False,
     )
     assert sync.step == STEPS + 3
+
+
+def test_a_schedule_from_outside(comm, shared_path):
+    """`eager_order` is one file. Its weights are 2BW's, on any number of ranks, after a resume, within its memory."""
+    if comm.rank == 0:
+        np.savez(shared_path / "data.npz", **dict(zip(("x", "y", "x_test", "y_test"), arrays(), strict=True)))
+    comm.Barrier()
+    settings = SETTINGS | {"data": str(shared_path / "data.npz"), "eval_every": 4, "steps": 9}
+    want = ringtmp.train(comm=MPI.COMM_SELF, **settings | {"schedule": "2bw", "micro_batches": 1}).sha256
+    settings |= {"schedule": "eager"}
+    for m, extra in chessboard((1, 3, 8), ({}, {"delay": 0.0005, "sends": "synchronous"}, {"recompute": True})):
+        assert ringtmp.train(comm=comm, **settings | {"micro_batches": m} | extra).sha256 == want
+    ringtmp.train(comm=comm, **settings | {"steps": 4}, out=str(shared_path), name="run")
+    more = ringtmp.train(comm=comm, resume=str(shared_path / "run"), steps=9, progress=False)
+    assert more.sha256 == want
+    told = from_rank_0(comm, lambda: set(open_run(shared_path / "run").ranks()["schedule"]))
+    assert told == {"eager"}
+    with pytest.raises(UserError, match="schedule eager has an order of its own"):
+        ringtmp.train(comm=comm, **settings, mode="ready")
+    for key, value in {"state_copies": 1, "balance": "auto", "chunks": 2}.items():
+        with pytest.raises(UserError, match=f"{key}: .*schedule eager"):
+            ringtmp.train(comm=comm, **settings, **{key: value})

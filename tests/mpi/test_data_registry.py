@@ -1,4 +1,4 @@
-"""A data format from outside ringtmp (`tests/support/csv_format.py`): ring and server train on it, and resume."""
+"""A data format from outside (`tests/support/outside/csv_format.py`): ring and server train on it, and resume."""
 
 import csv_format  # noqa: F401 - registers the format
 import numpy as np

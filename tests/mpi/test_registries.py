@@ -14,7 +14,7 @@ import ringtmp
 pytestmark = pytest.mark.mpi
 
 SETTINGS = {
-    "model": [*({"type": "swiglu", "units": units} for units in (7, 9, 5, 6)), {"type": "dense", "units": 1}],
+    "model": [*({"type": "swiglu", "units": units} for units in (7, 9, 5, 6, 4, 8, 5)), {"type": "dense", "units": 1}],
     "data": "diabetes",
     "optimizer": "lion",
     "loss": "huber",

@@ -5,7 +5,7 @@ from conftest import chessboard
 from reference import alone
 
 import ringtmp
-from ringtmp.schedule.plan import SCHEDULES
+from ringtmp.schedule.registry import SCHEDULES, plan_names
 
 pytestmark = pytest.mark.mpi
 
@@ -24,8 +24,8 @@ MICRO_BATCHES = (1, 3, 8, 16)
 WAYS = [{"mode": "ready", "chunks": v} for v in (1, 2, 3)]
 WAYS += [
     {"schedule": name, "chunks": v}
-    for name, (_, chunked) in SCHEDULES.items()
-    for v in ((1, 2, 3) if chunked else (1,))
+    for name in plan_names()
+    for v in ((1, 2, 3) if SCHEDULES[name].takes_chunks else (1,))
 ]
 
 

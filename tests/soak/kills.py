@@ -1,7 +1,7 @@
 """At least 200 SIGKILLs: every rank in every phase on 3, 4 and 5 ranks, on one node and on nodes of their own.
 
 Usage: make soak, or python tests/soak/kills.py [--seeds 1] [--ranks 3,4,5] [--most 3]. About 20 kills follow each other
-in each supervised run. After each run: no hang (time limits), at most one step made again each time, and the weights of
+in each supervised run. After each run: no hang (time limits), at most one step repeated each time, and the weights of
 the undisturbed run to the bit. Prints a line for each kill, and writes jobs/experiments/results/soak.h5.
 """
 
@@ -24,25 +24,13 @@ from jobs.lib.provenance import provenance
 from jobs.lib.store import places, write
 from jobs.lib.strikes import Case, Strike, cases, kills
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from launching import job_flags
+
 RESULT, _ = places("soak")
 PER_RUN, EVERY = 20, 8  # kills of a run, and steps from one to the next
-STEPS = PER_RUN * EVERY + 40  # evaluations and checkpoints, into which some fall, come every 7 and 9 steps
-FLAGS = [
-    "--model",
-    "mlp:64-48x6-10",
-    "--steps",
-    str(STEPS),
-    "--eval-every",
-    "7",
-    "--checkpoint-every",
-    "9",
-    "--batch-size",
-    "32",
-    "--micro-batches",
-    "4",
-    "--name",
-    "run",
-]
+STEPS = PER_RUN * EVERY + 40
+FLAGS = job_flags(STEPS, "--micro-batches", "4")
 
 
 def undisturbed() -> str:

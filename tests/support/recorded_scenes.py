@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.data_parallel import Exchange, simulate_data_parallel
 from ringtmp.simulate.pipeline import Scene, simulate
 
@@ -82,7 +82,7 @@ def _pipeline(seed: int) -> dict[str, Any]:
     if seed % 3 == 0:
         name = rng.choice([name for name, several in _PLANS.items() if several or chunks == 1])
         plan = build(name, ranks, scene.micro_batches, chunks)
-        settings["lag"] = rng.choice([0, 0, 1])
+        settings |= {"lag": rng.choice([0, 0, 1]), "most": 4 * ranks}
     else:
         settings |= {"most": rng.randint(1, 6 * ranks), "w_group": rng.choice([1, 1, 2, 5])}
         settings |= {"lag": rng.choice([0, 0, 1]), "adaptive": rng.random() < 0.7}

@@ -47,7 +47,7 @@ def test_signal_to_the_launcher(train, tmp_path, ranks, number):
     marker's number is all that they leave behind)."""
     job = started(tmp_path, ranks)
     job.send_signal(number)
-    assert "go on with: --resume runs/run" in job.communicate(timeout=30)[0]
+    assert "continue with: --resume runs/run" in job.communicate(timeout=30)[0]
     marker = status(tmp_path)
     assert marker["state"] == "stopped"
     assert marker["signal"] in ({number, signal.SIGTERM} if open_mpi() else {number})  # Open MPI makes TERM of INT

@@ -153,8 +153,8 @@ def test_two_neighbours_are_lost_together(tmp_path, memory, undisturbed):
         shutil.rmtree(run / "c")
         assert job.wait() == 0, job.text
     assert job.sha256() == undisturbed
-    assert re.search(r"no step is whole in the memory of the nodes that are left: layers .* are lost", job.text)
-    assert re.search("goes on from the checkpoint of step (27|36)", job.text)  # the last one that was complete
+    assert re.search(r"no step is complete in the memory of the remaining nodes: layers .* are lost", job.text)
+    assert re.search("continues from the checkpoint of step (27|36)", job.text)  # the last one that was complete
 
 
 def test_a_run_that_cannot_go_on_is_given_up(tmp_path):
@@ -163,7 +163,7 @@ def test_a_run_that_cannot_go_on_is_given_up(tmp_path):
     with Supervised(tmp_path, 2, flags, ["--back-off", "0.01", "--max-restarts", "2"]) as job:
         assert job.wait() == 1, job.text
     assert job.text.count("the loss became") >= 3
-    assert "given up after 2 restarts (--max-restarts); go on with" in job.text
+    assert "given up after 2 restarts (--max-restarts); continue with" in job.text
     assert job.text.count("Traceback") == 0
 
 
@@ -189,7 +189,7 @@ def test_interrupt(tmp_path):
         job.process.send_signal(signal.SIGINT)
         job.rows[0, probe.ACT] = probe.NOTHING
         assert job.wait() == 130, job.text
-    assert "go on with: --resume" in job.text
+    assert "continue with: --resume" in job.text
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_without_servers_checkpoints_serve(tmp_path, undisturbed):
         job.strike(1, "I", 40)
         assert job.wait() == 0, job.text
     assert job.sha256() == undisturbed(2, "--consistency", "allreduce")
-    assert re.search(r"resumed at step (27|36)\n", job.text)
+    assert re.search(r"resumed at step (9|18|27|36)\n", job.text)
 
 
 BACK = [

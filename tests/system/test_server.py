@@ -99,7 +99,7 @@ run_main(main)
 def test_a_worker_that_fails_is_dropped(launch, tmp_path, consistency):
     done = launch(4, "-c", BROKEN.format(rank=2, flags=["--consistency", consistency]))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"rank 2 on \S+ \(process \d+\) has failed and is dropped; 2 workers go on", done.stdout)
+    assert re.search(r"rank 2 on \S+ \(process \d+\) has failed and is dropped; 2 workers continue", done.stdout)
     assert "broken on purpose" in done.stderr
     assert accuracy(done.stdout) > 90
     assert (status(tmp_path)["state"], status(tmp_path)["step"]) == ("finished", 110)
@@ -174,7 +174,7 @@ def test_a_signal_to_a_worker_stops_the_run(train, tmp_path):
     """It writes a checkpoint, from which the ring goes on."""
     job = Job(tmp_path, 3, "--steps", "100000")
     os.kill(job.ranks[2], signal.SIGTERM)
-    assert "go on with: --resume runs/run" in job.ends()
+    assert "continue with: --resume runs/run" in job.ends()
     assert (status(tmp_path)["state"], status(tmp_path)["signal"]) == ("stopped", signal.SIGTERM)
     step = status(tmp_path)["step"]
     more = train(2, "--resume", "run", "--steps", str(step + 3))

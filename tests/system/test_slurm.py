@@ -80,7 +80,7 @@ def test_a_job_survives_a_kill_a_lost_node_and_the_end_of_its_time(slurm, submit
     until(lambda: steps(tmp_path) > begun, log)
     assert "NodeList=node[1,3]" in slurm.run("scontrol", "-o", "show", "job", job)
     slurm.run("scancel", "--batch", "--signal=USR1", job)
-    until(lambda: "supervise: stopped; go on" in log.read_text(), log)
+    until(lambda: "supervise: stopped; continue" in log.read_text(), log)
     assert slurm.wait(job) == "COMPLETED"
     assert "Restarts=2" in slurm.run("scontrol", "-o", "show", "job", job)
     text = log.read_text()
@@ -101,7 +101,7 @@ def test_a_job_out_of_time_ends_with_a_checkpoint(slurm, submit, tmp_path):
     until(lambda: steps(tmp_path) > 2, log)
     slurm.run("scancel", "--batch", "--signal=TERM", job)
     slurm.wait(job)
-    assert "go on with: --resume runs/long" in log.read_text()
+    assert "continue with: --resume runs/long" in log.read_text()
 
 
 def test_the_server_trains_and_each_rank_has_a_log(slurm, submit, tmp_path):

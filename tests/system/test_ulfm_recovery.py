@@ -93,7 +93,7 @@ def test_two_neighbours_at_once(tmp_path, memory, undisturbed):
         job.kill(2)
         job.wait(60)
     assert job.state() == "finished" and job.sha256() == undisturbed, job.text
-    assert "are lost" in job.text and re.search("goes on from the checkpoint of step (27|36)", job.text)
+    assert "are lost" in job.text and re.search("continues from the checkpoint of step (27|36)", job.text)
 
 
 def test_a_loss_during_recovery(tmp_path, undisturbed):

@@ -14,7 +14,7 @@ _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_idx(path: Path) -> Array:
-    """Read the array of an IDX file, plain or .gz. Raises `UserError` if it is not whole."""
+    """Read the array of the IDX file `path`, plain or .gz. Raises `UserError` if it is damaged."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":

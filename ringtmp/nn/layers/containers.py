@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block(Layer):
-    """Layers one after the other. Parameters have the place of their layer before their name: `0.weight`.
+    """Layers one after the other. Parameters have the number of their layer before their name: `0.weight`.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Block(Layer):
         self._bind(buffers, buffers.x, buffers.y, buffers.dy, buffers.dx, 0)
 
     def _bind(self, buffers: LayerBuffers, x: Array, y: Array, dy: Array, dx: Array, start: int) -> None:
-        """Places of the layers between these ends; `start`: what of `saved` is taken already."""
+        """Buffers of the inner layers between the ends x, y, dy, dx; the first `start` numbers of `saved` are taken."""
         rows = len(x)
 
         def take(numbers: int) -> Array:
@@ -149,13 +149,13 @@ class Block(Layer):
 
 @dataclass(frozen=True)
 class Residual(Block):
-    """y = x + layers(x); what comes out of the layers has the shape of x."""
+    """y = x + layers(x); the output of the layers has the shape of x."""
 
     kind: ClassVar[str] = "residual"
 
     @property
     def needs_output(self) -> bool:
-        """The last layer's own output goes up in the sum, so a layer that needs it may not come last."""
+        """The last layer's own output is lost in the sum, so a layer whose I reads it may not come last."""
         return False
 
     def saved_numbers(self) -> int:
@@ -208,12 +208,12 @@ class Flatten(Layer):
         buffers.inner = not np.may_share_memory(buffers.x, buffers.y)  # within another layer, at its end
 
     def forward(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
-        """Mostly nothing: y is x."""
+        """Copy x to y if they are different buffers; mostly they are one."""
         if buffers.inner:
             buffers.y[...] = buffers.x
 
     def backward_input(self, p: Parameters, buffers: LayerBuffers, context: StepContext) -> None:
-        """Mostly nothing: dx is dy."""
+        """Copy dy to dx if they are different buffers; mostly they are one."""
         if buffers.inner and buffers.dx.size:
             buffers.dx[...] = buffers.dy
 
@@ -223,7 +223,13 @@ class Flatten(Layer):
 
 @dataclass(frozen=True)
 class Activation(Layer):
-    """y = function(x), alone; after a dense layer or a convolution it is cheaper as theirs."""
+    """y = function(x) as a layer of its own; as part of a dense layer or a convolution it is cheaper.
+
+    Parameters
+    ----------
+    function : str
+        One of `ACTIVATIONS`.
+    """
 
     function: str
 
@@ -261,9 +267,14 @@ class Activation(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """While training, each number is left out with probability `rate`, the others are scaled up (Hinton et al. 2012).
+    """While training, each number is set to 0 with probability `rate`, the others are scaled up (Hinton et al. 2012).
 
-    Which, depends on (seed, step, sample, `number`) alone; `number` tells the dropout layers of a model apart.
+    Parameters
+    ----------
+    rate : float
+        From 0 to below 1.
+    number : int
+        Distinguishes the dropout layers of a model: the choice depends on (seed, step, sample, number) alone.
     """
 
     rate: float

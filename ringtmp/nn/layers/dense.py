@@ -31,9 +31,9 @@ class Dense(Layer):
     activation : str
         One of `ACTIVATIONS`.
     bias : bool
-        Whether there is one.
+        Whether a bias is added.
     scale : float
-        Of the start values, over the activation's gain.
+        Factor of the start values, besides the activation's gain.
     """
 
     units: int
@@ -50,7 +50,7 @@ class Dense(Layer):
 
     @property
     def places(self) -> int:
-        """Rows that a sample is: its places."""
+        """Rows of a sample: its places."""
         return math.prod(self.shape[:-1])
 
     @property

@@ -25,9 +25,11 @@ class Conv2D(Layer):
     Parameters
     ----------
     filters, size, stride, pad : int
-        Channels of y; edge of the kernel; pixels between its places; rows of zeros round the image.
-    activation, bias : str, bool
-        As of `Dense`.
+        Channels of y; side of the kernel; pixels between its positions; rows of zeros at each edge of the image.
+    activation : str
+        One of `ACTIVATIONS`.
+    bias : bool
+        Whether a bias is added.
     """
 
     filters: int
@@ -132,7 +134,7 @@ class Conv2D(Layer):
 
 @dataclass(frozen=True)
 class _Pool(Layer):
-    """Windows of `size` x `size` pixels, `stride` apart; what does not fill a window is left out."""
+    """Windows of `size` x `size` pixels, `stride` apart; pixels that fill no window are left out."""
 
     size: int
     stride: int
@@ -168,7 +170,13 @@ class _Pool(Layer):
 
 @dataclass(frozen=True)
 class MaxPool2D(_Pool):
-    """The largest number of each window, channel by channel."""
+    """The largest number of each window, channel by channel.
+
+    Parameters
+    ----------
+    size, stride : int
+        Side of a window and distance between windows, in pixels.
+    """
 
     kind: ClassVar[str] = "maxpool2d"
     takes_shape: ClassVar[bool] = True
@@ -191,7 +199,13 @@ class MaxPool2D(_Pool):
 
 @dataclass(frozen=True)
 class AvgPool2D(_Pool):
-    """The mean of each window, channel by channel."""
+    """The mean of each window, channel by channel.
+
+    Parameters
+    ----------
+    size, stride : int
+        Side of a window and distance between windows, in pixels.
+    """
 
     kind: ClassVar[str] = "avgpool2d"
     takes_shape: ClassVar[bool] = True

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Norm(Layer):
-    """What both share; F keeps mean and 1 / deviation of each part."""
+    """Base of both norms; F keeps the mean and 1 / deviation of each part."""
 
     kernels: ClassVar[tuple[Any, Any, Any]]  # F, I, W
 
@@ -65,7 +65,7 @@ class _Norm(Layer):
 
 @dataclass(frozen=True)
 class LayerNorm(_Norm):
-    """Over the last axis; a gain and a bias for each feature."""
+    """Norm over the last axis; a gain and a bias for each feature."""
 
     kind: ClassVar[str] = "layernorm"
     family: ClassVar[str] = "sequences"
@@ -93,7 +93,13 @@ class LayerNorm(_Norm):
 
 @dataclass(frozen=True)
 class GroupNorm(_Norm):
-    """Over the pixels and the channels of a group; a gain and a bias for each channel."""
+    """Norm over the pixels and the channels of a group; a gain and a bias for each channel.
+
+    Parameters
+    ----------
+    groups : int
+        Number of groups; divides the channels.
+    """
 
     groups: int
 

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 class Embedding(Layer):
     """A learned vector for each token plus one for each place; takes tokens (int64), so it must come first.
 
+    Start values have deviation 0.02 (Radford et al. 2019).
+
     Parameters
     ----------
     tokens, width : int
-        Kinds of token, and features of a place. Start values have deviation 0.02 (Radford et al. 2019).
+        Kinds of token; features of a place.
     """
 
     tokens: int
@@ -78,7 +80,13 @@ class Embedding(Layer):
 
 @dataclass(frozen=True)
 class Attention(Layer):
-    """Causal multi-head self-attention without parameters: queries, keys and values side by side in, their mix out."""
+    """Causal multi-head self-attention without parameters: queries, keys and values side by side in, their mix out.
+
+    Parameters
+    ----------
+    heads : int
+        Number of heads; 3 x heads divides the input's features.
+    """
 
     heads: int
 

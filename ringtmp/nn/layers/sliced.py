@@ -1,14 +1,14 @@
 """Layers cut by columns or heads, so that one that no node can hold lies on several neighbours.
 
-The pieces stand one after the other in the chain like any other layers. What they have in common goes along with what
-they have made so far, as further features of each place:
+The pieces follow one another in the chain like any other layers. Their common input and the results so far travel with
+them, as further features of each place:
 
     dense           [x]   -> [x | y of piece 1]   -> [x | y of pieces 1, 2]   -> [y]          (`Columns`)
     half a block    [x]   -> [norm(x) | x]        -> [norm(x) | x + piece 1]  -> [x + all]    (`Carry`, `Share`)
 
-On the way back the gradient of what they share is summed from piece to piece. So a cut layer needs nothing that the
-ring does not have: any schedule, any split, replicas and checkpoints. The sums are others than those of the whole
-layer, so only whole layers give the same bits on any number of ranks; one number of pieces does.
+In the backward pass the gradient of the common input is summed from piece to piece. So a cut layer needs nothing that
+the ring does not have: any schedule, any split, replicas and checkpoints. The sums differ from those of the whole
+layer: results are bit-identical on any number of ranks for one number of pieces, but not between numbers of pieces.
 """
 
 import math
@@ -30,36 +30,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Piece(Block):
-    """Layers on the first `features` numbers of a place; the rest is what goes along.
+    """Layers that take the first `features` numbers of each place; the other numbers are passed on.
 
-    The layers' own input and output lie in `saved`: a place's numbers of both kinds are mixed in x and y.
+    The layers' own input and output lie in `saved`: in x and y the numbers of both kinds alternate.
 
     Parameters
     ----------
     features : int
-        Of each place, that the layers take.
+        Numbers of each place that the layers take.
     """
 
     features: int
 
     @property
     def inner_shape(self) -> tuple[int, ...]:
-        """Shape of what the layers take."""
+        """Shape of the layers' input sample."""
         return (*self.shape[:-1], self.features)
 
     @property
     def inner_inputs(self) -> int:
-        """Numbers per sample that they take."""
+        """Numbers per sample of the layers' input."""
         return math.prod(self.inner_shape)
 
     @property
     def inner_outputs(self) -> int:
-        """And that they make."""
+        """Numbers per sample of the layers' output."""
         return self.layers[-1].outputs
 
     @property
     def needs_output(self) -> bool:
-        """Their own output is kept in `saved`."""
+        """The layers' own output is kept in `saved`."""
         return False
 
     def saved_numbers(self) -> int:
@@ -75,7 +75,7 @@ class _Piece(Block):
         self._bind(buffers, x, y, dy, dx if buffers.dx.size else buffers.dx, start)
 
     def _by_place(self, x: Array, y: Array, dy: Array, dx: Array) -> tuple[Array, Array, Array, Array]:
-        """The same with a row for each place; what has no numbers as it is."""
+        """The arrays with one row for each place; empty ones unchanged."""
         places = math.prod(self.shape[:-1])
 
         def rows(array: Array) -> Array:
@@ -84,11 +84,11 @@ class _Piece(Block):
         return rows(x), rows(y), rows(dy), rows(dx)
 
     def _ends(self, buffers: LayerBuffers) -> tuple[Array, Array, Array, Array]:
-        """x, y, dy and dx."""
+        """x, y, dy and dx of the piece, with one row for each place."""
         return self._by_place(buffers.x, buffers.y, buffers.dy, buffers.dx)
 
     def _inner(self, buffers: LayerBuffers) -> tuple[Array, Array, Array, Array]:
-        """The same of what the layers take and make."""
+        """x, y, dy and dx of the layers inside, with one row for each place."""
         first, last = buffers.inner[0], buffers.inner[-1]
         return self._by_place(first.x, last.y, last.dy, first.dx)
 
@@ -97,7 +97,7 @@ class _Piece(Block):
 
     @classmethod
     def _read(cls, table: Table, shape: tuple[int, ...], width: int) -> tuple[tuple[Layer, ...], int]:
-        """The layers of a table and the features that they take; `width`: multiple of those that come in, 0: any."""
+        """Inner layers of a table, and the features that they take. `width`: input features / these, 0: any."""
         features = table.whole("features")
         if features > shape[-1]:
             raise table.fail(f"features must be at most the {shape[-1]} that come in, got {features}")
@@ -110,14 +110,14 @@ class _Piece(Block):
 
 @dataclass(frozen=True)
 class Columns(_Piece):
-    """Some columns of a dense layer: [x | columns before] comes in, [x | columns so far] goes out.
+    """Some columns of a dense layer: input [x | columns before], output [x | columns so far].
 
     Parameters
     ----------
     layers : tuple of Layer
-        One, that makes the columns from x.
+        One layer, which computes the columns from x.
     last : bool
-        Whether they are the last ones: then only the columns go out.
+        Whether they are the last columns: then the output is the columns alone.
     """
 
     last: bool
@@ -167,7 +167,7 @@ class Columns(_Piece):
 
 @dataclass(frozen=True)
 class Carry(_Piece):
-    """[x] comes in, [layers(x) | x] goes out; the layers keep the number of features."""
+    """Input [x], output [layers(x) | x]; the layers keep the number of features."""
 
     kind: ClassVar[str] = "carry"
 
@@ -203,7 +203,13 @@ class Carry(_Piece):
 
 @dataclass(frozen=True)
 class Share(_Piece):
-    """[n | sum] comes in, [n | sum + layers(n)] goes out, of the `last` piece the sum alone."""
+    """Input [n | sum], output [n | sum + layers(n)].
+
+    Parameters
+    ----------
+    last : bool
+        Whether it is the last piece: then the output is the sum alone.
+    """
 
     last: bool
 
@@ -249,7 +255,15 @@ class Share(_Piece):
 
 
 def cut(layers: Sequence[Layer], most: int) -> list[dict[str, Any]]:
-    """Tables of the chain with its largest layers in `most` pieces, smaller ones in fewer, where they can be cut."""
+    """Tables of a chain whose largest layers are cut into pieces.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The chain.
+    most : int
+        Pieces of the largest layer; smaller ones get fewer in proportion. Layers that cannot be cut stay whole.
+    """
     largest = max(layer.count for layer in layers)
     tables: list[dict[str, Any]] = []
     for layer in layers:
@@ -288,7 +302,7 @@ def _columns(layer: Dense, count: int) -> list[dict[str, Any]]:
 
 
 def _half(layer: Layer) -> TypeGuard[Residual]:
-    """Whether it is half a transformer block: norm, dense, perhaps attention, linear, perhaps dropout."""
+    """Whether `layer` is half a transformer block: norm, dense, perhaps attention, linear, perhaps dropout."""
     if not isinstance(layer, Residual):
         return False
     kinds = [inner.kind for inner in layer.layers if inner.kind != "dropout"]
@@ -298,7 +312,7 @@ def _half(layer: Layer) -> TypeGuard[Residual]:
 
 
 def _shares(layer: Residual, count: int) -> list[dict[str, Any]]:
-    """Half a block: the norm and what goes along, then heads, or hidden features, in pieces whose results are added."""
+    """Tables of half a block: the norm with its input, then heads or hidden features in pieces that are added up."""
     norm, up, *rest = layer.layers
     down = next(inner for inner in rest if isinstance(inner, Dense))
     attention = next((inner for inner in rest if isinstance(inner, Attention)), None)
@@ -314,7 +328,7 @@ def _shares(layer: Residual, count: int) -> list[dict[str, Any]]:
         inner: list[dict[str, Any]] = [{**up.to_table(), "units": part * up.units // inside}]
         if attention:
             inner.append({"type": "attention", "heads": size})
-        # Deviations of start values go by what comes in: here by what comes into all pieces together.
+        # Deviations of start values depend on the number of inputs: here on that of all pieces together.
         last = {
             "type": "dense",
             "units": width,

@@ -15,7 +15,7 @@ class Transformer:
 
     @staticmethod
     def from_table(table: Table, shape: tuple[int, ...]) -> Layer:
-        """Make the block; `Layer.from_table` explains the arguments."""
+        """Make the block that `table` describes, for input samples of `shape`. Raises `UserError`."""
         shape = table.sequence(shape)
         width = shape[1]
         heads, hidden = table.whole("heads"), table.whole("hidden", 4 * width)
@@ -48,7 +48,7 @@ class Head:
 
     @staticmethod
     def from_table(table: Table, shape: tuple[int, ...]) -> Layer:
-        """Make the block; `Layer.from_table` explains the arguments."""
+        """Make the block that `table` describes, for input samples of `shape`. Raises `UserError`."""
         dense = {"type": "dense", "units": table.whole("units"), "bias": table.flag("bias", True)}
         return Block(shape, table.layers(shape, [{"type": "layernorm"}, dense]))
 

@@ -5,7 +5,7 @@ import pytest
 
 from ringtmp.analysis import critical_path
 from ringtmp.errors import UserError
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 
 COLUMNS = ["rank", "kind", "start", "end", "step", "micro_batch", "stage"]

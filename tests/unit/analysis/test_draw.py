@@ -8,7 +8,7 @@ from events import events_of
 import ringtmp
 from ringtmp.analysis import draw_gantt
 from ringtmp.analysis.draw import COLOURS
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.trace.events import KINDS
 

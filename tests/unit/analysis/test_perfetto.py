@@ -8,7 +8,7 @@ from events import events_of
 
 import ringtmp
 from ringtmp.analysis import write_perfetto
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 
 

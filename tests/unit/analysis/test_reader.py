@@ -7,7 +7,7 @@ from events import events_of
 
 import ringtmp
 from ringtmp.analysis import open_run, peak_in_flight, staleness
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 
 

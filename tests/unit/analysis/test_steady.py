@@ -5,7 +5,7 @@ import pytest
 
 from ringtmp.analysis.steady import steady
 from ringtmp.errors import UserError
-from ringtmp.schedule.plan import build
+from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 
 SECOND = 10**9

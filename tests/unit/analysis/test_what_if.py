@@ -10,7 +10,7 @@ import ringtmp
 from ringtmp.analysis import open_run
 from ringtmp.analysis import what_if as hindsight
 from ringtmp.commands.plan import main
-from ringtmp.schedule.plan import SCHEDULES
+from ringtmp.schedule.registry import SCHEDULES, plan_names
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.simulate.planner import ENGINE, RULE
 
@@ -50,7 +50,9 @@ def test_as_it_was_run(tmp_path, mode, chunks, own):
     assert measured.seconds > 4 * 3 * 0.5e-3
     assert (measured.idle, measured.first) == (pytest.approx(0, abs=0.02), 2)
     others = [
-        name for name in (RULE, *SCHEDULES) if name != own and (chunks == 1 or name == RULE or SCHEDULES[name][1])
+        name
+        for name in (RULE, *plan_names())
+        if name != own and (chunks == 1 or name == RULE or SCHEDULES[name].takes_chunks)
     ]
     wanted = [f"with {name}" for name in others if not (chunks == 1 and name == "interleaved")]
     assert [case.what for case in found[1:]] == [

@@ -8,7 +8,7 @@ import pytest
 from ringtmp.commands.plan import main
 from ringtmp.config.command_line import parse
 from ringtmp.config.schema import make_config
-from ringtmp.schedule.plan import SCHEDULES
+from ringtmp.schedule.registry import plan_names
 from ringtmp.simulate.planner import RULE
 
 SMALL = ["--model", "mlp:64-64x3-10", "--ranks", "2", "--speed", "1", "--batch-size", "16"]
@@ -27,8 +27,8 @@ def test_table(capsys):
     out = capsys.readouterr().out
     assert "mlp:64-64x3-10 over 2 ranks, 16 samples a step; simulated" in out
     rows = table_of(out)
-    assert {row["schedule"].removesuffix(" <--") for row in rows} == {RULE, *SCHEDULES}
-    assert len(rows) <= 3 + len(SCHEDULES) + 1
+    assert {row["schedule"].removesuffix(" <--") for row in rows} == {RULE, *plan_names()}
+    assert len(rows) <= 3 + len(plan_names()) + 1
     (best,) = (row for row in rows if row["schedule"].endswith(" <--"))
     name = best["schedule"].removesuffix(" <--")
     how = "--mode ready" if name == RULE else f"--schedule {name}"

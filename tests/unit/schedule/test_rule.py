@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ringtmp.schedule.local_rule import NONE, B, F, I, U, W, adapt, fill, first_limits, held_back, urgent
-from ringtmp.schedule.plan import SCHEDULES, build
-from ringtmp.schedule.policies import FollowPlan, LocalRule, Stream
+from ringtmp.action_kinds import B, F, I, U, W
+from ringtmp.schedule.local_rule import NONE, adapt, fill, first_limits, held_back, urgent
+from ringtmp.schedule.policies import FollowPlan, LocalRule
+from ringtmp.schedule.registry import SCHEDULES, build, plan_names
+from ringtmp.schedule.schedules.pipedream import Stream
 
 
 def chunk(f=0, i=0, w=0, *, can="", evaluating=False, exhausted=False, place=None):
@@ -114,10 +116,10 @@ def test_nothing_is_chosen_that_cannot_run():
         assert what == NONE if not can else flags[what][0]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", plan_names())
 def test_follower_keeps_to_the_plan(name):
     """Whatever could run, the plan's next action is the one; and it starts again after the last."""
-    v = 2 if SCHEDULES[name][1] else 1
+    v = 2 if SCHEDULES[name].takes_chunks else 1
     plan = build(name, 3, 4, v)
     for rank in range(3):
         want = [8 * (a.stage // 3) + "FIWUB".index(a.kind) for a in plan.ranks[rank]]

@@ -15,8 +15,9 @@ from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import LOOK, Stage
 from ringtmp.schedule.partition import partition
-from ringtmp.schedule.plan import SCHEDULES, build, peak_in_flight
+from ringtmp.schedule.plan import peak_in_flight
 from ringtmp.schedule.policies import POSTED, FollowPlan, LocalRule
+from ringtmp.schedule.registry import build, plan_names
 from ringtmp.simulate import planner
 from ringtmp.simulate.pipeline import simulate
 from ringtmp.simulate.planner import ENGINE, RULE, Choice, Problem, explore, fits, measure, recommend, run
@@ -218,7 +219,7 @@ def test_explore():
     assert [c.seconds for c in choices] == sorted(c.seconds for c in choices)
     ways = [(c.schedule, c.micro_batches, c.chunks, c.w_group, c.ahead) for c in choices]
     assert len(set(ways)) == len(ways)
-    assert {c.schedule for c in choices} == {RULE, *SCHEDULES}
+    assert {c.schedule for c in choices} == {RULE, *plan_names()}
     assert {c.micro_batches for c in choices} == {1, 2, 4, 8, 16}
     assert {(c.schedule, c.chunks) for c in choices} == {
         *((name, 1) for name in (RULE, "naive", "gpipe", "1f1b", "zb-h1", "zb-h2")),

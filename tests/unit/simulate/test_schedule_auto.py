@@ -5,8 +5,8 @@ import pytest
 import ringtmp
 from ringtmp.analysis import open_run
 from ringtmp.errors import UserError
-from ringtmp.schedule.plan import SCHEDULES
 from ringtmp.schedule.policies import POSTED
+from ringtmp.schedule.registry import plan_names
 
 
 def stored(path):
@@ -39,7 +39,7 @@ def test_auto(tmp_path, settings):
     result = ringtmp.train(**job, **settings, schedule="auto", out=str(tmp_path), name="auto")
     config = stored(tmp_path / "auto")
     assert config["mode"] in ("ready", "strict")
-    assert config.get("schedule", "none") in ("none", *SCHEDULES)
+    assert config.get("schedule", "none") in ("none", *plan_names())
     assert ("schedule" in config) == (config["mode"] == "strict")
     assert ("w_group" in config) == (config["mode"] == "ready")
     for key, value in settings.items():

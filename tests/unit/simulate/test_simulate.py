@@ -7,16 +7,29 @@ import naive_clock
 import numpy as np
 import pytest
 
+from ringtmp.action_kinds import KINDS
 from ringtmp.emulate.jitter import stretch, uniform
+from ringtmp.schedule import lock_step
 from ringtmp.schedule.check import PlanError, check
-from ringtmp.schedule.plan import SCHEDULES, Plan, build, peak_in_flight
+from ringtmp.schedule.plan import Action, Plan, peak_in_flight
 from ringtmp.schedule.policies import LocalRule
-from ringtmp.simulate.pipeline import Scene, StuckError, record, simulate
+from ringtmp.schedule.registry import SCHEDULES, build, plan_names
+from ringtmp.simulate.pipeline import Scene, StuckError, simulate
 
 
 def simulated(p, m, name=None, v=1, steps=20, **how):
     """An even ring under the clock: a plan, or the rule."""
     return simulate(Scene.even(p, m, chunks=v), build(name, p, m, v) if name else None, steps=steps, **how)
+
+
+def record(name, scene, limits):
+    """A plan: what the local rule does in one step of `scene` under fixed limits."""
+    scene = replace(scene, pieces=((1.0,),) * (scene.ranks * scene.chunks))
+    ranks = [[] for _ in range(scene.ranks)]
+    for stage, kind, number, *_ in simulate(scene, steps=1, adaptive=False, limits=limits, most=10**9, log=True).log:
+        letter = KINDS[int(kind)]
+        ranks[int(stage) % scene.ranks].append(Action(int(stage), letter, -1 if letter == "U" else int(number)))
+    return Plan(name, scene.micro_batches, scene.ranks * scene.chunks, tuple(map(tuple, ranks)))
 
 
 # ---- the twin --------------------------------------------------------------------------------------------------------
@@ -71,11 +84,11 @@ def compare(scene, plan=None, **how):
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.3])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", plan_names())
 def test_plans_as_the_twin_has_them(name, jitter):
     rng = random.Random(f"{name} {jitter}")
     for _ in range(8):
-        p, m, v = rng.randint(1, 4), rng.randint(1, 6), rng.choice([1, 2, 3]) if SCHEDULES[name][1] else 1
+        p, m, v = rng.randint(1, 4), rng.randint(1, 6), rng.choice([1, 2, 3]) if SCHEDULES[name].takes_chunks else 1
         compare(
             scene_of(rng, p, v, m, jitter), build(name, p, m, v), steps=rng.randint(1, 3), lag=rng.choice([0, 0, 1])
         )
@@ -124,6 +137,18 @@ def test_what_is_recorded_repeats_itself():
     fixed = simulate(scene, steps=1, limits=limits, adaptive=False)
     again = simulate(scene, plan, steps=1)
     assert (again.seconds, again.held.tolist()) == (fixed.seconds, fixed.held.tolist())
+
+
+def test_lock_step_is_the_clock_where_all_actions_take_equally_long():
+    rng = random.Random(8)
+    for _ in range(60):
+        p, m, v, cap = rng.randint(1, 6), rng.randint(1, 12), rng.choice([1, 2, 3]), rng.randint(1, 12)
+        limit = [[rng.randint(1, 12) for _ in range(v)] for _ in range(p)]
+        scene = Scene.even(p, m, chunks=v)
+        plan = record("both", scene, (np.full((p, v), cap), np.array(limit)))
+        assert lock_step.record("both", p, m, v, cap, limit) == plan
+        steps = rng.randint(1, 4)
+        assert lock_step.duration(plan, steps) == round(simulate(scene, plan, steps=steps).seconds * v)
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------------
