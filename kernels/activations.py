@@ -1,6 +1,6 @@
 """Activations by code, as compiled code tells them apart: forward on a matrix in place, and the way back."""
 
-from kernels.registry import kernel
+from kernels.compilation import kernel
 from kernels.scalar import INV_SQRT_2PI, normal, tanh
 
 ACTIVATIONS = {"linear": 0, "relu": 1, "tanh": 2, "sigmoid": 3, "gelu": 4, "silu": 5}

@@ -7,8 +7,8 @@ al. 2022, "FlashAttention", algorithms 1 and 4).
 
 import math
 
+from kernels.compilation import kernel
 from kernels.gemm import across, along, transpose
-from kernels.registry import kernel
 from kernels.scalar import exp
 
 BLOCK = 32  # queries

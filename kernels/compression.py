@@ -5,7 +5,7 @@ from numba import types
 from numba.extending import overload
 
 from kernels._jit import jit
-from kernels.registry import kernel
+from kernels.compilation import kernel
 
 _BINS = 11  # bits of a number that one pass of the selection sorts by
 

@@ -9,8 +9,8 @@ from numba import uintp
 
 from kernels._jit import jit
 from kernels.activations import LINEAR, RELU, activate, deactivate
+from kernels.compilation import kernel
 from kernels.gemm import across, along, column_sums
-from kernels.registry import kernel
 from kernels.tile import PANEL
 
 

@@ -5,8 +5,8 @@ on blocks of rows that are still in the cache.
 """
 
 from kernels.activations import LINEAR, RELU, activate, deactivate
+from kernels.compilation import kernel
 from kernels.gemm import across, along, column_sums, rows_to_panels
-from kernels.registry import kernel
 
 _ROWS = 64  # of a block that stays in the cache between product and activation
 

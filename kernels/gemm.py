@@ -12,7 +12,7 @@ caches and prefetchers like. A matrix with its rows one after another is called 
 from numba import uintp  # an index that cannot be negative is not checked for it, and its loop becomes vectors
 
 from kernels._jit import jit
-from kernels.registry import kernel
+from kernels.compilation import kernel
 from kernels.tile import PANEL, SHAPES, copy_panel_row, tile_across, tile_along, transpose_square
 
 _ROWS4, _ROWS8 = SHAPES[4].rows, SHAPES[8].rows

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kernels.names import LOSSES, Loss
-from kernels.registry import kernel
+from kernels.compilation import kernel
+from kernels.registry import LOSSES, Loss
 
 
 def loss(

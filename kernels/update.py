@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from kernels._jit import inlined, jit
+from kernels.compilation import kernel
 from kernels.elementwise import add_to, clip_value, scale_by
-from kernels.names import OPTIMIZERS, Rule
-from kernels.registry import kernel
+from kernels.registry import OPTIMIZERS, Rule
 
 BLOCK = 2048  # numbers of a block of a served update, and at least of its room; a whole number of vectors
 RUN = ("lr", "weight_decay", "momentum", "step")  # what a run sets

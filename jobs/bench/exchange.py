@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from jobs.lib.compare import compared
 from jobs.lib.store import publish_benchmark
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ps.compression import Compressor
 from ps.consistency import Consistency
 from ps.exchange import KeyRangeViews, ServerExchange
@@ -129,7 +129,7 @@ def main() -> None:
     arguments.add_argument("--message-size", type=int, default=1 << 20, help="bytes of a range [1048576]")
     options = arguments.parse_args()
     world = MPI.COMM_WORLD
-    compile_all(np.float32, {"base", "serve"})
+    prepare_kernels(np.float32, {"base", "serve"})
     rows = []
     for name, model in CASES.items():
         ours = Ours(world.Dup(), model, options.message_size)

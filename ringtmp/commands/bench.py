@@ -11,8 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from kernels.compilation import prepare_kernels
 from kernels.machine import bandwidth, peak_flops
-from kernels.registry import compile_all
 from kernels.tile import simd
 from ringtmp.emulate.layer_costs import layer_costs
 from ringtmp.errors import UserError
@@ -24,7 +24,7 @@ from ringtmp.nn.optimizers import Optimizer
 def _table(spec: str, rows: list[int], dtype: str) -> None:
     shape, classes, is_text = sample_of(spec)
     model = build_model(spec, "auto", shape, "classes", classes, shape[0] if is_text else 1, is_text)
-    compile_all(dtype, model.families)
+    prepare_kernels(dtype, model.families)
     flops, bytes_per_s = peak_flops(dtype), bandwidth()
     vectors = simd()
     processor = f"{vectors['cpu']}, {vectors['vector_bits']} bits"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.names import OPTIMIZERS
+from kernels.registry import OPTIMIZERS
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
 

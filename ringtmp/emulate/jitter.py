@@ -7,7 +7,7 @@ same one, whatever the order in which actions run.
 import numpy as np
 
 from kernels._jit import jit
-from kernels.registry import kernel
+from kernels.compilation import kernel
 
 
 @jit

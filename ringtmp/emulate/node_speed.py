@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ringtmp.comm.mpi import raise_on_all
 from ringtmp.emulate.layer_costs import Cost, layer_costs
 from ringtmp.emulate.nodes import nominal, parse_pace
@@ -36,7 +36,7 @@ def costs_on(model: Model, dtype: np.dtype, optimizer: Optimizer) -> CostTable:
 
     @cache
     def table(rows: int, w_group: int) -> list[Cost]:
-        compile_all(dtype, model.families)
+        prepare_kernels(dtype, model.families)
         costs = layer_costs(model, rows, dtype, optimizer)
         if w_group == 1:
             return costs

@@ -98,7 +98,7 @@ class Layer:
     takes_shape: ClassVar[bool] = False  # as first layer it takes samples in their own shape, not as a vector
     aliased: ClassVar[bool] = False  # y is x in another shape: it has no separate buffers
     packed: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
-    family: ClassVar[str] = "base"  # of its kernels (`kernels.registry`)
+    family: ClassVar[str] = "base"  # of its kernels (`kernels.compilation`)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let tables name the class by its `kind`."""

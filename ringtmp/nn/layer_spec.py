@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kernels.activations import ACTIVATIONS
-from kernels.names import Registry
+from kernels.registry import Registry
 from ringtmp.errors import UserError
 
 Shape = tuple[int, ...]

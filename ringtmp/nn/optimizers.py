@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from kernels.elementwise import clip_value, scale_by
-from kernels.names import OPTIMIZERS, Rule
+from kernels.registry import OPTIMIZERS, Rule
 from ringtmp.nn.layer import Array
 
 
@@ -18,7 +18,7 @@ class Optimizer:
     Parameters
     ----------
     name : str
-        One of `kernels.names.OPTIMIZERS`; another one is a `UserError`.
+        One of `kernels.registry.OPTIMIZERS`; another one is a `UserError`.
     weight_decay : float
         0 or more; the rule decides what it means.
     momentum : float
@@ -41,7 +41,7 @@ class Optimizer:
         return OPTIMIZERS[self.name]
 
     def load(self) -> None:
-        """Import the rule, so that `kernels.registry.compile_all` finds its kernels. Raises `KeyError`."""
+        """Import the rule, so that `kernels.compilation.prepare_kernels` finds its kernels. Raises `KeyError`."""
         assert self.rule.name == self.name
 
     @property

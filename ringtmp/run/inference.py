@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.loading import newest_checkpoint
 from ringtmp.data.dataset import DataInfo, DataSet, Scale, open_data
@@ -95,7 +95,7 @@ class TrainedNetwork:
             bool(info.alphabet),
         )
         self.dtype = np.dtype(self.config["dtype"])
-        compile_all(self.dtype, self.model.families)
+        prepare_kernels(self.dtype, self.model.families)
 
     @property
     def is_classes(self) -> bool:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kernels.compilation import prepare_kernels
 from kernels.denormals import flush_denormals
-from kernels.registry import compile_all
 from kernels.tile import simd
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm import ulfm
@@ -260,9 +260,9 @@ def _compile_kernels(trainer: Trainer, session: Session) -> None:
     """Compile the kernels that are needed, or load them from the cache; the first rank of each host compiles."""
     job, log = session.job, session.reporter.say if session.reporter else None
     job.optimizer().load()
-    compile_all(job.dtype, job.model.families | trainer.kernel_families(), log=log)
+    prepare_kernels(job.dtype, job.model.families | trainer.kernel_families(), log=log)
     if job.config.node_speed:
-        compile_all(np.float64, {"jitter"})
+        prepare_kernels(np.float64, {"jitter"})
     session.report.mark("split")
 
 

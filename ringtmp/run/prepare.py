@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm.mpi import from_rank_0, raise_on_all
 from ringtmp.config.overrides import merge
@@ -155,7 +155,7 @@ def preload(from_file: dict[str, Any], flags: dict[str, Any], reads_data: bool) 
     folder = resumed_folder(values)
     config, info = make_config(merge(folder.config(), values)), DataInfo.from_json(folder.data())
     Optimizer(config.optimizer).load()
-    compile_all(config.dtype, build_run_model(config, info).families | {"keep", "serve"})
+    prepare_kernels(config.dtype, build_run_model(config, info).families | {"keep", "serve"})
     if reads_data:
         open_run_data(config, None, info)
 

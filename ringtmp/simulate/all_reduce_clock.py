@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels._jit import inlined, jit
-from kernels.registry import declare
+from kernels.compilation import declare
 from ringtmp.action_kinds import U
 from ringtmp.simulate.worker_step import Floats, Workers, jittered, work_step
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels._jit import inlined, jit
-from kernels.registry import declare
+from kernels.compilation import declare
 from ringtmp.action_kinds import U
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
 from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step

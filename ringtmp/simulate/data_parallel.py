@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.shards import dealt, grouped
@@ -181,7 +181,7 @@ def simulate_data_parallel(
 @cache
 def _compile(family: str) -> None:
     """Compile a simulator, or load it from the cache, once in a process: the look-up takes longer than a small run."""
-    compile_all(np.float64, {family})
+    prepare_kernels(np.float64, {family})
 
 
 def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ringtmp.action_kinds import KINDS
 from ringtmp.nn.layer import Array
 from ringtmp.schedule.local_rule import default_most, first_limits, fixed_limits
@@ -234,7 +234,7 @@ def simulate(
         The plan waits for itself.
     """
     ranks, chunks, stages = scene.ranks, scene.chunks, scene.ranks * scene.chunks
-    compile_all(np.float64, {"pipeline_clock"})
+    prepare_kernels(np.float64, {"pipeline_clock"})
     most = default_most(ranks, w_group) if most is None else most
     under_way = (1 + lag) * scene.micro_batches  # as `ringtmp.schedule.policies.LocalRule` counts
     if ahead:

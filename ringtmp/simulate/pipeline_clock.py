@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from kernels._jit import inlined, jit
-from kernels.registry import declare
+from kernels.compilation import declare
 from ringtmp.action_kinds import B, F, I, U, W
 from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, adapt, fill, held_back, urgent

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined, jit
-from kernels.registry import declare
+from kernels.compilation import declare
 from ringtmp.action_kinds import U
 from ringtmp.schedule.local_rule import NONE
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import jit
-from kernels.registry import declare
+from kernels.compilation import declare
 
 BLOCK = 1024  # words
 

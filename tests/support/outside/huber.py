@@ -7,7 +7,7 @@ from kernels.loss import loss
 
 @loss("huber", target="values")
 def huber(prediction, target, scale):
-    """Half the squared error of each number up to an error of 1, linear beyond; see `kernels.names.Loss`."""
+    """Half the squared error of each number up to an error of 1, linear beyond; see `kernels.registry.Loss`."""
     m, c = prediction.shape
     total = 0.0
     for i in range(m):

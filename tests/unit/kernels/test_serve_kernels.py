@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.compilation import prepare_kernels
 from kernels.compression import from_half, scatter, to_half, top_k
 from kernels.denormals import flush_denormals
-from kernels.names import OPTIMIZERS
-from kernels.registry import compile_all
+from kernels.registry import OPTIMIZERS
 from kernels.update import BLOCK
 
 DTYPES = [np.float32, np.float64]
@@ -257,8 +257,8 @@ def test_top_k_of_many(dtype):
 
 
 def test_all_signatures_are_compiled_ahead():
-    """`compile_all` on the family calls every kernel with the types that real calls have."""
+    """`prepare_kernels` on the family calls every kernel with the types that real calls have."""
     for dtype in DTYPES:
-        compile_all(dtype, ["serve"])
+        prepare_kernels(dtype, ["serve"])
     made = [*(OPTIMIZERS[name].served for name in RULES), to_half, from_half, top_k, scatter]
     assert [len(kernel.signatures) for kernel in made] == [2] * len(made)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.names import OPTIMIZERS
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
+from kernels.registry import OPTIMIZERS
 from ringtmp.nn.layer import aligned
 from ringtmp.nn.optimizers import Optimizer, learning_rate, make_slots, smaller
 
@@ -135,9 +135,9 @@ def test_beside_with_nan():
 
 
 def test_all_kernels_are_compiled_ahead():
-    """`compile_all` on the family calls them with the types that real calls have."""
+    """`prepare_kernels` on the family calls them with the types that real calls have."""
     for dtype in (np.float32, np.float64):
-        compile_all(dtype, ["keep"])
+        prepare_kernels(dtype, ["keep"])
         for name in SLOTS:
             beside(Optimizer(name), *state(name, dtype, 9, 0), 0.1, 1)
     assert {name: len(OPTIMIZERS[name].into.signatures) for name in SLOTS} == dict.fromkeys(SLOTS, 2)

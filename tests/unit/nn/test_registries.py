@@ -14,7 +14,7 @@ import swiglu_layer
 from mpi4py import MPI
 
 import ringtmp
-from kernels.names import LOSSES, OPTIMIZERS, Registry, one_of
+from kernels.registry import LOSSES, OPTIMIZERS, Registry, one_of
 from kernels.update import BLOCK
 from ringtmp.commands.export import export
 from ringtmp.config.schema import make_config

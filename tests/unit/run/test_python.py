@@ -134,8 +134,8 @@ def test_no_kernel_runs_before_all_are_compiled(monkeypatch):
     from ringtmp.run import launch
 
     order = []
-    compile_all, initialise = launch.compile_all, Stage.initialise
-    monkeypatch.setattr(launch, "compile_all", lambda *a, **k: order.append("compile") or compile_all(*a, **k))
+    prepare_kernels, initialise = launch.prepare_kernels, Stage.initialise
+    monkeypatch.setattr(launch, "prepare_kernels", lambda *a, **k: order.append("compile") or prepare_kernels(*a, **k))
     monkeypatch.setattr(Stage, "initialise", lambda *a: order.append("start values") or initialise(*a))
     ringtmp.train(data=samples(), steps=1, **SETTINGS)
     assert order == ["compile", "start values"]

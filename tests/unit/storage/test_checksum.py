@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.registry import compile_all
+from kernels.compilation import prepare_kernels
 from ringtmp.storage.checksum import checksum
 
 COUNTS = st.integers(0, 5000) | st.sampled_from([0, 1, 2, 1023, 1024, 1025, 2048, 3073])
@@ -107,7 +107,7 @@ def test_several_arrays_in_order(dtype):
 
 def test_no_kernel_is_compiled_later():
     """Any start, and words that may be written or not."""
-    compile_all(np.float32, ["keep"])
+    prepare_kernels(np.float32, ["keep"])
     compiled = sys.modules["ringtmp.storage.checksum"]._checksum
     before = len(compiled.signatures)
     words = some(100, 0)
