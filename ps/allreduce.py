@@ -1,7 +1,7 @@
 """The control without a server: gradients are summed round a ring of workers, each of which updates all layers.
 
-A bucket (a range of keys) goes round (`ringtmp.comm.ring_allreduce`) as soon as its gradient exists and beside what
-follows in the backward pass; all ranks have the same bits of the sum.
+A bucket (a range of keys) is summed (`ringtmp.comm.ring_allreduce`) as soon as its gradient exists, during the rest of
+the backward pass; all ranks have the same bits of the sum.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,17 @@ if TYPE_CHECKING:
 class Bucket:
     """One key range and its gradient.
 
+    Parameters
+    ----------
+    keys : KeyRange
+        The range.
+    gradient : array [keys.size]
+        Its gradient, which the sum overwrites.
+
     Attributes
     ----------
     step : int
-        In which the gradient was last summed; -1: never.
+        Step in which the gradient was last summed; -1: never.
     here : bool
         Whether the update with the sum has been made.
     """
@@ -44,15 +51,19 @@ class AllReduce:
     Parameters
     ----------
     comm : Intracomm
+        All ranks.
     parameters : KeyRangeViews
+        The places of the key ranges in this worker's layers.
     optimizer : Optimizer
+        Updates the layers.
     rate : callable
         Learning rate of a step.
     recorder : Recorder
+        Records sends, receives and updates.
     paced : Paced or None
-        The emulated node, where there is one.
+        The emulated node, if any.
     nanoseconds : float
-        What an update of one parameter takes there.
+        Duration of an update of one parameter on the emulated node at its first speed.
     """
 
     def __init__(
@@ -100,7 +111,7 @@ class AllReduce:
         return self.sums.poll()
 
     def _update(self, number: int) -> None:
-        """The sum of a key range is complete: update its parameters."""
+        """Update the parameters of a key range whose sum is complete."""
         begin, bucket = clock(), self.buckets[number]
         for layer, start, stop, at in bucket.keys.segments:
             state = self.parameters.states[layer]

@@ -13,7 +13,7 @@ from ps.setup import RankSetup
 from ps.worker import Worker
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm import mpi
-from ringtmp.comm.waiting import Backoff
+from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.errors import RunFailure
 from ringtmp.trace.recorder import clock
 
@@ -148,23 +148,25 @@ class RankLoop:
 
     def _finish(self) -> None:
         """Serve until all workers have ended."""
-        self._backoff.reset()
-        since = clock()
-        while not self._over or not self.mailbox.idle() or not self.background.finish_replication():
-            begin, recorded = clock(), self.recorder.recorded
-            moved = self.mailbox.poll()
-            moved |= self.background.poll()
-            if self.coordinator and not self._over and not moved and self._all_ended():
-                self.coordinator.announce_end()
-                self._over = True
-            if moved or self.recorder.recorded != recorded:
-                if begin > since:
-                    self.recorder.record("wait", since, begin, -1)
-                since = clock()
-                self._backoff.reset()
-            else:
-                self._backoff.pause()
-        self.recorder.record("wait", since, clock(), -1)
+        wait = WaitLoop(
+            self._backoff,
+            self._poll,
+            lambda begin, end: self.recorder.record("wait", begin, end, -1) if end > begin else None,
+            booked=lambda: self.recorder.recorded,
+        )
+        wait.until(
+            lambda: self._over and self.mailbox.idle() and self.background.finish_replication(),
+            clock(),
+        )
+
+    def _poll(self) -> bool:
+        """Poll messages and what goes on beside them, and announce the end when all have ended (rank 0)."""
+        moved = self.mailbox.poll()
+        moved |= self.background.poll()
+        if self.coordinator and not self._over and not moved and self._all_ended():
+            self.coordinator.announce_end()
+            self._over = True
+        return moved
 
     def _all_ended(self) -> bool:
         """Whether every worker has its last weights, every report has arrived, every checkpoint is written (rank 0)."""

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from ps.batch_split import BatchSplit
@@ -12,10 +13,9 @@ from ps.messages import Alive, Skip, StepDone, Stop, TestDone
 from ringtmp.action_kinds import F, I, W
 from ringtmp.comm import mpi
 from ringtmp.comm.messages import Mailbox
-from ringtmp.comm.waiting import Backoff
+from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace
-from ringtmp.errors import RunFailure
 from ringtmp.nn.layer import StepContext, pieces
 from ringtmp.nn.stage import Stage, Work
 from ringtmp.trace.fault_probe import FaultProbe
@@ -107,7 +107,12 @@ class Worker:
         self._has_parameters = [bool(state.flat.size) for state in stage.states]
         self._fresh = [True] * len(stage.states)  # whether each layer uses its newest weights
         self._end, self._step, self._skip_to = total, start, start
-        self._backoff = Backoff(crowded)
+        self._missing = -1  # key range that this worker waits for
+        wait = partial(WaitLoop, Backoff(crowded), self.poll, booked=lambda: recorder.recorded)
+        self._weights_wait = wait(
+            self._book_wait, self._stalled, limit=config.stall_timeout, idle=lambda now: self.standing.check()
+        )
+        self._rejoin_wait = wait(lambda begin, end: recorder.record("wait", begin, end, -1))
         self._random = random.Random(rank)
         self._alive_interval = min(ALIVE_INTERVAL, int(config.worker_timeout * 1e9 / 4))
         self._polled = self._spoke = clock()
@@ -161,14 +166,11 @@ class Worker:
         """
         mpi.warn("has been dropped by the others while it stood still, and asks to be taken back")
         self.standing.request(exchange.pushes_made)
-        self._backoff.reset()
-        since = clock()
-        while not self.standing.accepted() or any(exchange.missing(layer) >= 0 for layer in self.layers):
-            if self.poll():
-                self._backoff.reset()
-            else:
-                self._backoff.pause()
-        self.recorder.record("wait", since, clock(), -1)
+
+        def taken_back() -> bool:
+            return self.standing.accepted() and all(exchange.missing(layer) < 0 for layer in self.layers)
+
+        self._rejoin_wait.until(taken_back, clock())
         exchange.request_weights(self.standing.rejoined - 1)
         return self.standing.rejoined
 
@@ -286,29 +288,23 @@ class Worker:
 
         Raises `RunFailure` after `--stall-timeout` seconds without any progress.
         """
-        number = self.exchange.missing(layer)
-        if number < 0:
-            return
-        self._backoff.reset()
-        since = progressed = clock()
-        while number >= 0:
-            begin, recorded = clock(), self.recorder.recorded
-            moved = self.poll()
-            if moved or self.recorder.recorded != recorded:  # an `Alive` message, say
-                self.recorder.record("wait", since, begin, self._step - 1, stage=number)
-                since = clock()
-            if moved:
-                progressed = since
-                self._backoff.reset()
-                number = self.exchange.missing(layer)
-                continue
-            self.standing.check()
-            if begin - progressed > self.config.stall_timeout * 1e9:
-                raise RunFailure(
-                    f"the weights of key range {number} did not come for {self.config.stall_timeout:g} s after step "
-                    f"{self._step - 1} (--stall-timeout): its server is lost or hangs; the last checkpoint is kept"
-                )
-            self._backoff.pause()
+
+        def arrived() -> bool:
+            self._missing = self.exchange.missing(layer)
+            return self._missing < 0
+
+        if not arrived():
+            self._weights_wait.until(arrived, clock())
+
+    def _stalled(self, nanoseconds: int) -> str:
+        return (
+            f"the weights of key range {self._missing} did not come for {self.config.stall_timeout:g} s after step "
+            f"{self._step - 1} (--stall-timeout): its server is lost or hangs; the last checkpoint is kept"
+        )
+
+    def _book_wait(self, begin: int, end: int) -> None:
+        if end > begin:
+            self.recorder.record("wait", begin, end, self._step - 1, stage=self._missing)
 
     def poll(self) -> bool:
         """Poll messages, the exchange, and what else this rank does; True if anything has happened."""

@@ -119,7 +119,7 @@ def _model(paced: bool) -> Model:
 
 
 def cases() -> list[Case]:
-    """All of them, those of one number of ranks together."""
+    """All cases, those of one number of ranks together."""
     found = []
     for m in (8, 16):
         found += [Case(2, m, name, paced=False) for name in ("1f1b", "zb-h2", planner.RULE)]
@@ -136,9 +136,9 @@ def cases() -> list[Case]:
 
 
 def ideal(case: Case) -> float:
-    """Idle share that the schedule forces once steps chain: F, I and W of length 1, no latency, no jitter.
+    """Idle share that the schedule of `case` forces once steps overlap; F, I and W last 1, no latency or jitter.
 
-    The rule may hold as many micro-batches as in the run that is measured.
+    The rule may hold as many micro-batches as in the measured run.
     """
     scene = Scene.even(case.ranks, case.micro_batches, chunks=case.chunks, layers=LAYERS // case.ranks)
     plan = None if case.schedule == planner.RULE else build(case.schedule, case.ranks, case.micro_batches, case.chunks)
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def describe(case: Case) -> str:
-    """Ranks, micro-batches, way, and what is special."""
+    """Ranks, micro-batches, way and jitter of `case`, as text."""
     return f"p{case.ranks} m{case.micro_batches} {case.name}{f' jitter {case.jitter:.0%}' if case.jitter else ''}"
 
 

@@ -122,7 +122,7 @@ def samples(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def accumulating(net: nn.Module, pieces: int, quiet: Callable[[], Any] = nullcontext) -> Step:
-    """Step of `net` in which `pieces` micro-batches add up their gradients, all but the last inside `quiet()`."""
+    """Step of `net` in which `pieces` micro-batches add up their gradients, all but the last inside a `quiet` block."""
 
     def step(x: Tensor, y: Tensor) -> list[Tensor]:
         losses = []

@@ -36,12 +36,13 @@ class Setting:
     Parameters
     ----------
     ranks, micro_batches : int
+        Ranks, and micro-batches of a step.
     latency : float
-        Of a message, in units of an action.
+        Latency of a message, in units of an action.
     jitter : float
-        Relative standard deviation of the duration of actions.
+        Bound of the relative change of each action's duration, from 0 to below 1.
     slow : float
-        How many times as long the middle rank takes (1: as long as the others).
+        Duration of the middle rank's actions, relative to those of the others.
     most : int
         Bound of the micro-batches that a rank may hold, in units of `ranks`.
     """
@@ -54,7 +55,7 @@ class Setting:
     most: int  # in units of the ranks
 
     def scenes(self) -> list[Scene]:
-        """One for each seed."""
+        """One scene for each seed."""
         slower = {self.ranks // 2: self.slow} if self.slow != 1 else None
         return [
             Scene.even(
@@ -71,7 +72,7 @@ class Setting:
 
 
 def settings(quick: bool) -> list[Setting]:
-    """What is swept."""
+    """The settings that are swept; `quick`: few of them."""
     rings = [(4, 8), (8, 16)] if quick else [(2, 8), (4, 8), (4, 16), (8, 8), (8, 16), (8, 32), (16, 32), (16, 64)]
     delays, jitters = ((0.05,), (0.0, 0.3)) if quick else ((0.0, 0.05, 0.5), (0.0, 0.1, 0.3))
     return [
@@ -81,7 +82,7 @@ def settings(quick: bool) -> list[Setting]:
 
 
 def sweep(setting: Setting) -> dict[str, Any]:
-    """Idle share of the best fixed limits, of the rule by itself, and of the best plans."""
+    """Idle share of the best fixed limits, of the rule by itself, and of the best plans, for `setting`."""
     p, m, scenes = setting.ranks, setting.micro_batches, setting.scenes()
     most = min(setting.most * p, m)
 

@@ -35,16 +35,16 @@ State = tuple[int, ...]  # how many F, I, W each rank has done since the start: 
 
 @dataclass(frozen=True)
 class Figures:
-    """Time of a single step, and of a step once steps chain."""
+    """Time of a single step, and of a step once steps overlap, in units of an action."""
 
     makespan: float
     period: float
 
 
 def optimum(p: int, m: int, cap: int | None = None) -> Figures:
-    """The best that any order of actions on `p` ranks with `m` micro-batches can do.
+    """The least times of any order of actions.
 
-    Time runs in units, and `front` holds what can have been done by now. Nothing is lost by
+    Time runs in units, and `front` holds the states that can be reached by now. Nothing is lost by
 
     - counting: micro-batches are alike, so the n-th F of a rank may be taken to be that of micro-batch n;
     - whole units: every order, each action as early as it can be, begins actions at whole times only;
@@ -52,13 +52,23 @@ def optimum(p: int, m: int, cap: int | None = None) -> Figures:
       constraints say "the n-th of this after the k-th of that" (the cap and the chained steps too), so from the other
       state the same actions can follow, less those that it has behind it.
 
-    What can follow does not depend on how many whole steps lie behind. So once a front is an earlier one moved on by
-    some steps, all later ones repeat, and the steps per time in between are what the best endless schedule has.
+    The possible continuations do not depend on the number of whole steps before. So once a front is an earlier one
+    moved on by some steps, all later ones repeat, and the steps per time in between are those of the best endless
+    schedule.
+
+    Parameters
+    ----------
+    p : int
+        Ranks.
+    m : int
+        Micro-batches of a step.
+    cap : int, optional
+        Most micro-batches that a rank may hold; by default any number.
 
     Raises
     ------
     ValueError
-        `cap` allows no micro-batch at all.
+        `cap` is below 1.
     """
     if cap is not None and cap < 1:
         raise ValueError(f"cap: expected 1 or more, got {cap}")
@@ -109,10 +119,21 @@ def _undominated(states: set[State]) -> list[State]:
 
 
 def reached(p: int, m: int, cap: int | None, plan: Plan | None = None) -> Figures | None:
-    """What a plan or, without one, the local rule does under the clock; None if it holds more than `cap`.
+    """Simulated times of a plan or, without one, of the local rule; None if it holds more than `cap` micro-batches.
 
     The rule's single step is its first, the chained ones come after it has learnt. They are counted over 24 steps:
     exact, unless they repeat only after a number of steps that does not divide 24.
+
+    Parameters
+    ----------
+    p : int
+        Ranks.
+    m : int
+        Micro-batches of a step.
+    cap : int or None
+        Most micro-batches that a rank may hold; None: any number.
+    plan : Plan, optional
+        The plan.
     """
     scene = Scene.even(p, m)
     single, chained = (simulate(scene, plan, steps=steps, most=cap) for steps in (1, 48))
@@ -122,7 +143,10 @@ def reached(p: int, m: int, cap: int | None, plan: Plan | None = None) -> Figure
 
 
 def rows(ranks: Iterable[int] = (2, 3, 4), micro_batches: Iterable[int] = MICRO_BATCHES) -> list[dict[str, Any]]:
-    """A row for each case: the optimum, and what each schedule and the rule reach (null: holds too much)."""
+    """A row for each case: the optimum, and the times of each schedule and of the rule (null: holds too much).
+
+    `ranks` and `micro_batches` list the numbers that are combined.
+    """
     table = []
     for p, m in product(ranks, micro_batches):
         plans = {name: build(name, p, m) for name in NAMES}

@@ -25,9 +25,13 @@ class Updater:
     workers : sequence of int
         Ranks that work, in the order of the rows of `ServedRange.gradients`.
     rule : Consistency
+        Decides how gradients are weighted: BSP takes a mean over the samples that arrived.
     optimizer : Optimizer
+        Updates weights and slots.
     compressor : Compressor
+        Tells whether answers are sent from the weights themselves.
     recorder : Recorder
+        Records the updates.
     rate : callable
         Learning rate of a step.
     batch_size : int
@@ -39,7 +43,7 @@ class Updater:
     nanoseconds : float
         Duration of an update of one parameter on the emulated node at its first speed.
     probe : FaultProbe or None
-        Told of every update.
+        Called at every update.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Updater:
         self._scratch = [aligned(SERVE_BLOCK, compressor.dtype) for _ in range(threads)]
 
     def update(self, served: ServedRange) -> None:
-        """Update a range by the sum of its pending gradients, of which there is at least one."""
+        """Update the range `served` by the sum of its pending gradients, of which at least one must exist."""
         begin = clock()
         order = tuple(sorted(served.pending))
         counted = sum(samples for _, samples in served.pending.values())
@@ -104,7 +108,7 @@ class Updater:
             self.probe.at("U", step)  # some other ranges of the step may be updated, and some not
         served.version = number
 
-        # On an emulated node the update lasts as long as there.
+        # An emulated node makes the update last its time.
         if self.paced:
             self.paced.stepped(step)
             self.paced.until(begin, size * self.nanoseconds * self.paced.factor(U, number))

@@ -1,4 +1,4 @@
-"""What would have made a run faster, and why: its own measured durations under the clock, and what-ifs beside them."""
+"""Changes that would have made a run faster: its measured durations are simulated with and without each change."""
 
 from dataclasses import dataclass, replace
 
@@ -18,17 +18,25 @@ from ringtmp.simulate.planner import ENGINE, RULE
 
 @dataclass(frozen=True)
 class Case:
-    """A way the run might have gone: what differs, and what the clock says."""
+    """One variant of the run.
+
+    Attributes
+    ----------
+    what : str
+        The change.
+    outcome : Outcome
+        Its simulated result.
+    """
 
     what: str
     outcome: Outcome
 
 
 def scene_of(run: Run) -> Scene:
-    """A run's stages with the medians of their measured durations, its links and its irregularity.
+    """The simulated ring of the run `run`: medians of its measured durations, its latency, and its jitter.
 
-    The latency is the least time from the end of an action to the start of what its message made possible; jitter is
-    that of a uniform factor with the deviation that F was seen to have.
+    The latency is the least time from the end of an action to the start of the action that its message allowed; jitter
+    is that of a uniform factor with the measured deviation of F.
     """
     events, config = run.events(), run.config
     first = run.ranks().iloc[0]
@@ -61,7 +69,10 @@ def _latency(events: pd.DataFrame) -> float:
 
 
 def cases(run: Run) -> tuple[Steady, list[Case]]:
-    """The run as it was measured; then under the clock: as it was, in every other way, and with one thing mended."""
+    """The run as measured, and simulated variants of it: the run itself, every other schedule, and single changes.
+
+    `run` is the run. Raises `UserError` if its schedule is asynchronous.
+    """
     first = run.ranks().iloc[0]
     if not schedule_named(first["schedule"] or None).synchronous:
         raise UserError(f"trace: {run.path} was trained with {first['schedule']}: other schedules give other numbers")
@@ -88,7 +99,25 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
 
 
 def explain(path: str, out: str | None = None) -> list[Case]:
-    """Print what would have made the run at `path` faster, and why; returns the cases. Raises `UserError`."""
+    """Print the variants that would have made a run faster.
+
+    Parameters
+    ----------
+    path : str
+        The run folder.
+    out : str, optional
+        File into which two steps of the run are drawn.
+
+    Returns
+    -------
+    list of Case
+        The variants.
+
+    Raises
+    ------
+    UserError
+        The run has no trace, its schedule is asynchronous, or `out` cannot be written.
+    """
     from rich.console import Console
     from rich.table import Table
 

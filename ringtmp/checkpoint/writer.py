@@ -85,13 +85,12 @@ class Outcome:
 
     Attributes
     ----------
-    kind : str
-    step : int
-        As given to `Writer.put`.
+    kind, step : str, int
+        Arguments of `Writer.put`.
     value : object
-        What the work returned.
+        Result of the work.
     error : OSError or None
-        What ended it.
+        Error that ended it.
     """
 
     kind: str

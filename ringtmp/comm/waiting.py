@@ -50,11 +50,8 @@ def _nothing(now: int) -> None:
 class WaitLoop:
     """Polls until something is ready: backs off, books the wait, and fails if nothing arrives for too long.
 
-    The ring's engine waits in it for the next action that can run (`ringtmp.ring.engine`). A worker of the parameter
-    server can wait in it for weights: `poll` moves its messages and its exchange and sends signs of life, `booked` is
-    the recorder's number of events (a sign of life that is sent is an event), `idle` raises if the other ranks have
-    dropped this worker, `ready` says that no key range is missing; a rank that only serves waits for the end without a
-    `limit`.
+    The ring's engine waits in it for the next action that can run (`ringtmp.ring.engine`), a worker of the parameter
+    server for weights (`ps.worker`), and each of the server's ranks for the end of the run (`ps.rank`).
 
     Parameters
     ----------
@@ -81,7 +78,7 @@ class WaitLoop:
         backoff: Backoff,
         poll: Callable[[], bool],
         book: Callable[[int, int], None],
-        stalled: Callable[[int], str],
+        stalled: Callable[[int], str] = "no progress for {} ns".format,
         limit: float = math.inf,
         idle: Callable[[int], None] = _nothing,
         booked: Callable[[], int] = lambda: 0,

@@ -30,12 +30,12 @@ _SIMULATED: dict[str, Any] = {"ranks": 4, "micro_batches": 8, "chunks": 1, "late
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Make the file that `options` (of `_arguments`) ask for.
+    """Draw what `options`, from `_arguments`, request.
 
     Raises
     ------
     UserError
-        What is to be drawn is not there, or the file cannot be written.
+        The subject does not exist, an option does not fit it, or the file cannot be written.
     """
     check_ending(options.out)
     simulated = options.what == "rule" or options.what.startswith("plan:")
@@ -118,19 +118,19 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("what", help="a run folder, plan:NAME (naive, gpipe, 1f1b, ...), or rule: the local rule")
     endings = ", ".join(ENDINGS)
-    parser.add_argument("--out", required=True, metavar="FILE", help=f"{endings}; replaced if it is there")
+    parser.add_argument("--out", required=True, metavar="FILE", help=f"{endings}; an existing file is replaced")
     parser.add_argument(
         "--steps",
         metavar="A-B",
-        help="of a trace: A-B or all [two in the middle]; of a simulation: how many, or A-B [1]",
+        help="of a trace: A-B or all [two in the middle]; of a simulation: their number, or A-B [1]",
     )
-    parser.add_argument("--launch", type=int, help="of a trace: 0 is the first [the newest]")
+    parser.add_argument("--launch", type=int, help="launch of a trace, from 0 [the newest]")
     simulated = parser.add_argument_group("for plan:NAME and rule")
     for name, meaning in (
-        ("ranks", "in the ring"),
-        ("micro_batches", "of a step"),
+        ("ranks", "ranks of the ring"),
+        ("micro_batches", "micro-batches of a step"),
         ("chunks", "stages of a rank"),
-        ("latency", "time a message is under way; an action of a rank takes 1"),
+        ("latency", "time of a message; an action of a rank takes 1"),
         ("jitter", "an action takes 1 - jitter to 1 + jitter"),
     ):
         default = _SIMULATED[name]
@@ -144,7 +144,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Parse and draw, on rank 0; the exit status."""
+    """Parse and draw, on rank 0 of `comm`; return the exit status. `stop` holds a received signal."""
 
     def work() -> None:
         try:

@@ -13,8 +13,8 @@ from kernels.names import OPTIMIZERS
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
 
-_ABOUT = """Put every schedule, number of micro-batches, of chunks a rank and of micro-batches in one product of W under
-the clock, with the network's own layer times, and say which is fastest within the memory."""
+_ABOUT = """Simulate every schedule, number of micro-batches, of chunks a rank and of micro-batches in one product of W
+with the network's own layer times, and print which is fastest within the memory."""
 _EXAMPLES = """examples:
   python -m ringtmp plan --model mlp:1024-1024x15-10 --ranks 8 --batch-size 512
   python -m ringtmp plan --model gpt:layers=14,width=256,heads=8,context=128 --ranks 8 --batch-size 64 \\
@@ -32,16 +32,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    page.add_argument("--model", help="as --model of ringtmp.train takes it, a file of [[layers]] excepted")
-    page.add_argument("--ranks", type=int, default=8, help="[8]")
+    page.add_argument("--model", help="short form of a model, as in --model of ringtmp.train")
+    page.add_argument("--ranks", type=int, default=8, help="ranks of the ring [8]")
     page.add_argument("--batch-size", type=int, default=64, help="samples of a step [64]")
-    page.add_argument("--micro-batches", help="only these, as in 8,16,32 [powers of two]")
-    page.add_argument("--schedule", help="only these, as in ready,1f1b [all; ready is the local rule]")
-    page.add_argument("--chunks", help="only these, as in 1,2 [1,2,3 as far as there are layers]")
-    page.add_argument("--link-latency", default="20us", help="of a message [20us]")
+    page.add_argument("--micro-batches", help="only these, such as 8,16,32 [powers of two]")
+    page.add_argument("--schedule", help="only these, such as ready,1f1b [all; ready is the local rule]")
+    page.add_argument("--chunks", help="only these, such as 1,2 [1,2,3 as far as there are layers]")
+    page.add_argument("--link-latency", default="20us", help="latency of a message [20us]")
     page.add_argument("--link-bandwidth", default="1.25GB/s", help="bytes or bits a second [1.25GB/s]")
-    page.add_argument("--memory", help="bound for weights, optimizer and activations of a rank, as in 2GB")
-    page.add_argument("--speed", help="GFLOP/s of nodes, one for all or for each; default: as measured on this machine")
+    page.add_argument("--memory", help="bound for weights, optimizer and activations of a rank, such as 2GB")
+    page.add_argument("--speed", help="GFLOP/s of nodes, one for all or for each; default: measured on this machine")
     page.add_argument("--jitter", type=float, default=0.0, help="durations vary by 1 +- this [0]")
     page.add_argument("--optimizer", default="adamw", choices=OPTIMIZERS.names(), help="[adamw]")
     page.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="[float32]")
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, compute and print; the exit status."""
+    """Run the command with the words `argv`; return the exit status."""
     try:
         options = parser().parse_args(argv)
         if options.trace:

@@ -153,7 +153,7 @@ def _run_folder(values: dict[str, Any], flags: list[str]) -> RunFolder:
 
 
 def main(argv: list[str]) -> int:
-    """Run the supervisor; return the exit status."""
+    """Run the supervisor with the words `argv`; return the exit status."""
     try:
         options = _parser().parse_args(argv)
         if not shutil.which(shlex.split(options.mpirun)[0]):

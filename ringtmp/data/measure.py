@@ -19,6 +19,7 @@ class Measure:
     Parameters
     ----------
     source : Source
+        The data.
     train : int64 array or None
         Rows of `source.x` that are training samples; None: all.
     classes : bool

@@ -21,7 +21,7 @@ def uniform(seed: int, stage: int, kind: int, number: int) -> float:
     stage : int
         Stage along the chain of layers; in a data-parallel simulation worker x layers + layer.
     kind : int
-        0 to 4, the numbers of F, I, W, U and B in `ringtmp.schedule.local_rule`.
+        0 to 4, the numbers of F, I, W, U and B in `ringtmp.action_kinds`.
     number : int
         Micro-batch of the action, counted on from step to step; of an update the step.
     """

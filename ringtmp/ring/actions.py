@@ -114,7 +114,7 @@ class Actions:
         begin = self._labels(chunk, slot, work)
 
         # Compute; on the last stage the loss, and its gradient.
-        chunk.forward(self._context(phase, number))
+        chunk.stage.forward(work, self._context(phase, number), chunk.versions.take(place, phase))
         if chunk.last:
             loss, correct = chunk.stage.loss(work, self.settings.loss_scale if phase.training else 0.0)
             self.loss_sum += loss

@@ -263,13 +263,6 @@ class Chunk:
 
     # ---- the arithmetic of actions -------------------------------------------------------------------------------
 
-    def forward(self, moment: StepContext) -> Work:
-        """Compute F of the next micro-batch, whose input is in its slot."""
-        place = self.place
-        work = self.stage.work(self.slot(place), self.f.rows)
-        self.stage.forward(work, moment, self.versions.take(place, self.f.phase))
-        return work
-
     def backward_input(self, moment: StepContext) -> tuple[Work, int]:
         """Compute I of the oldest micro-batch without one, with the weights of its F; its buffers and its slot."""
         place = self.i.place

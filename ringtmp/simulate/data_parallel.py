@@ -1,4 +1,4 @@
-"""The ring's rivals under the same clock: data-parallel workers with parameter servers, or with an all-reduce.
+"""Simulate data-parallel training with parameter servers, colocated servers or an all-reduce, to compare with the ring.
 
 >>> seconds = np.tile([1.0, 1.0, 1.0, 0.1], (16, 1))
 >>> one = Exchange("server", bandwidth=1e9, latency=20e-6)
@@ -7,6 +7,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -15,41 +16,47 @@ from kernels.registry import compile_all
 from ringtmp.errors import UserError
 from ringtmp.nn.layer import Array
 from ringtmp.nn.shards import dealt, grouped
-from ringtmp.simulate import data_parallel_clock as shares
+from ringtmp.simulate import all_reduce_clock, colocated_clock, server_clock
 from ringtmp.simulate.pipeline import Timed
+from ringtmp.simulate.worker_step import Workers
 
 Kind = Literal["server", "colocate", "allreduce"]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """How workers that each hold the whole model come to new weights, and over which links.
+    """How workers that each hold the whole model exchange gradients and weights, and over which links.
 
-    Every node, worker or server, has one full-duplex link.
+    Every node (worker or server) has one full-duplex link.
 
     Attributes
     ----------
     kind : {"server", "colocate", "allreduce"}
-        Servers on nodes of their own; every worker the server of its share of each layer; or a ring all-reduce.
+        Servers on nodes of their own; a server on every worker's node, for its share of each layer; a ring all-reduce.
     servers : int
-        Of kind "server"; chunks are dealt to them by bytes.
+        Number of servers of kind "server", from 1; chunks are dealt to them by bytes.
     bandwidth : float
-        Bytes a second, each way.
+        Of a link, in bytes a second, each way; above 0.
     latency : float
-        Seconds a message is under way.
+        Seconds that a message is under way.
     overhead : float
-        Seconds that each message takes a link beside its bytes.
+        Seconds for which each message occupies a link in addition to its bytes.
     chunk : float
-        Most bytes of a message of kind "server"; larger layers are cut into equal chunks, and if servers are many, so
-        small that every server gets one.
+        Largest message of kind "server", in bytes; larger layers are cut into equal chunks. No chunk is larger than all
+        bytes divided by `servers`.
     gather : float
-        Neighbouring layers go together until they have so many bytes (buckets, as all-reduces know them).
+        Neighbouring layers are exchanged as one until they have this number of bytes (the buckets of an all-reduce).
     staleness : int
-        Of kind "server". s >= 0: a worker that has pushed step t waits until all have pushed step t - s (0: BSP, above:
-        SSP), chunk by chunk; -1: for nobody (ASP).
+        Of kind "server". s >= 0: a worker that has pushed step t waits until all have pushed step t - s, chunk by chunk
+        (0: BSP; above 0: SSP). -1: it does not wait (ASP).
     forward_first : bool
-        Whether a link takes, of what waits for it, the layer that the next forward needs first (as P3, Jayarajan et
-        al. 2019), or what has waited longest.
+        Which of the messages that wait for a link goes first: that of the layer which the next forward pass needs first
+        (P3, Jayarajan et al. 2019), or the oldest.
+
+    Raises
+    ------
+    UserError
+        A value is out of range, or `servers` or `staleness` is given for another kind than "server".
     """
 
     kind: Kind = "server"
@@ -63,7 +70,7 @@ class Exchange:
     forward_first: bool = True
 
     def __post_init__(self) -> None:
-        """Raise `UserError` if this is no exchange."""
+        """Raise `UserError` if a value is out of range."""
         if self.kind not in ("server", "colocate", "allreduce"):
             raise UserError(f"exchange: expected server, colocate or allreduce, got {self.kind!r}")
         if self.servers < 1 or self.staleness < -1:
@@ -76,7 +83,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class ShareOutcome(Timed):
-    """What came of a simulation of data-parallel training.
+    """Result of a simulation of data-parallel training.
 
     Attributes
     ----------
@@ -85,15 +92,15 @@ class ShareOutcome(Timed):
     seconds : float
         From the first action until every worker has the last step's weights.
     busy : array of float [workers]
-        Seconds of F, I and W, and with an all-reduce of U.
+        Seconds of F, I and W of each worker, and of U with an all-reduce.
     ends : array of float [steps]
-        When the last worker had the weights of each step.
+        When the last worker has the weights of each step, in seconds.
     finished : array of float [workers]
-        When each worker had the weights of its last step.
+        When each worker has the weights of its last step, in seconds.
     serving : array of float [servers]
-        Seconds of updates of each server; of the workers' server threads if they are the servers.
+        Seconds of updates of each server, or of each worker's server thread; empty with an all-reduce.
     sent, received : array of float [nodes]
-        Bytes over each node's link in a step, workers first.
+        Bytes over each node's link per step, workers first.
     """
 
     exchange: Exchange
@@ -108,12 +115,12 @@ class ShareOutcome(Timed):
 
     @property
     def link_bytes(self) -> float:
-        """Bytes over the busiest link in a step, both ways together."""
+        """Bytes over the busiest link per step, both ways together."""
         return float((self.sent + self.received).max())
 
     @property
     def updates_per_second(self) -> float:
-        """Gradients of one worker's share made per second by all: what asynchronous workers gain."""
+        """Steps of single workers that all workers together finish per second; asynchronous training raises it."""
         return float((self.steps / self.finished).sum())
 
 
@@ -129,83 +136,159 @@ def simulate_data_parallel(
     jitter: float = 0.0,
     seed: int = 0,
 ) -> ShareOutcome:
-    """Run `steps` chained steps of `workers` that each train on their share of every batch.
+    """Simulate `steps` chained steps of `workers` that each train on their share of every batch.
 
     Parameters
     ----------
     workers : int
+        Number of workers, from 1.
     seconds : array of float [layers, 4]
-        Of F, I and W of each layer for one micro-batch of a worker's share, and of U.
+        Of F, I and W of each layer for one micro-batch of a worker's share, and of the layer's U.
     sizes : sequence of float [layers]
-        Bytes of each layer's parameters.
+        Bytes of each layer's parameters; 0: none.
     exchange : Exchange
     steps : int
+        Optimizer steps, from 1.
     micro : int
-        Micro-batches of a worker's share.
+        Micro-batches of a worker's share, from 1.
     slower : mapping from int to float, optional
-        Workers that take so many times as long.
+        Factors of all durations, by worker; default 1.
     jitter : float
-        Durations vary by a factor uniform in 1 +- jitter, drawn for each layer's action.
+        Durations vary by a factor uniform in 1 +- `jitter`, drawn for each action of a layer; from 0 to below 1.
     seed : int
+        Of the jitter, from 0.
+
+    Returns
+    -------
+    ShareOutcome
 
     Raises
     ------
     UserError
-        A layer too many or too few in `sizes`, or no bytes at all.
+        A number is below 1, `sizes` and `seconds` differ in length, or all sizes are 0.
     """
     if len(seconds) != len(sizes) or min(workers, steps, micro) < 1 or not sum(sizes) > 0:
         raise UserError("exchange: needs workers, steps, micro-batches, bytes, and seconds and bytes of every layer")
-    compile_all(np.float64, {"data_parallel_clock"})
     times, held = gathered(np.asarray(seconds, float), np.asarray(sizes, float), exchange.gather)
-    factors = np.ones(workers)
+    slowdown = np.ones(workers)
     for worker, factor in (slower or {}).items():
-        factors[worker] = factor
-    common = workers, steps, micro, times, factors
-    late, draws = float(exchange.latency), (float(jitter), seed)
-    if exchange.kind == "server":
-        layer, size, owner = cut(held, exchange)
-        finished, busy, ends, serving, sent, received = shares.serve(
-            workers,
-            exchange.servers,
-            steps,
-            micro,
-            times,
-            factors,
-            np.searchsorted(layer, np.arange(len(held) + 1)),
-            size,
-            _taken(size, 1, exchange),
-            times[layer, 3] * size / held[layer],
-            owner,
-            late,
-            exchange.staleness,
-            exchange.forward_first,
-            *draws,
-        )
-        sent, received = sent / steps, received / steps
-    else:
-        count, part = 2 * (workers - 1), held / workers  # messages of each worker and layer, and their size
-        if exchange.kind == "colocate":
-            taken = np.where(held > 0, _taken(part, count // 2, exchange), -1.0)
-            busy, ends, serving = shares.colocate(*common, taken, late, exchange.forward_first, *draws)
-            finished = np.full(workers, ends[-1])
-        else:
-            taken = np.where(held > 0, _taken(part, 1, exchange), -1.0)
-            finished, busy, ends = shares.all_reduce(*common, taken, late, *draws)
-            serving = np.zeros(0)
-        sent = received = np.full(workers, float(count * held.sum() / workers))
-    return ShareOutcome(exchange, steps, float(ends[-1]), busy, ends, finished, serving, sent, received)
+        slowdown[worker] = factor
+    job = Workers(workers, steps, micro, times, slowdown, float(jitter), seed)
+    run = {"server": _with_servers, "colocate": _colocated, "allreduce": _with_all_reduce}[exchange.kind]
+    return run(job, held, exchange)
+
+
+@cache
+def _compile(family: str) -> None:
+    """Compile a simulator, or load it from the cache, once in a process: the look-up takes longer than a small run."""
+    compile_all(np.float64, {family})
+
+
+def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+    """Simulate servers on nodes of their own; `sizes` are bytes of layers."""
+    _compile("server_clock")
+    layer, size, owner = cut(sizes, exchange)
+    servers = server_clock.Servers(
+        number=exchange.servers,
+        layer_of=layer,
+        first_chunk=np.searchsorted(layer, np.arange(len(sizes) + 1)),
+        sizes=size,
+        link_seconds=_link_seconds(size, 1, exchange),
+        update_seconds=workers.seconds[layer, 3] * size / sizes[layer],
+        owner=owner,
+        latency=float(exchange.latency),
+        staleness=exchange.staleness,
+        forward_first=exchange.forward_first,
+    )
+    end, steps = server_clock.serve(workers, servers), workers.steps
+    return ShareOutcome(
+        exchange=exchange,
+        steps=steps,
+        seconds=float(end.step_ends[-1]),
+        busy=end.busy,
+        ends=end.step_ends,
+        finished=end.finished,
+        serving=end.serving,
+        sent=end.sent / steps,
+        received=end.received / steps,
+    )
+
+
+def _colocated(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+    """Simulate a server on every worker's node; `sizes` are bytes of layers."""
+    _compile("colocated_clock")
+    part, others = sizes / workers.number, workers.number - 1
+    link_seconds = np.where(sizes > 0, _link_seconds(part, others, exchange), -1.0)
+    links = colocated_clock.Links(link_seconds, float(exchange.latency), exchange.forward_first)
+    end = colocated_clock.colocate(workers, links)
+    bytes_sent = np.full(workers.number, float(2 * others * sizes.sum() / workers.number))
+    return ShareOutcome(
+        exchange=exchange,
+        steps=workers.steps,
+        seconds=float(end.step_ends[-1]),
+        busy=end.busy,
+        ends=end.step_ends,
+        finished=np.full(workers.number, end.step_ends[-1]),
+        serving=end.serving,
+        sent=bytes_sent,
+        received=bytes_sent,
+    )
+
+
+def _with_all_reduce(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+    """Simulate a ring all-reduce; `sizes` are bytes of layers."""
+    _compile("all_reduce_clock")
+    part, hops = sizes / workers.number, 2 * (workers.number - 1)
+    link_seconds = np.where(sizes > 0, _link_seconds(part, 1, exchange), -1.0)
+    end = all_reduce_clock.all_reduce(workers, all_reduce_clock.Links(link_seconds, float(exchange.latency)))
+    bytes_sent = np.full(workers.number, float(hops * sizes.sum() / workers.number))
+    return ShareOutcome(
+        exchange=exchange,
+        steps=workers.steps,
+        seconds=float(end.step_ends[-1]),
+        busy=end.busy,
+        ends=end.step_ends,
+        finished=end.updated,
+        serving=np.zeros(0),
+        sent=bytes_sent,
+        received=bytes_sent,
+    )
 
 
 def gathered(seconds: Array, sizes: Array, least: float) -> tuple[Array, Array]:
-    """Layers put together, from the last one backwards, until each group has `least` bytes: seconds and bytes."""
+    """Group neighbouring layers, from the last one backwards, until each group has enough bytes.
+
+    Parameters
+    ----------
+    seconds : array of float [layers, 4]
+    sizes : array of float [layers]
+        Bytes.
+    least : float
+        Bytes of a group; 0 leaves the layers as they are.
+
+    Returns
+    -------
+    tuple
+        Seconds [groups, 4] and bytes [groups], summed over each group.
+    """
     starts = grouped(sizes.tolist(), least)
     return np.add.reduceat(seconds, starts, axis=0), np.add.reduceat(sizes, starts)
 
 
 def cut(sizes: Array, exchange: Exchange) -> tuple[Array, Array, Array]:
-    """The chunks of layers of so many bytes, in the order of the forward: their layers, bytes and servers.
+    """Cut layers into chunks and deal them to servers, each to the server with the fewest bytes so far.
 
-    Each goes to the server with the fewest bytes so far; none is larger than a server's part of all bytes.
+    Parameters
+    ----------
+    sizes : array of float [layers]
+        Bytes.
+    exchange : Exchange
+        Its `chunk` and `servers` are used; no chunk is larger than all bytes divided by `servers`.
+
+    Returns
+    -------
+    tuple
+        Layer, bytes and server of each chunk, in the order of the forward pass.
     """
     most = min(exchange.chunk, sizes.sum() / exchange.servers)
     counts = np.ceil(sizes / most - 1e-9).astype(np.int64)
@@ -214,16 +297,23 @@ def cut(sizes: Array, exchange: Exchange) -> tuple[Array, Array, Array]:
     return layer, size, np.array(dealt(size.tolist(), exchange.servers), np.int64)
 
 
-def _taken(size: Array, messages: int, exchange: Exchange) -> Array:
-    """Seconds that so many messages of a size take a link."""
+def _link_seconds(size: Array, messages: int, exchange: Exchange) -> Array:
+    """Seconds for which `messages` messages of `size` bytes occupy a link."""
     return messages * (exchange.overhead + size / exchange.bandwidth)
 
 
 def exchange_bytes(exchange: Exchange, workers: int, size: float) -> float:
-    """Bytes over the busiest link in a step by the formula, both ways together; `size`: of all parameters.
+    """Bytes over the busiest link per step, both ways together, by formula.
 
-    2 W M for one server and its k-th part for k; over a worker's link the same both ways, for an all-reduce as for
-    workers that serve: 2 (W - 1) / W M out, and as much in.
+    With W workers and M bytes of parameters: 2 W M / k over the link of each of k servers, 2 M over that of a worker;
+    with an all-reduce or colocated servers 2 (W - 1) / W M out of each node, and as many in.
+
+    Parameters
+    ----------
+    exchange : Exchange
+    workers : int
+    size : float
+        Bytes of all parameters.
     """
     if exchange.kind == "server":
         return max(2 * workers * size / exchange.servers, 2 * size)
@@ -231,5 +321,15 @@ def exchange_bytes(exchange: Exchange, workers: int, size: float) -> float:
 
 
 def cut_bytes(batch: int, width: int, item: int = 4) -> int:
-    """Bytes over one cut of the ring in a step: activations to the right, their gradients back."""
+    """Bytes over one link of the ring per step: activations to the right, their gradients to the left.
+
+    Parameters
+    ----------
+    batch : int
+        Samples of a batch.
+    width : int
+        Numbers of one sample's activation at the boundary.
+    item : int
+        Bytes of a number.
+    """
     return 2 * item * batch * width

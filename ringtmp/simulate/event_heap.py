@@ -1,6 +1,8 @@
 """A binary heap of events in order of time, for compiled simulators.
 
-An event is a time and a whole number that says what happens and where. Each simulator composes that number itself.
+An event is a time and an integer that says what happens and where; each simulator has its own code. Places in the heap
+are unsigned: Numba checks at each access whether a signed index counts from the end, which takes up to a fifth of the
+time of a simulation. Choosing the child in `pop` without a branch was 20 % faster with jitter, but 25 % slower without.
 """
 
 from typing import NamedTuple
@@ -8,18 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import inlined, jit
+from kernels._jit import inlined
 
 
 class Heap(NamedTuple):
-    """Events that lie ahead, the earliest first.
+    """Future events, ordered by time.
 
     Attributes
     ----------
     times : float64[capacity]
         Seconds at which the events happen.
     events : int64[capacity]
-        What happens.
+        The codes of what happens.
     size : int64[1]
         Number of events in the heap.
     """
@@ -29,14 +31,12 @@ class Heap(NamedTuple):
     size: NDArray[np.int64]
 
 
-@jit
-def new_heap(capacity):
+def new_heap(capacity: int) -> Heap:
     """An empty heap for at most `capacity` events."""
     return Heap(np.zeros(capacity), np.zeros(capacity, np.int64), np.zeros(1, np.int64))
 
 
-@jit
-def enlarged(heap):
+def enlarged(heap: Heap) -> Heap:
     """The same events in a heap of twice the capacity."""
     larger = new_heap(2 * len(heap.times))
     larger.times[: len(heap.times)] = heap.times
@@ -45,22 +45,24 @@ def enlarged(heap):
     return larger
 
 
-@jit
+@inlined
 def push(times, events, count, time, event):
-    """Add an event to a heap of `count` events in two arrays; returns the new number of events.
+    """Add an event to a heap of `count` events in two arrays and return the new number of events.
 
     Parameters
     ----------
     times, events : float64[capacity], int64[capacity]
         The arrays of a `Heap`, or one row of a table of heaps; `capacity` must be above `count`.
     count : int
+        Number of events in the heap.
     time : float
-        Of the new event, or any other key by which the heap is ordered.
+        Seconds of the new event, or any other key by which the heap is ordered.
     event : int
+        Code of the new event.
     """
-    i = count
+    i, one = np.uintp(count), np.uintp(1)
     while i > 0:
-        parent = (i - 1) // 2
+        parent = (i - one) >> one
         if times[parent] <= time:
             break
         times[i], events[i] = times[parent], events[parent]
@@ -69,30 +71,29 @@ def push(times, events, count, time, event):
     return count + 1
 
 
-@jit
+@inlined
 def pop(times, events, count):
-    """Remove the first event of a heap of `count` events; returns the new number of events.
+    """Remove the first event of a heap of `count` events and return the new number of events.
 
     Parameters
     ----------
     times, events, count
-        See `push`; the first event is `times[0]` and `events[0]`, to be read before.
+        See `push`. Read the first event, `times[0]` and `events[0]`, before the call.
     """
-    count -= 1
-    time, event = times[count], events[count]
-    i = 0
+    last, i, one = np.uintp(count - 1), np.uintp(0), np.uintp(1)
+    time, event = times[last], events[last]
     while True:
-        child = 2 * i + 1
-        if child >= count:
+        child = i + i + one
+        if child >= last:
             break
-        if child + 1 < count and times[child + 1] < times[child]:
-            child += 1
+        if child + one < last and times[child + one] < times[child]:
+            child += one
         if times[child] >= time:
             break
         times[i], events[i] = times[child], events[child]
         i = child
     times[i], events[i] = time, event
-    return count
+    return count - 1
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""Which schedule, how many micro-batches and chunks: every candidate under the clock, with this network's own costs.
+"""Which schedule, how many micro-batches and chunks: every candidate is simulated with this network's own costs.
 
 Only synchronous ways are compared: they give the same numbers, so the fastest that fits is simply the best.
 """
@@ -36,28 +36,32 @@ class Problem:
     Attributes
     ----------
     model : Model
+        The network.
     batch : int
         Samples of a step.
     dtype : numpy dtype
+        Dtype of weights and activations.
     optimizer : Optimizer
+        Decides the memory of its slots and the time of an update.
     ranks : int
+        Ranks of the ring.
     costs : callable
         (rows, w_group) -> cost of each layer, on a rank of speed 1.
     latency, bandwidth : float
-        Of a link: seconds, bytes a second.
+        Seconds that a message takes besides its bytes; bytes a second of a link.
     speeds : tuple of float
-        How many times as fast each rank is; empty: all alike.
+        Speed of each rank, relative to that of `costs`; empty: all alike.
     jitter, seed : float, int
-        As in `Scene`.
+        Bound of the relative change of each action's duration, from 0 to below 1; seed of the changes.
     memory, activations : int
         Bytes that a rank may take for weights, slots of the optimizer and activations, and for the last alone; 0: no
         bound.
     in_flight : int
-        Most micro-batches that the rule may hold in a chunk; 0: 3 x ranks.
+        Most micro-batches that the rule may hold in a chunk; 0: `default_most`.
     whole : bool
         Emulated nodes: every layer's W is a piece of its own.
     split : tuple of int
-        Layers of each stage where that is settled; else they are dealt evenly by operations.
+        Layers of each stage if the split is fixed; otherwise layers are divided evenly by operations.
     """
 
     model: Model
@@ -78,13 +82,25 @@ class Problem:
     split: tuple[int, ...] = ()
 
     def ends(self, chunks: int) -> list[int]:
-        """Where the layers of each stage end, by `split` or as `--layer-split flops` deals them."""
+        """Last layer + 1 of each stage with `chunks` chunks a rank, by `split` or evenly by operations."""
         settled = len(self.split) == self.ranks * chunks
         counts = self.split if settled else _evenly(self.model, self.ranks * chunks)
         return [int(end) for end in np.cumsum(counts)]
 
     def scene(self, micro_batches: int, chunks: int = 1, w_group: int = 1, ends: Sequence[int] = ()) -> Scene:
-        """What the clock needs to know."""
+        """The simulator's description of one way to train.
+
+        Parameters
+        ----------
+        micro_batches : int
+            Micro-batches of a step.
+        chunks : int
+            Chunks of each rank.
+        w_group : int
+            Micro-batches that one product of W takes.
+        ends : sequence of int
+            Last layer + 1 of each stage; empty: `self.ends(chunks)`.
+        """
         ends = list(ends) or self.ends(chunks)
         sizes = pieces(self.batch, micro_batches)
         costs, layers, item = self.costs(sizes[0], w_group), self.model.layers, np.dtype(self.dtype).itemsize
@@ -114,24 +130,24 @@ class Problem:
         )
 
     def most(self, micro_batches: int, chunks: int, w_group: int) -> int:
-        """Most micro-batches that the rule may hold in each chunk, as far as memory allows."""
+        """Most micro-batches that the rule may hold in each chunk within the memory; the arguments of `scene`."""
         most = max(1, min(self.in_flight or default_most(self.ranks, w_group), micro_batches))
         while most > 1 and not self.allows(*self.bytes(chunks, micro_batches, self.room(most, chunks))):
             most -= 1
         return most
 
     def room(self, most: int, chunks: int) -> list[list[int]]:
-        """Micro-batches for which each stage of each rank has room where the rule may hold `most`."""
+        """Slots of each stage of each rank, [ranks][chunks], if the rule may hold `most` micro-batches in a chunk."""
         return [[most + POSTED] * chunks] * self.ranks
 
     def allows(self, total: int, activations: int) -> bool:
-        """Whether a rank may take so many bytes in all, and for activations."""
+        """Whether a rank may take `total` bytes in all and `activations` bytes for activations."""
         return (not self.memory or total <= self.memory) and (not self.activations or activations <= self.activations)
 
     def bytes(self, chunks: int, micro_batches: int, held: Sequence[Sequence[int]]) -> tuple[int, int]:
-        """Bytes of the fullest rank (weights, gradients, optimizer, activations), and of activations on theirs.
+        """Most bytes of a rank for weights, gradients, optimizer and activations, and most bytes for activations alone.
 
-        held : [ranks][chunks], micro-batches that each stage has room for.
+        `held` [ranks][chunks] holds the slots of each stage; the other arguments are those of `scene`.
         """
         ends = self.ends(chunks)
         starts, item, rows = [0, *ends], np.dtype(self.dtype).itemsize, pieces(self.batch, micro_batches)[0]
@@ -147,13 +163,13 @@ class Problem:
         return most, most_active
 
 
-@cache  # it is asked for with every candidate, and takes 50 ms for 64 layers over 32 ranks
+@cache  # called for every candidate, and takes 50 ms for 64 layers over 32 ranks
 def _evenly(model: Model, stages: int) -> list[int]:
     return partition([layer.flops(1) for layer in model.layers], stages)
 
 
 def _shares(seconds: list[float], least: float) -> tuple[float, ...]:
-    """Pieces of W as shares of it: layers joined until each piece lasts at least `least`, as `Stage.cut` does."""
+    """Shares of W of its pieces: layers joined until each piece lasts at least `least`, like in `Stage.cut`."""
     parts = [sum(seconds[place] for place in piece) for piece in join(seconds, least)]
     total = sum(parts)
     return tuple(part / total for part in parts) if total > 0 else (1.0,)
@@ -161,25 +177,26 @@ def _shares(seconds: list[float], least: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to train, and what the clock says of it.
+    """A way to train, and its simulated result.
 
     Attributes
     ----------
     schedule : str
         Name of a plan, or `ready`: no plan, the local rule.
     micro_batches, chunks, w_group : int
+        Micro-batches of a step; chunks of each rank; micro-batches that one product of W takes.
     ahead : float
-        Limit of the rule; 0: as it learns.
+        Limit of the rule; 0: learnt during the run.
     seconds : float
-        Of a step, once steps chain.
+        Seconds of a step, once steps overlap.
     idle : float
         Share of the ranks' time without work.
     bytes, activations : int
-        Of the fullest rank: all, and those of activations.
+        Of the rank that takes most: all bytes, and those of activations.
     held : int
         Most micro-batches in flight on a rank.
     in_flight : int
-        Most that each chunk has room for.
+        Most micro-batches that a chunk has slots for.
     """
 
     schedule: str
@@ -195,7 +212,7 @@ class Choice:
     in_flight: int
 
     def settings(self) -> dict[str, str | float | None]:
-        """As `RunConfig` takes them."""
+        """The settings of `RunConfig` that train this way."""
         ready = self.schedule == RULE
         given: dict[str, str | float | None] = {
             "mode": "ready" if ready else "strict",
@@ -219,7 +236,33 @@ def run(
     steps: int = 12,
     log: bool = False,
 ) -> tuple[Outcome, Plan | None]:
-    """One way under the clock. Raises `UserError` if the schedule does not take it."""
+    """Simulate one way to train.
+
+    Parameters
+    ----------
+    problem : Problem
+        Network and ring.
+    schedule : str
+        Name of a plan, or `ready`.
+    micro_batches, chunks, w_group : int
+        Micro-batches of a step; chunks of each rank; micro-batches that one product of W takes.
+    ahead : float
+        Limit of the rule; 0: learnt.
+    steps : int
+        Steps to simulate.
+    log : bool
+        Whether the outcome lists every action.
+
+    Returns
+    -------
+    Outcome, Plan or None
+        The simulated run; the plan, None for `ready`.
+
+    Raises
+    ------
+    UserError
+        The schedule does not take these numbers.
+    """
     scene = problem.scene(micro_batches, chunks, w_group)
     plan = None if schedule == RULE else build(schedule, problem.ranks, micro_batches, chunks)
     outcome = simulate(
@@ -237,7 +280,7 @@ def run(
 def measure(
     problem: Problem, schedule: str, micro_batches: int, chunks: int = 1, w_group: int = 1, ahead: float = 0.0
 ) -> Choice:
-    """What the clock says of one way."""
+    """Simulate one way to train and compute its memory; `run` explains the parameters, and raises the same errors."""
     outcome, plan = run(problem, schedule, micro_batches, chunks, w_group, ahead)
     ranks = range(problem.ranks)
     if plan:
@@ -269,7 +312,24 @@ def explore(
     w_groups: Iterable[int] = (),
     aheads: Iterable[float] = (),
 ) -> list[Choice]:
-    """Every combination that is possible, the fastest first. What is left empty is filled with what is worth a try."""
+    """Simulate every possible combination, the fastest first. An empty parameter stands for a choice of useful values.
+
+    Parameters
+    ----------
+    problem : Problem
+        Network and ring.
+    schedules : iterable of str
+        Names of plans, and `ready`.
+    micro_batches, chunks, w_groups : iterable of int
+        Micro-batches of a step; chunks of each rank; micro-batches that one product of W takes.
+    aheads : iterable of float
+        Limits of the rule; 0: learnt.
+
+    Raises
+    ------
+    UserError
+        No combination is possible.
+    """
     ms = list(micro_batches) or reasonable_micro_batches(problem.batch, problem.ranks)
     if max(ms) > problem.batch:
         raise UserError(f"micro_batches: {max(ms)} need a sample each, batch_size is {problem.batch}")
@@ -300,17 +360,30 @@ def explore(
 
 
 def reasonable_micro_batches(batch: int, ranks: int) -> list[int]:
-    """Powers of two up to 8 for each rank, and no more than samples."""
+    """Powers of two from `ranks` (and 1) to 8 x `ranks`, none above the `batch` samples."""
     return [m for m in (2**n for n in range(12)) if m <= min(batch, 8 * ranks) and (m >= ranks or m == 1)]
 
 
 def fits(problem: Problem, choice: Choice) -> bool:
-    """Whether no rank takes more memory than it may."""
+    """Whether no rank takes more memory for `choice` than `problem` allows."""
     return problem.allows(choice.bytes, choice.activations)
 
 
 def recommend(problem: Problem, choices: list[Choice]) -> Choice:
-    """The fastest that fits; of those within 1 % of it the one that takes the least memory. Raises `UserError`."""
+    """The fastest of `choices` that fits; of those within 1 % of it the one with the least memory.
+
+    Parameters
+    ----------
+    problem : Problem
+        Network and ring.
+    choices : list of Choice
+        The fastest first.
+
+    Raises
+    ------
+    UserError
+        None fits.
+    """
     fitting = [choice for choice in choices if fits(problem, choice)]
     if not fitting:
         key = "activation_memory" if problem.activations else "memory"

@@ -1,4 +1,4 @@
-"""Slow twin of `ringtmp.simulate.data_parallel_clock`: every message, hop and action is an event of its own."""
+"""Slow twins of the data-parallel clocks in `ringtmp.simulate`: every message, hop and action is an event."""
 
 import heapq
 import itertools
@@ -109,7 +109,7 @@ def serve(
     jitter,
     seed,
 ):
-    """As `ringtmp.simulate.data_parallel_clock.serve`, but for `layer_of`: the layer of each chunk."""
+    """Does the same as `ringtmp.simulate.server_clock.serve`; the parameters are fields of `Workers` and `Servers`."""
     clock, chunks, layers = Clock(), len(sizes), len(seconds)
     links = [Link(clock) for _ in range(workers + servers)]
     inbox, processor = [0.0] * (workers + servers), [0.0] * servers
@@ -179,7 +179,7 @@ def serve(
 
 
 def colocate(workers, steps, micro, seconds, slower, sizes, overhead, bandwidth, latency, forward_first, jitter, seed):
-    """As `ringtmp.simulate.data_parallel_clock.colocate`, every message to every other worker by itself."""
+    """Does the same as `ringtmp.simulate.colocated_clock.colocate`, every message to every other worker by itself."""
     clock, layers = Clock(), len(seconds)
     links = [Link(clock) for _ in range(workers)]
     processor, serving, sent, ends = [0.0] * workers, [0.0] * workers, [0.0] * workers, [0.0] * steps
@@ -226,7 +226,7 @@ def colocate(workers, steps, micro, seconds, slower, sizes, overhead, bandwidth,
 
 
 def all_reduce(workers, steps, micro, seconds, slower, sizes, overhead, bandwidth, latency, jitter, seed):
-    """As `ringtmp.simulate.data_parallel_clock.all_reduce`, hop by hop."""
+    """Does the same as `ringtmp.simulate.all_reduce_clock.all_reduce`, hop by hop."""
     layers = len(seconds)
     ready, busy, over, sent, ends = [0.0] * workers, [0.0] * workers, [0.0] * workers, [0.0] * workers, []
     for step in range(steps):
