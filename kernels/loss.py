@@ -38,7 +38,7 @@ def loss(
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         compiled = kernel("base", (1, 1), labels, 1.0)(function)
-        LOSSES.add(name, Loss(name, target, probabilities, gives_r2, compiled))
+        LOSSES.add(name, Loss(name, target, probabilities, gives_r2, compiled), function.__module__)
         return compiled
 
     return declare

@@ -48,17 +48,33 @@ class Registry(Generic[Thing]):
     def __init__(self, what: str, package: str, by_file: bool = True) -> None:
         self.what, self.package, self.by_file = what, package, by_file
         self._things: dict[str, Thing] = {}
+        self._modules: dict[str, str] = {}  # that declares each thing, by its name
         self._files: dict[str, str] | None = None  # module of each file, by the name that it stands for
 
-    def add(self, name: str, thing: Thing) -> None:
-        """Register `thing` under `name`. Raises `ValueError` if another module has taken the name."""
-        other = self._things.get(name)
-        if other is not None and getattr(other, "__module__", None) != getattr(thing, "__module__", None):
-            raise ValueError(f"{self.what} {name!r} is declared twice")
-        self._things[name] = thing
+    def add(self, name: str, thing: Thing, module: str) -> None:
+        """Register a thing.
+
+        Parameters
+        ----------
+        name : str
+            Under which it is found.
+        thing : Thing
+            What is found.
+        module : str
+            Import name of the module that declares it; it may do so again, as when it is reloaded.
+
+        Raises
+        ------
+        ValueError
+            Another module has taken the name.
+        """
+        first = self._modules.get(name, self._own_files().get(name, module) if self.by_file else module)
+        if first != module:
+            raise ValueError(f"{self.what} {name!r} is declared twice: in {first} and in {module}")
+        self._things[name], self._modules[name] = thing, module
 
     def names(self) -> list[str]:
-        """All names known without plug-ins, those of files first."""
+        """All names known so far; where each file declares one thing, those of files first."""
         files = self._own_files()
         if self.by_file:
             return [*files, *(name for name in self._things if name not in files)]

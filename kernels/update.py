@@ -136,7 +136,8 @@ def optimizer(
     def declare(rule: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(constants).parameters)[1:]
         settings = {each: (fixed or {}).get(each) for each in names}
-        OPTIMIZERS.add(name, Rule(name, slots, weight_decay, settings, *_kernels(name, rule, slots, constants)))
+        made = Rule(name, slots, weight_decay, settings, *_kernels(name, rule, slots, constants))
+        OPTIMIZERS.add(name, made, rule.__module__)
         return rule
 
     return declare

@@ -79,11 +79,12 @@ def cases(run: Run) -> tuple[Steady, list[Case]]:
     name = first["schedule"] or RULE
     measured = steady(run.events())
     scene = scene_of(run)
-    most, ahead = int(run.config.get("in_flight") or default_most(scene.ranks)), float(run.config.get("ahead") or 0.0)
+    ahead, group = float(run.config.get("ahead") or 0.0), int(run.config.get("w_group") or 1)
+    most = int(run.config.get("in_flight") or default_most(scene.ranks, group))
 
     def under(scene: Scene, name: str) -> Outcome:
         plan = None if name == RULE else build(name, scene.ranks, scene.micro_batches, scene.chunks)
-        return simulate(scene, plan, steps=16, most=most, ahead=ahead)
+        return simulate(scene, plan, steps=16, most=most, ahead=ahead, w_group=group)
 
     found = [Case(f"{name}, as it was run", under(scene, name))]
     for other in [RULE, *plan_names()]:

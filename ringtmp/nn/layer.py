@@ -104,7 +104,7 @@ class Layer:
         """Let tables name the class by its `kind`."""
         super().__init_subclass__(**options)
         if "kind" in cls.__dict__:
-            LAYERS.add(cls.kind, cls)
+            LAYERS.add(cls.kind, cls, cls.__module__)
 
     @classmethod
     def from_table(cls, table: Table, shape: tuple[int, ...]) -> "Layer":

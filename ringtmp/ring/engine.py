@@ -18,7 +18,7 @@ from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.emulate.nodes import Pace
 from ringtmp.nn.stage import Stage
 from ringtmp.ring.actions import Actions, ActionSettings, Hooks
-from ringtmp.ring.chunk import Chunk, Versions
+from ringtmp.ring.chunk import Chunk
 from ringtmp.ring.data_parallel import CrossRingSums
 from ringtmp.ring.gates import CopyDurable, Gates, NormKnown
 from ringtmp.ring.inbox import Inbox
@@ -27,6 +27,7 @@ from ringtmp.ring.liveness import Liveness
 from ringtmp.ring.load_balance import LoadBalance, RebalanceOrder
 from ringtmp.ring.replicas import CopySettings, Replicas
 from ringtmp.ring.tokens import Tokens
+from ringtmp.ring.weight_versions import WeightVersions
 from ringtmp.run.listener import RunListener
 from ringtmp.run.timetable import Timetable
 from ringtmp.schedule.local_rule import NONE
@@ -47,9 +48,11 @@ class EngineSettings:
     start : int
         Updates made before (0 for a new run).
     lag : int or None
-        Which weights a forward takes (`ringtmp.ring.chunk.Versions`).
+        Updates by which the weights of a forward are late (`ringtmp.ring.weight_versions.WeightVersions`).
     stashed : bool
         Whether the stages' first stash holds the weights before those of `start`.
+    label_slots : int
+        On the last stage: micro-batches for which stage 0 has slots.
     w_group : int
         Most micro-batches that one W takes together.
     seed : int
@@ -69,6 +72,7 @@ class EngineSettings:
     start: int = 0
     lag: int | None = 0
     stashed: bool = False
+    label_slots: int = 1
     w_group: int = 1
     seed: int = 0
     crowded: bool = False
@@ -145,9 +149,9 @@ class Engine:
                 c,
                 numbers[c],
                 table,
-                Versions(stage, settings.lag, settings.start, settings.stashed),
+                WeightVersions(stage, settings.lag, settings.start, settings.stashed),
                 policy.window,
-                links.connect(stage, numbers[c], policy.room(0)),
+                links.connect(stage, numbers[c], settings.label_slots),
                 Gates(
                     (durable[c],) if copies else (),
                     (sums.gates[c],) if sums else (),

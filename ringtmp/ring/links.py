@@ -159,7 +159,7 @@ class RingLinks:
         number : int
             Of the stage along the chain.
         label_slots : int
-            On the last stage: micro-batches that rank 0 may have under way, so that no label waits for a buffer.
+            On the last stage: micro-batches for which stage 0 has slots, so that no label waits for a buffer.
         """
         buffers = [stage.buffers(slot) for slot in range(stage.slots)]
         comm, before, behind = self.comm, not stage.is_first, not stage.is_last

@@ -207,6 +207,7 @@ class RingTrainer:
                 start=start,
                 lag=self.layout.schedule.lag,
                 stashed=self.stashed,
+                label_slots=self.layout.rooms(0)[0],
                 w_group=self.layout.w_group,
                 seed=config.seed,
                 crowded=session.is_crowded(),

@@ -1,14 +1,15 @@
 """Schedules by name: what a schedule is, which there are, and their plans.
 
 A schedule says in which order a rank runs its actions, and which version of the weights a forward takes. Those that
-come with ringtmp stand in `ringtmp.schedule.schedules`, a file for each family. One from outside is a `Schedule` in a
-module of its own, found as every other registered thing is (`kernels.names.Registry`):
+come with ringtmp stand in `ringtmp.schedule.schedules`, a file for each family. One from outside is added in a module
+of its own, and found as layers, optimizers and losses are (`kernels.names.Registry`):
 
-    SCHEDULES.add("mine", Schedule("mine", order=MyOrder, weights="previous"))
+    add(Schedule("mine", order=MyOrder, weights="previous"))
 
 Nothing here imports NumPy: a configuration is checked before the number of threads is set.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -40,7 +41,7 @@ class Schedule:
     takes_chunks : bool
         Whether a rank may have several stages.
     default_chunks : int
-        Stages of a rank where `chunks` is not set; at least 1.
+        Stages of a rank in `--mode strict` where `chunks` is not set; at least 1.
     """
 
     name: str
@@ -76,8 +77,8 @@ LOCAL_RULE = Schedule("ready", takes_chunks=True)  # where no schedule is named
 
 
 def add(schedule: Schedule) -> Schedule:
-    """Let `schedule` be found by its name."""
-    SCHEDULES.add(schedule.name, schedule)
+    """Register `schedule`, declared by the calling module. Raises `ValueError` if another one has taken its name."""
+    SCHEDULES.add(schedule.name, schedule, sys._getframe(1).f_globals["__name__"])
     return schedule
 
 

@@ -53,5 +53,5 @@ class Head:
         return Block(shape, table.layers(shape, [{"type": "layernorm"}, dense]))
 
 
-LAYERS.add("transformer", Transformer)
-LAYERS.add("head", Head)
+LAYERS.add("transformer", Transformer, __name__)
+LAYERS.add("head", Head, __name__)

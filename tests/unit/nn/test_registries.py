@@ -7,7 +7,6 @@ from pathlib import Path
 
 import huber
 import lion
-import naive
 import numpy as np
 import onnxruntime
 import pytest
@@ -27,9 +26,10 @@ from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.stage import Stage
 from ringtmp.run.inference import TrainedNetwork
+from ringtmp.schedule.registry import SCHEDULES, Schedule, add
 
 TABLES = [{"type": "swiglu", "units": 7}, {"type": "swiglu", "units": 5}, {"type": "dense", "units": 1}]
-SUPPORT = Path(swiglu_layer.__file__).parent
+OUTSIDE = Path(swiglu_layer.__file__).parent
 
 
 def test_names():
@@ -51,10 +51,19 @@ def test_names():
 
 def test_a_name_is_taken_once():
     registry = Registry("layer", "kernels.losses", by_file=False)
-    registry.add("one", swiglu_layer.SwiGLU)
-    registry.add("one", swiglu_layer.SwiGLU)
-    with pytest.raises(ValueError, match="layer 'one' is declared twice"):
-        registry.add("one", Optimizer)
+    registry.add("one", swiglu_layer.SwiGLU, "here")
+    registry.add("one", swiglu_layer.SwiGLU, "here")
+    with pytest.raises(ValueError, match="layer 'one' is declared twice: in here and in there"):
+        registry.add("one", swiglu_layer.SwiGLU, "there")
+
+
+def test_no_name_of_ours_is_taken():
+    assert "gpipe" in SCHEDULES
+    with pytest.raises(ValueError, match="schedule 'gpipe' is declared twice: in ringtmp.schedule.schedules.gpipe and"):
+        add(Schedule("gpipe"))
+    with pytest.raises(ValueError, match="optimizer 'adam' is declared twice: in kernels.optimizers.adam and in here"):
+        OPTIMIZERS.add("adam", OPTIMIZERS["lion"], "here")
+    assert OPTIMIZERS["adam"].name == "adam"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -132,7 +141,7 @@ def test_an_installed_plug_in_is_found_from_the_command_line(tmp_path):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: beasts\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[ringtmp.plugins]\nlion = lion\n")
     flags = ["--optimizer", "lion", "--steps", "2", "--out", str(tmp_path), "--name", "run"]
-    paths = [str(naive_path) for naive_path in (Path(ringtmp.__file__).parents[1], Path(naive.__file__).parent)]
+    paths = [str(Path(ringtmp.__file__).parents[1]), str(OUTSIDE)]
     for site, status in (([], 2), ([str(folder.parent)], 0)):
         env = os.environ | {"PYTHONPATH": os.pathsep.join([*site, *paths])}
         start = [sys.executable, "-m", "ringtmp.train", *flags]
