@@ -23,6 +23,7 @@ from ringtmp.analysis.steady import steady
 from ringtmp.emulate import node_speed as speed
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
+from ringtmp.schedule.local_rule import default_most
 from ringtmp.schedule.registry import build
 from ringtmp.simulate import planner
 from ringtmp.simulate.pipeline import Scene, simulate
@@ -30,6 +31,7 @@ from ringtmp.simulate.pipeline import Scene, simulate
 ACTION = 4e-3  # seconds of F of a whole rank on an emulated node
 LATENCY = 120e-6  # seconds from the end of an action to its neighbour's notice, 8 ranks napping on 2 cores
 WIDTH, LAYERS, ROWS = 64, 32, 32
+FULL_SPEED_BATCH = 512  # samples of a step at full speed
 STEPS, SKIP = 26, 5
 
 
@@ -56,10 +58,20 @@ class Case:
         """GFLOP/s of an emulated node."""
         return 2 * ROWS * WIDTH * WIDTH * LAYERS / self.ranks / ACTION / 1e9
 
+    @property
+    def w_group(self) -> int:
+        """Most micro-batches that one W of the engine takes: 1 on emulated nodes, as many as fill it at full speed."""
+        return 1 if self.paced else _model(False).w_group(FULL_SPEED_BATCH // self.micro_batches, self.micro_batches)
+
+    @property
+    def most(self) -> int:
+        """Most micro-batches that the engine lets the rule hold."""
+        return self.held or default_most(self.ranks, self.w_group)
+
     def settings(self) -> dict[str, Any]:
         """For `ringtmp.train`."""
         ready = self.schedule == planner.RULE
-        width, layers, rows = (WIDTH, LAYERS, ROWS) if self.paced else (1024, 8, 512 // self.micro_batches)
+        width, layers, rows = (WIDTH, LAYERS, ROWS) if self.paced else (1024, 8, FULL_SPEED_BATCH // self.micro_batches)
         batch = rows * self.micro_batches
         settings: dict[str, Any] = {
             "model": f"mlp:{width}-{width}x{layers}",
@@ -124,10 +136,13 @@ def cases() -> list[Case]:
 
 
 def ideal(case: Case) -> float:
-    """Idle share that the schedule of `case` forces once steps overlap; F, I and W last 1, no latency or jitter."""
+    """Idle share that the schedule of `case` forces once steps overlap; F, I and W last 1, no latency or jitter.
+
+    The rule may hold as many micro-batches as in the measured run.
+    """
     scene = Scene.even(case.ranks, case.micro_batches, chunks=case.chunks, layers=LAYERS // case.ranks)
     plan = None if case.schedule == planner.RULE else build(case.schedule, case.ranks, case.micro_batches, case.chunks)
-    return simulate(scene, plan, steps=20, most=case.held or None).steady_idle
+    return simulate(scene, plan, steps=20, most=case.most).steady_idle
 
 
 def main() -> None:
