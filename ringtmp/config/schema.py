@@ -151,7 +151,7 @@ class RunConfig(BaseModel):
         "Ring",
         "how layers are divided over ranks. flops: equal floating-point operations; measured: equal time,"
         " from each rank's own measured time per layer (python -m ringtmp bench prints it); even: equal "
-        "number of layers; or layers per rank, as in 3,4,4",
+        "number of layers; or the layers of each stage, as in 3,4,4",
         "flops",
     )
     allow_idle_ranks: bool = _field(

@@ -1,7 +1,7 @@
 """The registry of data formats: what a format returns, and how one is added.
 
 A format is one function in one file. It is added by a decorator, here or in a module outside ringtmp that is imported
-before the data are opened:
+before the data are opened, or that an installed plug-in names (`kernels.registry`):
 
     from ringtmp.data.registry import Request, Source, data_format
 
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from kernels.registry import load_plugins
 from ringtmp.errors import UserError
 
 Array = NDArray[Any]
@@ -89,6 +90,16 @@ class Format(NamedTuple):
 
 
 formats: list[Format] = []  # in the order in which they are tried
+
+
+def format_of(spec: str) -> Format | None:
+    """The first format that accepts the setting `spec`, or None; if no known one does, plug-ins are imported."""
+    for _ in range(2):
+        for each in formats:
+            if each.matches(spec):
+                return each
+        load_plugins()
+    return None
 
 
 def data_format(

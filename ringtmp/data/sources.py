@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ringtmp.data import formats as _formats  # noqa: F401 - registers the formats that come with ringtmp
-from ringtmp.data.registry import Array, Request, Source, formats
+from ringtmp.data.registry import Array, Request, Source, format_of, formats
 from ringtmp.errors import UserError
 
 
@@ -34,9 +34,8 @@ def open_source(spec: str | tuple[Array, ...], test_fraction: float = 0.2, conte
                 raise UserError(f"data: expected (x, y) or (x, y, x_test, y_test), got {len(spec)} arrays")
             return _checked(Source("arrays", *[np.asarray(part) for part in spec]))
         request = Request(spec, test_fraction, context)
-        for each in formats:
-            if each.matches(spec):
-                return _checked(each.open(request))
+        if found := format_of(spec):
+            return _checked(found.open(request))
     except (OSError, MemoryError, ValueError) as error:  # such as a path that is too long, or too many samples
         named = spec if isinstance(spec, str) else "arrays"
         raise UserError(f"data: {named[:200]}: {getattr(error, 'strerror', None) or error}") from None

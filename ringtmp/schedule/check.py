@@ -1,7 +1,8 @@
 """Proves a plan: every action exactly once, in an order that gives the right sums, and no deadlock.
 
-Two faults of public checkers are avoided: counting sets misses doubled actions, and treating sends as buffered misses
-real deadlocks. Here a send completes only once its receive is posted (a rendezvous).
+Two mistakes of other checkers are avoided. A checker that compares sets of actions overlooks an action that stands
+twice: here actions are counted. A checker in which every send completes at once overlooks ranks that wait for each
+other's receives: here a send completes only once its receive is posted (a rendezvous).
 """
 
 from collections import Counter
@@ -38,8 +39,8 @@ def check(plan: Plan) -> list[int]:
     return [peak_in_flight(plan, rank) for rank in range(len(plan.ranks))]
 
 
-def _steps(action: Action) -> list[Action]:
-    """B as its two halves."""
+def _halves(action: Action) -> list[Action]:
+    """The I and the W of a B; any other action by itself."""
     return [action._replace(kind=kind) for kind in "IW"] if action.kind == "B" else [action]
 
 
@@ -51,7 +52,7 @@ def _check_once(plan: Plan, training: bool) -> None:
                 raise PlanError(f"rank {rank}: {action} is not a stage of this rank")
             if action.kind != "U" and not 0 <= action.micro_batch < plan.micro_batches:
                 raise PlanError(f"rank {rank}: {action}: there are {plan.micro_batches} micro-batches")
-            seen.update(_steps(action))
+            seen.update(_halves(action))
     for stage in range(plan.stages):
         wanted = [Action(stage, kind, j) for kind in ("FIW" if training else "F") for j in range(plan.micro_batches)]
         for action in wanted + [Action(stage, "U")] * training:
@@ -61,7 +62,7 @@ def _check_once(plan: Plan, training: bool) -> None:
 
 def _check_order(rank: int, actions: tuple[Action, ...]) -> None:
     done: Counter[tuple[int, str]] = Counter()  # how many of each kind, so also which comes next
-    for action in (half for whole in actions for half in _steps(whole)):
+    for action in (half for whole in actions for half in _halves(whole)):
         stage, kind, number = action
         if done[stage, "U"]:
             raise PlanError(f"rank {rank}: {action} comes after the update of its stage")
@@ -112,7 +113,7 @@ def _run(plan: Plan, training: bool) -> None:
                 return False
             if kind in "IB" and stage < last and here.arrived["I"] <= number:
                 return False
-            for half in _steps(todo[rank][place[rank]]):
+            for half in _halves(todo[rank][place[rank]]):
                 here.done[half.kind] += 1
             here.freed += kind in "WB"
             sending[rank] = True

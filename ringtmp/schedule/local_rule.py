@@ -8,7 +8,7 @@ from ringtmp.action_kinds import F, I, U, W
 
 NONE = -1  # nothing can run
 
-IDLE = 0.02  # share of a step that may be lost before a limit grows
+TOLERATED_IDLE = 0.02  # share of a step that a rank may be idle before its limits grow
 
 
 def urgent(can_u, can_i):
@@ -71,13 +71,14 @@ def held_back(can_f, held, ahead, cap, limit):
     return found
 
 
-def adapt(cap, limit, most, by, gone, idle, back, forced):
+def adapt(cap, limit, most, growth, lasted, idle, limited_idle, forced):
     """Let a rank's limits grow by what its last step has shown; in place.
 
     A rank that was idle while `limit` forbade an F may run further ahead: the way to the last rank and back is longer
-    than the limit allows for (latency, slow or jittery neighbours). A rank that was idle after `cap` had forced it to
-    run W early may hold more: it lacks W to fill its gaps. Both grow only if more than `IDLE` of the step was lost,
-    since limits above what the way needs cost time as well: an F that runs early delays an I, and the delay travels on.
+    than the limit allows for (latency, slow or jittery neighbours). `cap` is then raised to `limit` where it is below,
+    since a micro-batch that is ahead is held too. A rank that was idle after `cap` had forced it to run W early may
+    hold more: it lacks W to fill its gaps. Both grow only if more than `TOLERATED_IDLE` of the step was lost, since
+    limits above what the way needs cost time as well: an F that runs early delays an I, and the delay travels on.
 
     Parameters
     ----------
@@ -85,19 +86,19 @@ def adapt(cap, limit, most, by, gone, idle, back, forced):
         Bounds of the micro-batches held, and ahead, of each chunk (`fill`).
     most : int
         Bound of both; at least 1.
-    by : int
+    growth : int
         How much they grow at a time; at least 1.
-    gone, idle, back : float
-        Length of the step, time idle in it, and time idle while `limit` forbade an F; in one unit.
+    lasted, idle, limited_idle : float
+        How long the step lasted, time idle in it, and time idle while `limit` forbade an F; all in one unit.
     forced : int
-        How often `cap` forbade an F.
+        How often `cap` forbade an F in the step.
     """
     for c in range(len(cap)):
-        if back > IDLE * gone:
-            limit[c] = min(limit[c] + by, most)
+        if limited_idle > TOLERATED_IDLE * lasted:
+            limit[c] = min(limit[c] + growth, most)
             cap[c] = max(cap[c], limit[c])
-        if forced and idle > IDLE * gone:
-            cap[c] = min(cap[c] + by, most)
+        if forced and idle > TOLERATED_IDLE * lasted:
+            cap[c] = min(cap[c] + growth, most)
 
 
 def default_most(ranks, w_group=1):
@@ -116,19 +117,22 @@ def default_most(ranks, w_group=1):
 def first_limits(ranks, chunks, rank, micro_batches, most, w_group=1):
     """Limits that a rank starts with: (cap, limit), lists of int with an entry for each chunk.
 
-    `limit` is twice the stages to the right: an activation goes there and its gradient comes back, at one F a hop.
-    `jobs/experiments/limits.py` shows what other limits give.
+    An activation goes to the last stage and its gradient comes back, at one F a hop. With one chunk `limit` is
+    therefore 2 x (stages to the right) + 1, and one more where `micro_batches` >= 2 x `ranks`. With several chunks,
+    which share the rank's time, it is 3 x (stages to the right) / `chunks`, rounded up, + 2. `cap` is 2 x `ranks`, or
+    `w_group` if that is larger. `micro_batches` and `most` bound both. `jobs/experiments/limits.py` shows what other
+    limits give.
 
     Parameters
     ----------
     ranks, chunks, rank : int
         Ranks of the ring, stages of each, and this rank.
     micro_batches : int
-        Micro-batches under way at once at most; bounds both.
+        Most micro-batches under way at once; at least 1.
     most : int
         Bound of both; at least 1.
     w_group : int
-        Most micro-batches that one W takes: `cap` allows for as many.
+        Most micro-batches that one W takes; at least 1.
     """
     stages, enough = ranks * chunks, micro_batches >= 2 * ranks
     cap, limit = [], []
@@ -148,7 +152,7 @@ def fixed_limits(ranks, chunks, rank, micro_batches, most, ahead):
     ranks, chunks, rank, micro_batches, most : int
         See `first_limits`; `cap` is `most`.
     ahead : float
-        Forwards that a stage runs ahead, besides one, for each stage to its right; above 0.
+        `limit` is `ahead` x (stages to the right) / `chunks`, rounded down, + 1; above 0.
     """
     cap, limit = [], []
     for c in range(chunks):

@@ -11,7 +11,7 @@ from ringtmp.schedule.local_rule import NONE, fill, urgent
 from ringtmp.schedule.plan import Action, Plan
 
 
-class _Ring:
+class _Counters:
     """Counters of the actions that have ended, by kind and stage."""
 
     def __init__(self, p: int, m: int, v: int) -> None:
@@ -46,25 +46,25 @@ def record(name: str, p: int, m: int, v: int, cap: int, limit: Sequence[Sequence
     limit : sequence of sequences of int
         For each rank and each of its stages: most micro-batches between F and I; at least 1.
     """
-    ring, caps = _Ring(p, m, v), [cap] * v
+    counters, caps = _Counters(p, m, v), [cap] * v
     words: list[list[Action]] = [[] for _ in range(p)]
     idle = False
     while not idle:
         # Choose for all ranks by what had ended before this tick; a U takes no time, so its rank chooses again.
         begun = []
         for rank in range(p):
-            what = ring.choose(rank, caps, limit[rank])
+            what = counters.choose(rank, caps, limit[rank])
             while what != NONE and what % 8 == U:
                 stage = what // 8 * p + rank
-                ring.done[U][stage] = 1
+                counters.done[U][stage] = 1
                 words[rank].append(Action(stage, "U"))
-                what = ring.choose(rank, caps, limit[rank])
+                what = counters.choose(rank, caps, limit[rank])
             if what != NONE:
                 begun.append((rank, what // 8 * p + rank, what % 8))
         # End them all.
         for rank, stage, kind in begun:
-            words[rank].append(Action(stage, KINDS[kind], ring.done[kind][stage]))
-            ring.done[kind][stage] += 1
+            words[rank].append(Action(stage, KINDS[kind], counters.done[kind][stage]))
+            counters.done[kind][stage] += 1
         idle = not begun
     return Plan(name, m, p * v, tuple(map(tuple, words)))
 

@@ -171,36 +171,36 @@ def check_enough(layers: int, stages: int) -> None:
     """Raise `UserError` if there are fewer `layers` than `stages`."""
     if stages > layers:
         raise UserError(
-            f"model: has {layers} layer{'s' * (layers != 1)}, but {stages} ranks were started and each needs one; "
-            f"start at most {layers}, or give a deeper --model"
+            f"model: has {layers} layer{'s' * (layers != 1)}, but each of {stages} stages (ranks x chunks) needs one; "
+            f"take at most {layers}, or give a deeper --model"
         )
 
 
-def parse_split(text: str, layers: int, ranks: int) -> list[int]:
-    """Number of layers of each rank from text.
+def parse_split(text: str, layers: int, stages: int) -> list[int]:
+    """Number of layers of each stage from text.
 
     Parameters
     ----------
     text : str
         Numbers separated by commas, such as `3,4,4`.
-    layers, ranks : int
-        Layers of the model and ranks of the ring.
+    layers, stages : int
+        Layers of the model; stages of the ring, ranks x chunks.
 
     Raises
     ------
     UserError
-        `text` is not a list of `ranks` numbers above 0 whose sum is `layers`.
+        `text` is not a list of `stages` numbers above 0 whose sum is `layers`.
     """
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
-            f"layer_split: expected even, flops, measured, or layers per rank as in 3,4,4, got {text!r}"
+            f"layer_split: expected even, flops, measured, or the layers of each stage, such as 3,4,4, got {text!r}"
         ) from None
-    if len(counts) != ranks:
-        raise UserError(f"layer_split: {text} names {len(counts)} ranks, but {ranks} were started")
+    if len(counts) != stages:
+        raise UserError(f"layer_split: {text} names {len(counts)} stages, but ranks x chunks are {stages}")
     if min(counts) < 1:
-        raise UserError(f"layer_split: {text}: each rank needs at least one layer")
+        raise UserError(f"layer_split: {text}: each stage needs at least one layer")
     if sum(counts) != layers:
         raise UserError(f"layer_split: {text} deals {sum(counts)} layers, but the model has {layers}")
     return counts

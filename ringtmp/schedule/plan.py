@@ -1,8 +1,8 @@
 """Schedules as data: for each rank an ordered list of actions. The same plan is checked, executed and drawn.
 
 An action is written `2F0`: stage 2 runs forward on micro-batch 0. Kinds: F forward, I input gradient, W weight
-gradient, U update, and B: I and W as one action, whose gradient leaves after both, as where a framework makes them
-together. Stages go round the ring: with several chunks a rank, stage s belongs to rank s modulo the ranks.
+gradient, U update, and B: I and W as one action, whose gradient leaves after both, as in frameworks that compute both
+in one call. Stages go round the ring: with several chunks a rank, stage s belongs to rank s modulo the ranks.
 """
 
 import re

@@ -24,13 +24,13 @@ from ringtmp.schedule.plan import Plan, peak_in_flight
 POSTED = 2  # receives of activations that are posted ahead of the micro-batches in flight
 
 
-class Chunk(Protocol):
-    """What a policy may look at.
+class ChunkView(Protocol):
+    """What a policy sees of a chunk (`ringtmp.ring.chunk.Chunk`).
 
     Attributes
     ----------
     forwards, inputs, weights : int
-        Micro-batches of training, since the launch, with F begun, I ended, W ended.
+        Micro-batches of training, since the launch, with F run and its output sent, with I ended, with W ended.
     """
 
     forwards: int
@@ -66,25 +66,32 @@ class Policy(Protocol):
     Attributes
     ----------
     patient : bool
-        Whether W runs to its end, whatever arrives meanwhile; otherwise layer by layer.
+        Whether the order is fixed. True: W runs to its end, whatever arrives meanwhile, and in training a rank with
+        several chunks waits until a synchronous send has been received (`--sends synchronous`), because no other chunk
+        may go on before. False: W runs layer by layer, `choose` is also called in between, and a rank with several
+        chunks does not wait for synchronous sends.
     """
 
     patient: bool
 
-    def choose(self, chunks: Sequence[Chunk]) -> int:
-        """The next action, 8 x chunk + kind, or -1 if nothing can run."""
+    def choose(self, chunks: Sequence[ChunkView]) -> int:
+        """The next action, 8 x chunk + kind, or -1 if nothing can run.
+
+        An action that a `patient` policy returns is run next. If `patient` is False the action may be dropped and
+        `choose` called again: the call must not change the order.
+        """
 
     def window(self, chunk: int) -> int:
-        """Micro-batches of a chunk in flight at present at most, and the receives posted ahead of them."""
+        """Most micro-batches of chunk `chunk` that may have a slot now: those in flight, and receives posted ahead."""
 
     def room(self, chunk: int) -> int:
-        """The most that `window` can become: a chunk is allocated this number of slots."""
+        """The most that `window` can become: chunk `chunk` is allocated this number of slots."""
 
     def waited(self, nanoseconds: int) -> None:
-        """Take note that the rank waited for so long after the last `choose`."""
+        """Note that the rank has waited `nanoseconds` since the last `choose`."""
 
     def stepped(self, nanoseconds: int) -> None:
-        """Take note that a step ended that took so long."""
+        """Note the end of a step that lasted `nanoseconds`."""
 
 
 class LocalRule:
@@ -124,12 +131,12 @@ class LocalRule:
         most = default_most(ranks, w_group) if most is None else most
         self.most = max(1, min(most, (1 + lag) * micro_batches))  # more are never under way
         self.cap, self.limit = first_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, w_group)
-        self.by = max(1, ranks // 4)
+        self.growth = max(1, ranks // 4)
         if ahead:
-            self.by = 0
+            self.growth = 0
             self.cap, self.limit = fixed_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, ahead)
-        self.idle = self.back = self.forced = 0
-        self.pressed = 0
+        self.idle = self.limited_idle = self.forced = 0  # of the step under way
+        self.limited = False  # whether `limit` has forbidden an F in the wait under way
         self._can = [[False] * chunks for _ in range(4)]
         self._held, self._ahead, self._pack = [0] * chunks, [0] * chunks, [0] * chunks
 
@@ -141,7 +148,7 @@ class LocalRule:
         """The window that the limits may grow to."""
         return self.most + POSTED
 
-    def choose(self, chunks: Sequence[Chunk]) -> int:
+    def choose(self, chunks: Sequence[ChunkView]) -> int:
         """The next action, or -1 if nothing can run."""
         can_f, can_i, can_w, can_u = self._can
         for c, chunk in enumerate(chunks):
@@ -161,20 +168,21 @@ class LocalRule:
         if what == NONE or what % 8 == W:
             why = held_back(can_f, held, ahead, self.cap, self.limit)
             self.forced += why == 1
-            self.pressed = max(self.pressed, why) if what == NONE else 0
+            self.limited = what == NONE and (self.limited or why == 2)
         return what
 
     def waited(self, nanoseconds: int) -> None:
         """Note a wait, and whether a limit was behind it."""
         self.idle += nanoseconds
-        self.back += nanoseconds * (self.pressed == 2)
-        self.pressed = 0
+        self.limited_idle += nanoseconds * self.limited
+        self.limited = False
 
     def stepped(self, nanoseconds: int) -> None:
         """Let the limits grow if the step's waits call for it."""
-        if self.by:
-            adapt(self.cap, self.limit, self.most, self.by, nanoseconds, self.idle, self.back, self.forced)
-        self.idle = self.back = self.forced = 0
+        if self.growth:
+            idle, limited_idle, forced = self.idle, self.limited_idle, self.forced
+            adapt(self.cap, self.limit, self.most, self.growth, nanoseconds, idle, limited_idle, forced)
+        self.idle = self.limited_idle = self.forced = 0
 
 
 class FollowPlan:
@@ -209,12 +217,12 @@ class FollowPlan:
 
     room = window
 
-    def choose(self, chunks: Sequence[Chunk]) -> int:
+    def choose(self, chunks: Sequence[ChunkView]) -> int:
         """The plan's next action if it can run now, else -1; between steps an evaluation, if one is due."""
         if self.place == 0:
             due = [c for c, chunk in enumerate(chunks) if chunk.evaluating()]
             if due:
-                return evaluate(chunks, due)
+                return _evaluate(chunks, due)
         what = self.todo[self.place]
         if not _can(chunks[what // 8], what % 8):
             return NONE
@@ -227,21 +235,13 @@ class FollowPlan:
     stepped = waited
 
 
-def evaluate(chunks: Sequence[Chunk], due: Sequence[int]) -> int:
-    """Choose the F of the last chunk among `due` that can run: 8 x chunk + kind, or -1.
-
-    Parameters
-    ----------
-    chunks : sequence of Chunk
-        Of the rank.
-    due : sequence of int
-        Indices of those whose next F belongs to an evaluation.
-    """
+def _evaluate(chunks: Sequence[ChunkView], due: Sequence[int]) -> int:
+    """The F of the last chunk among those with the indices `due` that can run: 8 x chunk + kind, or -1."""
     able = [c for c in due if chunks[c].can_forward()]
     return 8 * able[-1] + F if able else NONE
 
 
-def _can(chunk: Chunk, kind: int) -> bool:
+def _can(chunk: ChunkView, kind: int) -> bool:
     if kind == F:
         return chunk.can_forward()
     if kind in (I, B):

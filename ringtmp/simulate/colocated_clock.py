@@ -18,7 +18,7 @@ import numpy as np
 from kernels._jit import inlined, jit
 from kernels.compilation import declare
 from ringtmp.action_kinds import U
-from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
+from ringtmp.simulate.event_heap import Heap, new_heap, pop, pop_event, push, push_event
 from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 
 # Events: a worker's gradient of its next layer is complete; all gradients of a layer have arrived; a worker has updated
@@ -154,7 +154,7 @@ def _run(workers, links, state):
         _begin_step(workers, links, state, now)
         while state.layers_left[0] > 0:
             now = state.heap.times[0]
-            event = take(state.heap)
+            event = pop_event(state.heap)
             place, what = event // 4, event % 4
             w = place
             if what == COMPLETE:
@@ -184,7 +184,7 @@ def _begin_step(workers, links, state, now):
         state.free_at[w], worked = work_step(workers, w, state.step[0], free_at, state.weights_at, state.gradient_at[w])
         state.busy[w] += worked
         state.next_layer[w] = _layer_below(links, layers)
-        schedule(state.heap, max(state.gradient_at[w, state.next_layer[w]], now), 4 * w + COMPLETE)
+        push_event(state.heap, max(state.gradient_at[w, state.next_layer[w]], now), 4 * w + COMPLETE)
 
 
 @inlined
@@ -212,7 +212,7 @@ def _queue_gradient(links, state, w, now):
     layer = _layer_below(links, layer)
     state.next_layer[w] = layer
     if layer >= 0:
-        schedule(state.heap, max(state.gradient_at[w, layer], now), 4 * w + COMPLETE)
+        push_event(state.heap, max(state.gradient_at[w, layer], now), 4 * w + COMPLETE)
 
 
 @inlined
@@ -224,7 +224,7 @@ def _update_shares(workers, state, layer, now):
         lasts *= jittered(workers, w * layers + layer, U, state.step[0])
         state.processor_free[w] = max(now, state.processor_free[w]) + lasts
         state.serving[w] += lasts
-        schedule(state.heap, state.processor_free[w], 4 * (w * WORKER + layer) + UPDATED)
+        push_event(state.heap, state.processor_free[w], 4 * (w * WORKER + layer) + UPDATED)
 
 
 @inlined
@@ -234,13 +234,13 @@ def _send(workers, links, state, w, now):
     state.waiting[w] = pop(state.keys[w], state.queue[w], state.waiting[w])
     state.sending[w] = True
     leaves = now + links.link_seconds[layer]
-    schedule(state.heap, leaves, 4 * w + LINK_FREE)
+    push_event(state.heap, leaves, 4 * w + LINK_FREE)
     arrives = leaves + (links.latency if workers.number > 1 else 0.0)
     state.latest[layer, carries] = max(state.latest[layer, carries], arrives)
     state.sent[layer, carries] += 1
     if state.sent[layer, carries] == workers.number:
         if carries == GRADIENT:
-            schedule(state.heap, state.latest[layer, GRADIENT], 4 * layer + SUMMED)
+            push_event(state.heap, state.latest[layer, GRADIENT], 4 * layer + SUMMED)
         else:
             state.weights_at[layer] = state.latest[layer, WEIGHTS]
             state.step_ends[state.step[0]] = max(state.step_ends[state.step[0]], state.weights_at[layer])

@@ -82,7 +82,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class ShareOutcome(Timed):
+class DataParallelOutcome(Timed):
     """Result of a simulation of data-parallel training.
 
     Attributes
@@ -118,11 +118,6 @@ class ShareOutcome(Timed):
         """Bytes over the busiest link per step, both ways together."""
         return float((self.sent + self.received).max())
 
-    @property
-    def updates_per_second(self) -> float:
-        """Steps of single workers that all workers together finish per second; asynchronous training raises it."""
-        return float((self.steps / self.finished).sum())
-
 
 def simulate_data_parallel(
     workers: int,
@@ -135,7 +130,7 @@ def simulate_data_parallel(
     slower: Mapping[int, float] | None = None,
     jitter: float = 0.0,
     seed: int = 0,
-) -> ShareOutcome:
+) -> DataParallelOutcome:
     """Simulate `steps` chained steps of `workers` that each train on their share of every batch.
 
     Parameters
@@ -160,7 +155,7 @@ def simulate_data_parallel(
 
     Returns
     -------
-    ShareOutcome
+    DataParallelOutcome
 
     Raises
     ------
@@ -184,7 +179,7 @@ def _compile(family: str) -> None:
     prepare_kernels(np.float64, {family})
 
 
-def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> DataParallelOutcome:
     """Simulate servers on nodes of their own; `sizes` are bytes of layers."""
     _compile("server_clock")
     layer, size, owner = cut(sizes, exchange)
@@ -201,7 +196,7 @@ def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOu
         forward_first=exchange.forward_first,
     )
     end, steps = server_clock.serve(workers, servers), workers.steps
-    return ShareOutcome(
+    return DataParallelOutcome(
         exchange=exchange,
         steps=steps,
         seconds=float(end.step_ends[-1]),
@@ -214,7 +209,7 @@ def _with_servers(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOu
     )
 
 
-def _colocated(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+def _colocated(workers: Workers, sizes: Array, exchange: Exchange) -> DataParallelOutcome:
     """Simulate a server on every worker's node; `sizes` are bytes of layers."""
     _compile("colocated_clock")
     part, others = sizes / workers.number, workers.number - 1
@@ -222,7 +217,7 @@ def _colocated(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutco
     links = colocated_clock.Links(link_seconds, float(exchange.latency), exchange.forward_first)
     end = colocated_clock.colocate(workers, links)
     bytes_sent = np.full(workers.number, float(2 * others * sizes.sum() / workers.number))
-    return ShareOutcome(
+    return DataParallelOutcome(
         exchange=exchange,
         steps=workers.steps,
         seconds=float(end.step_ends[-1]),
@@ -235,14 +230,14 @@ def _colocated(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutco
     )
 
 
-def _with_all_reduce(workers: Workers, sizes: Array, exchange: Exchange) -> ShareOutcome:
+def _with_all_reduce(workers: Workers, sizes: Array, exchange: Exchange) -> DataParallelOutcome:
     """Simulate a ring all-reduce; `sizes` are bytes of layers."""
     _compile("all_reduce_clock")
     part, hops = sizes / workers.number, 2 * (workers.number - 1)
     link_seconds = np.where(sizes > 0, _link_seconds(part, 1, exchange), -1.0)
     end = all_reduce_clock.all_reduce(workers, all_reduce_clock.Links(link_seconds, float(exchange.latency)))
     bytes_sent = np.full(workers.number, float(hops * sizes.sum() / workers.number))
-    return ShareOutcome(
+    return DataParallelOutcome(
         exchange=exchange,
         steps=workers.steps,
         seconds=float(end.step_ends[-1]),

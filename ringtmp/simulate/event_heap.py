@@ -97,13 +97,13 @@ def pop(times, events, count):
 
 
 @inlined
-def schedule(heap, time, event):
+def push_event(heap, time, event):
     """Add an event to a `Heap`."""
     heap.size[0] = push(heap.times, heap.events, heap.size[0], time, event)
 
 
 @inlined
-def take(heap):
+def pop_event(heap):
     """Remove the earliest event of a `Heap` and return it."""
     event = heap.events[0]
     heap.size[0] = pop(heap.times, heap.events, heap.size[0])

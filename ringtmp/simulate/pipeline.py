@@ -33,7 +33,8 @@ class Scene:
     seconds : array of float [stages, 4]
         Of F, I, W and U of each stage, for a whole micro-batch.
     pieces : tuple of tuple of float
-        Shares of each stage's W that run without a look at the inbox (its layers); each adds up to 1.
+        For each stage, the shares of its W that run without reading the inbox in between (a layer, or several short
+        ones together); the shares of a stage add up to 1.
     overhead : float
         Seconds a rank spends beside each action.
     latency : float
@@ -218,9 +219,10 @@ def simulate(
     adaptive : bool
         Whether the rule's limits grow by what ranks learn.
     limits : (cap, limit) of arrays [ranks, chunks], optional
-        What the rule starts with; default `ringtmp.schedule.local_rule.first_limits`.
+        Limits that the rule starts with; by default those of `ahead`, or else
+        `ringtmp.schedule.local_rule.first_limits`.
     ahead : float
-        Fixed limits instead (`ringtmp.schedule.local_rule.fixed_limits`), if above 0.
+        If above 0 the limits do not grow, and are `ringtmp.schedule.local_rule.fixed_limits` unless `limits` is given.
     w_group : int
         Most micro-batches that one W of the rule takes together.
     lag : int

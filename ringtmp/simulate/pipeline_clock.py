@@ -18,7 +18,7 @@ from kernels.compilation import declare
 from ringtmp.action_kinds import B, F, I, U, W
 from ringtmp.emulate.jitter import stretch
 from ringtmp.schedule.local_rule import NONE, adapt, fill, held_back, urgent
-from ringtmp.simulate.event_heap import enlarged, new_heap, schedule, take
+from ringtmp.simulate.event_heap import enlarged, new_heap, pop_event, push_event
 from ringtmp.simulate.pipeline_state import ENDS, LEFT, RIGHT, WAKES, Floats, Ints, Orders, Ring, send, start
 
 NEVER = np.inf
@@ -83,18 +83,18 @@ def _advance(ring, orders, state, heap, now, active, log):
                 code = _choose(ring, orders, state, rank)
                 if code == NONE:
                     if wake < NEVER:
-                        schedule(heap, wake, 2 * rank + WAKES)
+                        push_event(heap, wake, 2 * rank + WAKES)
                     if state.idle_since[rank] < 0:
                         state.idle_since[rank] = now
                 else:
                     until = _begin(ring, orders, state, rank, code, now, log)
-                    schedule(heap, until, 2 * rank + ENDS)
+                    push_event(heap, until, 2 * rank + ENDS)
         active = 0
         if heap.size[0] == 0:
             break
         now = heap.times[0]
         while heap.size[0] > 0 and heap.times[0] <= _moment(now):
-            event = take(heap)
+            event = pop_event(heap)
             rank = event // 2
             if not state.is_active[rank]:
                 state.is_active[rank] = True

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined
 from ringtmp.schedule.local_rule import NONE
-from ringtmp.simulate.event_heap import schedule
+from ringtmp.simulate.event_heap import push_event
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -233,4 +233,4 @@ def send(ring, state, heap, rank, s, target, way, now):
     state.arrives[target, way, state.sent[target, way] % state.arrives.shape[2]] = arrives
     state.sent[target, way] += 1
     if state.doing[receiver] == NONE and receiver != rank:
-        schedule(heap, arrives, 2 * receiver + WAKES)
+        push_event(heap, arrives, 2 * receiver + WAKES)

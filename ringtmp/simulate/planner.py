@@ -1,6 +1,7 @@
 """Which schedule, how many micro-batches and chunks: every candidate is simulated with this network's own costs.
 
-Only synchronous ways are compared: they give the same numbers, so the fastest that fits is simply the best.
+Only synchronous ways are compared. They differ in nothing but the rounding of sums, since they divide a batch into
+different micro-batches; the fastest that fits is therefore the best.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ from ringtmp.simulate.pipeline import Outcome, Scene, simulate
 
 ENGINE = 8e-6  # seconds the engine takes beside each action (`make bench` measures it)
 RULE = "ready"
-AHEAD = (0.0, 1.0, 1.5, 2.0, 3.0)  # limits of the rule that are tried; the sweep finds no setting where more help
+AHEAD = (0.0, 1.0, 1.5, 2.0, 3.0)  # limits of the rule that are tried; `jobs/experiments/limits.py` sweeps more
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class Choice:
     idle : float
         Share of the ranks' time without work.
     bytes, activations : int
-        Of the rank that takes most: all bytes, and those of activations.
+        Most bytes of a rank in all, and most bytes of a rank for activations; the two may be of different ranks.
     held : int
         Most micro-batches in flight on a rank.
     in_flight : int

@@ -22,7 +22,7 @@ from kernels._jit import inlined, jit
 from kernels.compilation import declare
 from ringtmp.action_kinds import U
 from ringtmp.schedule.local_rule import NONE
-from ringtmp.simulate.event_heap import Heap, new_heap, pop, push, schedule, take
+from ringtmp.simulate.event_heap import Heap, new_heap, pop, pop_event, push, push_event
 from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 
 GRADIENT, UPDATED, LINK_FREE = range(3)  # events of a node: a gradient is complete; an update ends; a message has left
@@ -221,7 +221,7 @@ def _run(workers, servers, state):
         _begin_step(workers, servers, state, w)
     while state.heap.size[0] > 0:
         now = state.heap.times[0]
-        event = take(state.heap)
+        event = pop_event(state.heap)
         node, what = event // 4, event % 4
         if what == GRADIENT:
             _queue_gradient(servers, state, node)
@@ -250,7 +250,7 @@ def _begin_step(workers, servers, state, w):
     state.busy[w] += worked
     state.missing[w] = len(servers.sizes)
     state.next_layer[w] = _layer_below(servers, len(workers.seconds))
-    schedule(state.heap, state.gradient_at[w, state.next_layer[w]], 4 * w + GRADIENT)
+    push_event(state.heap, state.gradient_at[w, state.next_layer[w]], 4 * w + GRADIENT)
 
 
 @inlined
@@ -277,7 +277,7 @@ def _queue_gradient(servers, state, w):
     layer = _layer_below(servers, layer)
     state.next_layer[w] = layer
     if layer >= 0:
-        schedule(state.heap, state.gradient_at[w, layer], 4 * w + GRADIENT)
+        push_event(state.heap, state.gradient_at[w, layer], 4 * w + GRADIENT)
 
 
 @inlined
@@ -290,7 +290,7 @@ def _queue_answers(workers, servers, state, node):
     state.waiting[s] = push(state.keys[s], state.queue[s], state.waiting[s], key, batch)
     state.updates_ended[s] += 1
     if state.updates_ended[s] < state.updates[s]:
-        schedule(state.heap, state.update_ends[s, state.updates_ended[s] % batches], 4 * node + UPDATED)
+        push_event(state.heap, state.update_ends[s, state.updates_ended[s] % batches], 4 * node + UPDATED)
 
 
 @inlined
@@ -326,7 +326,7 @@ def _next_place(workers, place):
 def _send(servers, state, source, target, c, now):
     """Send a chunk from node to node; returns when it has arrived."""
     state.sending[source] = True
-    schedule(state.heap, now + servers.link_seconds[c], 4 * source + LINK_FREE)
+    push_event(state.heap, now + servers.link_seconds[c], 4 * source + LINK_FREE)
     arrives = max(now + servers.latency, state.in_free[target]) + servers.link_seconds[c]
     state.in_free[target] = arrives
     state.sent[source] += servers.sizes[c]
@@ -367,7 +367,7 @@ def _update(workers, servers, state, c, due, now):
     state.serving[s] += lasts
     # Only the first update under way of each server is an event, which keeps the heap small.
     if state.updates_ended[s] == state.updates[s]:
-        schedule(state.heap, state.processor_free[s], 4 * (workers.number + s) + UPDATED)
+        push_event(state.heap, state.processor_free[s], 4 * (workers.number + s) + UPDATED)
     place = state.updates[s] % state.update_ends.shape[1]
     state.update_ends[s, place] = state.processor_free[s]
     state.update_batch[s, place] = c * CHUNK + due

@@ -7,7 +7,8 @@ from ringtmp.schedule.registry import Schedule, add
 def one_f_one_b(p: int, m: int, v: int = 1) -> Plan:
     """Fill the pipeline with as few forwards as possible, then run one backward for one forward.
 
-    Narayanan et al. 2019, PipeDream-flush. Rank r holds p - r activations.
+    PipeDream-flush (Narayanan et al. 2021, "Memory-Efficient Pipeline-Parallel DNN Training"). Rank r holds p - r
+    activations.
 
     Parameters
     ----------
@@ -24,9 +25,10 @@ def one_f_one_b(p: int, m: int, v: int = 1) -> Plan:
 def interleaved(p: int, m: int, v: int = 2) -> Plan:
     """1F1B with `v` stages a rank: activations go round the ring `v` times (Narayanan et al. 2021, section 2.2).
 
-    Micro-batches go in packs of p through one stage after the other, so that the fill takes 1 / v of the time. Where p
-    does not divide m the last pack is completed, and the actions of micro-batches that do not exist are left out
-    afterwards: an order in which no rank waits for ever stays one when actions are left out.
+    The paper is "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM". Micro-batches go in
+    packs of p through one stage after the other, so that the fill takes 1 / v of the time. Where p does not divide m
+    the last pack is completed, and the actions of micro-batches that do not exist are left out afterwards: an order in
+    which no rank waits for ever stays one when actions are left out.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ringtmp.action_kinds import F, I, U, W
 from ringtmp.schedule.local_rule import NONE
-from ringtmp.schedule.policies import POSTED, Chunk
+from ringtmp.schedule.policies import POSTED, ChunkView
 from ringtmp.schedule.registry import Schedule, add
 
 
@@ -35,7 +35,7 @@ class Stream:
 
     room = window
 
-    def choose(self, chunks: Sequence[Chunk]) -> int:
+    def choose(self, chunks: Sequence[ChunkView]) -> int:
         """The next action of the stream if it can run now, else -1."""
         (chunk,) = chunks
         if chunk.weights < chunk.inputs:

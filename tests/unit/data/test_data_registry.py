@@ -81,6 +81,13 @@ def test_errors_of_a_format_become_one_line(error):
         open_source("broken")
 
 
+def test_an_installed_plug_in_is_imported_where_no_known_format_accepts_the_data(monkeypatch):
+    monkeypatch.setattr(registry, "load_plugins", lambda: data_format("ones", name="plugged-in")(constant))
+    assert open_source("synthetic:samples=4,features=2,classes=2").x.shape == (4, 2)
+    assert "plugged-in" not in [each.name for each in registry.formats]
+    assert open_source("plugged-in").name == "plugged-in"
+
+
 def test_a_request_states_what_a_text_needs():
     asked = []
     data_format("ones", name="ones")(lambda request: asked.append(request) or constant(request))

@@ -89,7 +89,7 @@ def test_a_run_on_arrays_can_go_on(tmp_path):
         ({"optimiser": "sgd"}, "did you mean 'optimizer'"),
         ({"batch_size": 1000}, "exceeds the 64 training samples"),
         ({"model": "mlp:4-3"}, "takes 4 inputs"),
-        ({"layer_split": "2,1"}, "names 2 ranks"),
+        ({"layer_split": "2,1"}, "names 2 stages"),
         ({"data": 3}, "data: expected"),
         ({"data": ([[1, 2], [3]], [0, 1])}, "data: arrays"),
         ({"data": "x" * 5000}, "data: xxx"),

@@ -95,13 +95,18 @@ def test_equal_layers():
 
 
 def test_more_ranks_than_layers():
-    with pytest.raises(UserError, match="has 1 layer, but 2 ranks"):
+    with pytest.raises(UserError, match="has 1 layer, but each of 2 stages"):
         partition([1], 2)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("3,x", "expected even, flops"), ("3,4", "names 2 ranks"), ("4,4,0", "at least one"), ("3,3,3", "deals 9 layers")],
+    [
+        ("3,x", "expected even, flops"),
+        ("3,4", "names 2 stages, but ranks x chunks are 3"),
+        ("4,4,0", "at least one"),
+        ("3,3,3", "deals 9 layers"),
+    ],
 )
 def test_split_that_does_not_fit(text, words):
     with pytest.raises(UserError, match=words):

@@ -279,7 +279,7 @@ def test_only_what_is_asked_for():
 @pytest.mark.parametrize(
     ("ranks", "how", "words"),
     [
-        (6, {}, "model: has 5 layers, but 6 ranks were started"),
+        (6, {}, "model: has 5 layers, but each of 6 stages (ranks x chunks) needs one"),
         (
             3,
             {"chunks": [2]},
