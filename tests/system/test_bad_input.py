@@ -149,7 +149,10 @@ def test_refused(folder, fork, case):
 LAUNCHED = ["unknown flag", "wrong type", "truncated idx", "input does not fit", "existing run"]
 
 
-@pytest.mark.parametrize(("ranks", "case"), [*product((1, 3), LAUNCHED), (8, "wrong type"), (8, "truncated idx")])
+@pytest.mark.parametrize(
+    ("ranks", "case"),
+    [*product((1, 3), LAUNCHED), (8, "wrong type"), pytest.param(8, "truncated idx", marks=pytest.mark.long)],
+)
 def test_refused_under_the_launcher(folder, case, ranks):
     flags, words = CASES[case]
     model = [] if "--model" in flags else ["--model", "mlp:64-16x7-10"]

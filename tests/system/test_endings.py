@@ -10,6 +10,7 @@ import time
 import pytest
 from launching import MPIRUN, command
 
+LONG = pytest.mark.long
 SLOW = ("-m", "ringtmp.train", "--model", "mlp:64-32x7-10", "--epochs", "100000", "--name", "run", "--eval-every", "50")
 
 
@@ -40,7 +41,7 @@ def open_mpi() -> bool:
     return "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("ranks", [1, 3, 8])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=LONG), 3, pytest.param(8, marks=LONG)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_the_launcher(train, tmp_path, ranks, number):
     """A checkpoint is written, the marker says what stopped the run, and it can go on (tried after one of the two: the
@@ -122,7 +123,12 @@ RAISES, LEAVES = "raise ValueError('broken on purpose')", "sys.exit('left on pur
 
 @pytest.mark.parametrize(
     ("action", "ranks", "rank"),
-    [*((RAISES, *where) for where in ((1, 0), (2, 0), (3, 1), (5, 4), (8, 5))), (LEAVES, 1, 0), (LEAVES, 3, 1)],
+    [
+        *((RAISES, *where) for where in ((1, 0), (2, 0), (3, 1))),
+        *(pytest.param(RAISES, *where, marks=LONG) for where in ((5, 4), (8, 5))),
+        (LEAVES, 1, 0),
+        (LEAVES, 3, 1),
+    ],
 )
 def test_exception_on_one_rank(launch, tmp_path, action, ranks, rank):
     """`sys.exit` goes the same way out as any exception: on its own and in the middle of a ring."""

@@ -25,7 +25,10 @@ LONG = (
     "crossover",
     "resilience",
 )
-QUICK = ["optimum", *(pytest.param(name, marks=pytest.mark.soak) for name in LONG)]
+QUICK = [
+    pytest.param("optimum", marks=pytest.mark.long),
+    *(pytest.param(name, marks=pytest.mark.soak) for name in LONG),
+]
 
 
 def experiment(*words, cwd=ROOT):

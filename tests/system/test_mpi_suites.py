@@ -5,24 +5,33 @@ import re
 import pytest
 from launching import ROOT
 
-ALONE = pytest.mark.alone  # they fill all cores; on one rank there is room for another test
+# What is run on each number of ranks. On many, `make test` runs what depends on their number most, and `make test-long`
+# the rest; on 4, what all schedules compute.
+SOME = ["test_same_numbers.py", "test_server_numbers.py", "test_balance.py"]
+SUITES = {
+    (1, "all"): [],
+    (2, "all"): [pytest.mark.alone],  # they fill all cores; on one rank there is room for another test
+    (3, "all"): [pytest.mark.alone],
+    (5, "some"): [pytest.mark.alone],
+    (8, "some"): [pytest.mark.alone],
+    (5, "all"): [pytest.mark.alone, pytest.mark.long],
+    (8, "all"): [pytest.mark.alone, pytest.mark.long],
+    (4, "schedules"): [pytest.mark.alone, pytest.mark.soak],
+}
+FILES = {"all": [""], "some": SOME, "schedules": ["test_schedules.py::test_same_numbers"]}
+LEAST = {(1, "all"): 200, (2, "all"): 330, (3, "all"): 210, (5, "all"): 80, (8, "all"): 80, (4, "schedules"): 36}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "ranks", [1, *(pytest.param(n, marks=[ALONE, *[pytest.mark.soak] * (n == 4)]) for n in (2, 3, 4, 5, 8))]
-)
-def test_suite(launch, ranks, tmp_path):
+@pytest.mark.parametrize(("ranks", "which"), [pytest.param(*key, marks=marks) for key, marks in SUITES.items()])
+def test_suite(launch, ranks, which, tmp_path):
     where = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--basetemp={tmp_path}/base"]
     settings = ["--with-mpi", "-x", "-q", "-p", "no:cacheprovider", *where]
-    # On 4 ranks the numbers of all schedules alone: what else depends on the ranks is seen on the other five.
-    what = ROOT / "tests/mpi" / ("test_schedules.py::test_same_numbers" if ranks == 4 else "")
-    done = launch(ranks, "-m", "mpi4py", "-m", "pytest", *settings, str(what), timeout=880)
+    files = [str(ROOT / "tests/mpi" / name) for name in FILES[which]]
+    done = launch(ranks, "-m", "mpi4py", "-m", "pytest", *settings, *files, timeout=880)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     passed = [int(number) for number in re.findall(r"(\d+) passed", done.stdout)]  # lines of ranks may mix
     assert len(passed) == ranks, done.stdout[-3000:]
-    assert (
-        min(passed) == max(passed) >= {1: 200, 2: 330, 3: 210, 4: 36}.get(ranks, 80)
-    )  # all, or a chessboard's squares, or half of them
+    assert min(passed) == max(passed) >= LEAST.get((ranks, which), 25)  # all, or a part (tests/mpi/conftest.py)
     assert "skipped" not in done.stdout
     print(f"{passed[0]} tests passed on {ranks} ranks")

@@ -109,6 +109,7 @@ def test_make(workplace, line):
         run(line, workplace)
 
 
+@pytest.mark.long
 def test_commands_in_their_order(workplace):
     """The commands below "Use it" and "On a cluster", one after another in one folder: later ones use earlier runs."""
     said = {line: run(line, workplace) for line in COMMANDS if not line.startswith("make")}
@@ -132,6 +133,7 @@ def python_lines(workplace):
     assert (workplace / "gantt.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs/notebooks").glob("*.ipynb")))
 def test_notebook(tmp_path, monkeypatch, name):
     """Every cell of each notebook, in a fresh kernel."""
@@ -147,6 +149,7 @@ def _with_shims(path):
     return path
 
 
+@pytest.mark.long
 def test_picture_of_a_real_run(tmp_path):
     """The experiment behind the README's picture, and that the picture is there."""
     _with_shims(tmp_path)

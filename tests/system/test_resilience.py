@@ -47,6 +47,7 @@ def test_kills(tmp_path, undisturbed, ranks, emulate):
 MOVING = [(0, "handed"), (2, "housed"), (1, "rebalance"), (1, "housed")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("emulate", "which"),
     [
@@ -72,6 +73,7 @@ def test_kills_while_layers_move(tmp_path, undisturbed, emulate, which):
     assert re.search(r"balance: step \d+: .*; layers \d,\d,\d to \d,\d,1", job.text), job.text
 
 
+@pytest.mark.long
 def test_other_ends_of_a_rank(tmp_path, undisturbed):
     """`exit(1)`, an exception, a segmentation fault."""
     with Supervised(tmp_path, 2, FLAGS) as job:
@@ -85,6 +87,7 @@ def test_other_ends_of_a_rank(tmp_path, undisturbed):
     assert max(job.redone()) <= 1 and len(job.redone()) == 3
 
 
+@pytest.mark.long
 def test_a_hung_rank_is_killed_and_replaced(tmp_path, undisturbed):
     with Supervised(tmp_path, 3, [*FLAGS, "--heartbeat-timeout", "1.5"]) as job:
         pid = job.catch(1, "I", 30)
@@ -98,6 +101,7 @@ def test_a_hung_rank_is_killed_and_replaced(tmp_path, undisturbed):
     assert max(job.redone()) <= 1
 
 
+@pytest.mark.long
 def test_a_rank_that_stops_for_a_while_is_waited_for(tmp_path, undisturbed):
     with Supervised(tmp_path, 3, [*FLAGS, "--heartbeat-timeout", "30"]) as job:
         pid = job.catch(2, "W", 30)
@@ -109,6 +113,7 @@ def test_a_rank_that_stops_for_a_while_is_waited_for(tmp_path, undisturbed):
     assert "recovered" not in job.text and "hung" not in job.text
 
 
+@pytest.mark.long
 def test_a_node_leaves_and_loses_no_step(tmp_path, undisturbed):
     """SIGUSR1 to a rank: the job goes on without its node from the step that it ends."""
     with Supervised(tmp_path, 3, FLAGS, nodes(3)) as job:
@@ -121,6 +126,7 @@ def test_a_node_leaves_and_loses_no_step(tmp_path, undisturbed):
     assert "over 2 ranks" in job.text
 
 
+@pytest.mark.long
 def test_a_host_is_lost_and_comes_back(tmp_path, memory, undisturbed):
     """With its memory: its layers come from its neighbour. When it is back it joins at the end of a step."""
     up = tmp_path / "up"
@@ -157,6 +163,7 @@ def test_two_neighbours_are_lost_together(tmp_path, memory, undisturbed):
     assert re.search("continues from the checkpoint of step (27|36)", job.text)  # the last one that was complete
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_go_on_is_given_up(tmp_path):
     """It fails again and again at the same place."""
     flags = [*FLAGS, "--optimizer", "sgd", "--lr", "1e9"]
@@ -167,6 +174,7 @@ def test_a_run_that_cannot_go_on_is_given_up(tmp_path):
     assert job.text.count("Traceback") == 0
 
 
+@pytest.mark.long
 def test_stop_and_go_on_with_the_same_command(tmp_path, undisturbed):
     """SIGUSR1 to the supervisor, as from a batch system that takes the nodes away: status 75, then the same again."""
     with Supervised(tmp_path, 2, [*FLAGS, "--node-speed", "0.05"]) as job:
@@ -183,6 +191,7 @@ def test_stop_and_go_on_with_the_same_command(tmp_path, undisturbed):
     assert "exists already, is finished and is not overwritten" in job.text
 
 
+@pytest.mark.long
 def test_interrupt(tmp_path):
     with Supervised(tmp_path, 2, [*FLAGS, "--node-speed", "0.05"]) as job:
         job.catch(0, "F", 20)

@@ -71,6 +71,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("ranks", "flags", "same", "which"), KILLS, ids=["servers", "colocate"])
 def test_kills(tmp_path, memory, undisturbed, ranks, flags, same, which):
     """SIGKILL of workers and servers with BSP: at most one step made again, the same bits."""
@@ -85,7 +86,9 @@ def test_kills(tmp_path, memory, undisturbed, ranks, flags, same, which):
     assert not memory.exists()  # the run has ended, and is forgotten
 
 
-@pytest.mark.parametrize(("consistency", "rank", "phase"), [("ssp", 0, "U"), ("asp", 2, "W")])
+@pytest.mark.parametrize(
+    ("consistency", "rank", "phase"), [pytest.param("ssp", 0, "U", marks=pytest.mark.long), ("asp", 2, "W")]
+)
 def test_kills_without_barriers(tmp_path, consistency, rank, phase):
     """It goes on from a step that all have made: no gradient is missing, and the loss falls."""
     with supervised(tmp_path, 3, "--consistency", consistency) as job:
@@ -96,6 +99,7 @@ def test_kills_without_barriers(tmp_path, consistency, rank, phase):
     assert_learnt(tmp_path)
 
 
+@pytest.mark.long
 def test_a_servers_node_is_lost(tmp_path, memory, undisturbed):
     """With all that it remembers: its ranges come from the first worker's node."""
     with supervised(tmp_path, 3) as job:
@@ -108,6 +112,7 @@ def test_a_servers_node_is_lost(tmp_path, memory, undisturbed):
     assert job.redone() in ([0], [1])
 
 
+@pytest.mark.long
 def test_without_servers_checkpoints_serve(tmp_path, undisturbed):
     """All-reduce: nothing is kept in memory."""
     with supervised(tmp_path, 2, "--consistency", "allreduce") as job:
@@ -126,6 +131,7 @@ BACK = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("ranks", "rank", "flags"), BACK, ids=["bsp", "ssp", "asp"])
 def test_a_stopped_worker_is_dropped_and_taken_back(tmp_path, monkeypatch, ranks, rank, flags):
     """The others go on without it; when it goes on it gets a share again, and no gradient counts twice."""

@@ -95,7 +95,9 @@ run_main(main)
 """
 
 
-@pytest.mark.parametrize("consistency", ["bsp", "ssp", "asp"])
+@pytest.mark.parametrize(
+    "consistency", [*(pytest.param(each, marks=pytest.mark.long) for each in ("bsp", "asp")), "ssp"]
+)
 def test_a_worker_that_fails_is_dropped(launch, tmp_path, consistency):
     done = launch(4, "-c", BROKEN.format(rank=2, flags=["--consistency", consistency]))
     assert done.returncode == 0, done.stderr
@@ -108,6 +110,7 @@ def test_a_worker_that_fails_is_dropped(launch, tmp_path, consistency):
     assert read[2] < 40 and read[1] == read[3] == 109
 
 
+@pytest.mark.long
 def test_a_rank_that_serves_and_works_cannot_leave(launch, tmp_path):
     done = launch(3, "-c", BROKEN.format(rank=1, flags=["--colocate", "on"]))
     assert done.returncode not in (0, 2)
@@ -149,6 +152,7 @@ class Job:
         return text
 
 
+@pytest.mark.long
 def test_a_stopped_worker_is_dropped(tmp_path):
     """It is silent for two seconds; the others end without it, and its process is killed in the end."""
     job = Job(tmp_path, 4, "--steps", "300", "--worker-timeout", "2")
@@ -160,6 +164,7 @@ def test_a_stopped_worker_is_dropped(tmp_path):
     assert (tmp_path / "runs/run/checkpoints/step-00000300/COMMIT.json").exists()
 
 
+@pytest.mark.long
 def test_a_lost_server_ends_the_job(tmp_path):
     """Its workers say which weights did not come, and where to go on."""
     job = Job(tmp_path, 3, "--steps", "100000", "--stall-timeout", "2")
@@ -170,6 +175,7 @@ def test_a_lost_server_ends_the_job(tmp_path):
     assert re.search(r"go on from step \d+ with: --resume runs/run", text)
 
 
+@pytest.mark.long
 def test_a_signal_to_a_worker_stops_the_run(train, tmp_path):
     """It writes a checkpoint, from which the ring goes on."""
     job = Job(tmp_path, 3, "--steps", "100000")

@@ -16,7 +16,7 @@ from jobs.lib.slurm import Slurm, why_not
 from kernels import _jit
 
 # One cluster for all of them; most of their time it waits for its own clocks.
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
 
 SCRIPTS = ROOT / "jobs" / "slurm"
 NET = ["--model", "mlp:64-48x6-10", "--batch-size", "32"]

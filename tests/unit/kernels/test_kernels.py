@@ -238,6 +238,7 @@ print(misses, len(lines), y.sum())
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_once_by_many_processes(tmp_path):
     """Four processes start on an empty cache: one compiles, all compute; a later one compiles nothing."""
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
