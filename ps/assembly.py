@@ -203,14 +203,13 @@ def make_worker(
     assert stage and job.data
     views = KeyRangeViews(setup.ranges, stage.states)
     exchange: Exchange
-    rejoin_by, checkpoints = None, None
+    checkpoints = None
     if servers:
         weight = (lambda samples: samples / config.batch_size) if config.local_steps > 1 else None
         compressor = make_compressor(config.compression, job.dtype, config.topk)
         exchange = ServerExchange(
             session.net, views, compressor, mailbox, session.recorder, own_server, setup.membership, weight
         )
-        rejoin_by = None if own_server else exchange
     else:
         exchange = AllReduce(
             session.net,
@@ -241,7 +240,7 @@ def make_worker(
         crowded=session.is_crowded(),
         servers=servers,
         local_step=_local_step(setup) if config.local_steps > 1 else None,
-        rejoin_by=rejoin_by,
+        can_rejoin=bool(servers) and own_server is None,
         checkpoints=checkpoints,
         probe=session.probe,
     )

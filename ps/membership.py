@@ -15,7 +15,7 @@ Rank 0 chooses s and t such that no worker can have begun these steps when the m
 rejoins: a server holds back a Begin of a generation that it has not heard of, and ignores one of before w's rejoin.
 
 Every rank applies the same sequence of Drop and Rejoin to a `Membership`; `MembershipLeader` makes the decisions (rank
-0), `PushLedger` tells void pushes from valid ones (servers), `Standing` is a worker's own view.
+0), `PushLedger` tells void pushes from valid ones (servers), `Standing` tells a worker whether it is among them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -260,7 +260,7 @@ class PushLedger:
 
 
 class Standing:
-    """A worker's own view: whether the other ranks have dropped it, and whether it has rejoined.
+    """On a worker: whether the other ranks have dropped it, and the step from which it takes part again.
 
     Parameters
     ----------
@@ -275,18 +275,18 @@ class Standing:
         self.dropped = False
         self.rejoined = -1  # step from which the worker takes part again; -1: not known
         self._over = False
-        mailbox.on(Drop, self._drop)
-        mailbox.on(Rejoin, self._rejoin)
-        mailbox.on(Over, self._end)
+        mailbox.on(Drop, self._on_drop)
+        mailbox.on(Rejoin, self._on_rejoin)
+        mailbox.on(Over, self._on_over)
 
-    def _drop(self, sender: int, message: Drop) -> None:
+    def _on_drop(self, sender: int, message: Drop) -> None:
         self.dropped |= message.worker == self.rank
 
-    def _rejoin(self, sender: int, message: Rejoin) -> None:
+    def _on_rejoin(self, sender: int, message: Rejoin) -> None:
         if message.worker == self.rank:
             self.dropped, self.rejoined = False, message.step
 
-    def _end(self, sender: int, message: Over) -> None:
+    def _on_over(self, sender: int, message: Over) -> None:
         self._over = True
 
     def check(self) -> None:

@@ -110,7 +110,7 @@ class RankLoop:
             self._finish()
         except RunFailure as failure:
             raise RunFailure(f"{failure}{self._last_checkpoint()}") from None
-        comms = self._part()
+        comms = self._leave_together()
         self._close()
         return comms
 
@@ -172,8 +172,8 @@ class RankLoop:
         """Whether every worker has its last weights, every report has arrived, every checkpoint is written (rank 0)."""
         return self.coordinator is not None and self.coordinator.finished() and self.background.finished()
 
-    def _part(self) -> "tuple[Intracomm, Intracomm]":
-        """Wait for all ranks that answer; returns communicators of these alone."""
+    def _leave_together(self) -> "tuple[Intracomm, Intracomm]":
+        """Wait until all ranks that answer have come here; returns communicators of these alone."""
         lost = self.setup.membership.unresponsive
         comm, net = self.setup.session.comm, self.setup.session.net
         with self.recorder.timed("wait", -1):
@@ -205,4 +205,4 @@ class RankLoop:
         """Remove copies of earlier launches from the node's memory: no rank can need them any more."""
         session = self.setup.session
         if session.memory:
-            session.memory.forget(session.generation)
+            session.memory.forget(session.copies_generation)

@@ -173,7 +173,7 @@ class ServerTrainer:
         mine = [server for server, holder in self.replica_holders.items() if self.rank in (server, holder)]
         shapes = [
             replica_layout(
-                self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.generation
+                self.model, self.ranges, server, self.server_slots, self.job.dtype.str, self.session.copies_generation
             )
             for server in mine
         ]
@@ -300,7 +300,7 @@ class ServerTrainer:
 
     @property
     def step(self) -> int:
-        """Updates made since the run's first step."""
+        """Steps of the run from its first one: all, or those before a stop; made once `train` has returned."""
         return self.rank_loop.end
 
     @property

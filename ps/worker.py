@@ -62,13 +62,13 @@ class Worker:
     eval_every : int
         Steps between two evaluations.
     crowded : bool
-        Whether ranks outnumber the cores of this node.
+        Whether ranks outnumber the cores of this host.
     servers : sequence of int
         Ranks that must hear now and then that this worker is alive.
     local_step : callable or None
         With local steps: updates a layer by this worker's own gradient; takes the layer's index and the step.
-    rejoin_by : ServerExchange or None
-        `exchange`, if this worker can be taken back after the others have dropped it.
+    can_rejoin : bool
+        Whether this worker can be taken back after the others have dropped it; `exchange` is then a `ServerExchange`.
     checkpoints : StepHook or None
         Asked after each step, where there are no servers.
     probe : FaultProbe or None
@@ -93,13 +93,13 @@ class Worker:
         crowded: bool,
         servers: Sequence[int],
         local_step: Callable[[int, int], None] | None = None,
-        rejoin_by: ServerExchange | None = None,
+        can_rejoin: bool = False,
         checkpoints: StepHook | None = None,
         probe: FaultProbe | None = None,
     ) -> None:
         self.rank, self.stage, self.config, self.exchange, self.batch_split = rank, stage, config, exchange, batch_split
         self.mailbox, self.recorder, self.sampler, self.paces = mailbox, recorder, sampler, paces
-        self.poll_others, self.local_step, self.rejoin_by = poll_others, local_step, rejoin_by
+        self.poll_others, self.local_step, self.can_rejoin = poll_others, local_step, can_rejoin
         self.start, self.total, self.eval_every, self.servers = start, total, eval_every, servers
         self.checkpoints, self.probe = checkpoints, probe
         self.layers = range(len(stage.states))
@@ -138,9 +138,10 @@ class Worker:
                 self._train_all()
                 return
             except WorkerDroppedError:
-                if not self.rejoin_by:
+                if not self.can_rejoin:
                     raise
-                self._step = self._rejoin(self.rejoin_by)
+                assert isinstance(self.exchange, ServerExchange)
+                self._step = self._rejoin(self.exchange)
                 self._fresh = [not some for some in self._has_parameters]
 
     def _train_all(self) -> None:
@@ -276,6 +277,7 @@ class Worker:
         state = self.stage.states[layer]
         state.layer.refresh_cache(state.parameters)
         self._fresh[layer] = True
+        # U of a worker is this refresh alone: servers and the all-reduce record their updates themselves.
         self.recorder.record("U", begin, clock(), self._step - 1, stage=layer)
 
     def take_all(self) -> None:
@@ -303,7 +305,7 @@ class Worker:
         )
 
     def _book_wait(self, begin: int, end: int) -> None:
-        if end > begin:
+        if end > begin:  # the `stage` of such a wait is a key range, not a layer
             self.recorder.record("wait", begin, end, self._step - 1, stage=self._missing)
 
     def poll(self) -> bool:

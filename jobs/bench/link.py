@@ -64,7 +64,7 @@ class EngineLink:
         self.sent = self.retired = self.taken = 0
         self.backoff = Backoff(crowded=False)
         if comm.rank == 0:
-            self.outbox = SendRequests(comm, 1, TAG_STREAM, synchronous=False)
+            self.outbox = SendRequests(comm, 1, TAG_STREAM, synchronous_sends=False)
         else:
             self.inbox = ReceiveQueue(comm, 0, TAG_STREAM, [part for parts in self.parts for part in parts])
             for slot in range(len(buffers)):

@@ -15,7 +15,7 @@ class Backoff:
     Parameters
     ----------
     crowded : bool
-        Whether this node has more ranks than cores.
+        Whether ranks outnumber the cores of this host.
 
     Notes
     -----

@@ -38,7 +38,7 @@ _FIXED = struct.Struct("<8sqq")
 _TEXT = 64  # where the description begins
 _LINE = 64
 _FLAT = "flat"  # name of the parameters among a layer's arrays
-GENERATION = 1000  # the first generation of launch n is n x GENERATION; the others follow changes of membership
+GENERATION = 1000  # the first generation of launch n is n x GENERATION; each rebalancing begins the next one
 
 
 class ParameterRange(NamedTuple):

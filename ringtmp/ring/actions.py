@@ -74,7 +74,7 @@ class Actions:
     ----------
     inbox : Inbox
     policy : Policy
-        Asked between two pieces of W whether something more urgent can run.
+        Unless it is `patient`, asked between two pieces of W whether something more urgent can run.
     hooks : Hooks
     recorder : Recorder
     settings : ActionSettings
@@ -111,7 +111,7 @@ class Actions:
         number, place = f.number, chunk.place
         slot = chunk.slot(place)
         work = chunk.stage.work(slot, f.rows)
-        begin = self._labels(chunk, slot, work)
+        begin = self._input(chunk, slot, work)
 
         # Compute; on the last stage the loss, and its gradient.
         chunk.stage.forward(work, self._context(phase, number), chunk.versions.take(place, phase))
@@ -132,16 +132,12 @@ class Actions:
         # Record it, and report the sums with the last micro-batch of a phase.
         version = chunk.versions.of(place, phase)
         self.record("F" if phase.training else "E", begin, end, chunk, number, step=phase.step, version=version)
-        if phase.training:
-            chunk.forwards += 1
-        else:
-            chunk.done = place + 1
-        if f.advance() and chunk.last:
+        if chunk.forward_ended() and chunk.last:
             loss, correct, self.loss_sum, self.correct = self.loss_sum, self.correct, 0.0, 0.0
             self.tokens.summed(phase, loss, correct)
 
-    def _labels(self, chunk: Chunk, slot: int, work: Work) -> int:
-        """Read the micro-batch and send its labels (first stage), or take them (last stage); when F begins."""
+    def _input(self, chunk: Chunk, slot: int, work: Work) -> int:
+        """Read the micro-batch and send its labels (first stage), or take them (last stage); the time F begins at."""
         begin = clock()
         if chunk.first:
             phase, number = chunk.f.phase, chunk.f.number
@@ -165,7 +161,7 @@ class Actions:
             self._whole_weights(chunk)
 
     def backward(self, chunk: Chunk) -> None:
-        """B: the gradient leaves after W, as where a framework makes both in one go."""
+        """B: the gradient leaves after W, as in frameworks that compute both in one call."""
         made = self._gradient(chunk)
         self._whole_weights(chunk)
         self._send_gradient(chunk, *made)
@@ -189,7 +185,7 @@ class Actions:
     # ---- W ------------------------------------------------------------------------------------------------------
 
     def weights(self, chunk: Chunk) -> None:
-        """W layer by layer, until the group is done or something more urgent can run."""
+        """W of a group, piece by piece, until it is done; the policy may interrupt it unless it is `patient`."""
         owner = next((other for other in self.chunks if other.group), chunk)  # what was begun is ended first
         if owner.group is None:
             owner.begin_weights(self.settings.w_group)
@@ -224,8 +220,9 @@ class Actions:
     def update(self, chunk: Chunk) -> None:
         """U of the stage, and what follows from it: copies, checkpoints, tokens."""
         step, begin = chunk.updates, clock()
-        norm = self.inbox.norm
-        chunk.update(self.hooks.rate(step), norm.norm or 0.0 if norm is not None else 0.0)
+        gate = self.inbox.norm
+        norm = gate.norm if gate is not None else None  # of all gradients, with `clip_norm`
+        chunk.update(self.hooks.rate(step), norm or 0.0)
         if self.paces:
             pace = self.paces[chunk.index]
             pace.until(begin, pace.update * pace.factor(U, step - chunk.start))
@@ -284,7 +281,12 @@ class Actions:
     def _send(
         self, sends: SendRequests, chunk: Chunk, slot: int, buffer: Array, begin: int, step: int, number: int
     ) -> None:
-        """Start a send that `chunk` retires; a synchronous one is waited for where no other chunk could go on."""
+        """Start a send of `chunk`, whose slot stays taken until it is complete.
+
+        A synchronous send is waited for here if nothing else could run meanwhile: on a rank with one chunk, and where a
+        plan gives the order, which has been proved to end although sends block. The local rule and evaluations let
+        another chunk go on, and could otherwise wait for ever.
+        """
         wait = len(self.chunks) == 1 or (self.policy.patient and not chunk.evaluating())
         chunk.pending[slot].append(sends.send((slot, len(buffer)), buffer, self.blocked if wait else None))
         self.recorder.record("send", begin, clock(), step, number, sends.dest, buffer.nbytes, chunk.number)

@@ -81,8 +81,12 @@ class Chunk:
         self.i = Cursor(table, phase, training_only=True)
         self.w = Cursor(table, phase, training_only=True)
         self.forwards = self.inputs = self.weights = 0
-        self.steps = len(table.train_sizes)
-        self.origin = self.acquired = self.retired = self.done = self.f.place
+        self.micro_batches = len(table.train_sizes)  # of a step
+        # Positions in the stream, all at first that of the first F.
+        self.origin = self.f.place  # of the first micro-batch of this launch: receives are counted from it
+        self.acquired = self.f.place  # micro-batches before it have had a slot
+        self.done = self.f.place  # those before it need their slot only until their sends are complete
+        self.retired = self.f.place  # those before it have given their slot back
         self.free = list(reversed(range(stage.slots)))
         self.home = [0] * stage.slots  # slot of a place, by place modulo the slots
         self.pending: list[list[Request]] = [[] for _ in range(stage.slots)]
@@ -108,7 +112,7 @@ class Chunk:
         if place >= self.acquired:
             return False
         last = self.gates.last_forward
-        if last and f.phase.training and f.number == self.steps - 1 and not all_open(last, self.updates):
+        if last and f.phase.training and f.number == self.micro_batches - 1 and not all_open(last, self.updates):
             return False  # no rank can update before this forward (`ringtmp.ring.replicas`)
         arrived = place - self.origin
         if self.activations is not None and self.activations.arrived <= arrived:
@@ -117,13 +121,13 @@ class Chunk:
 
     def can_backward_input(self) -> bool:
         """Whether the gradient of the oldest micro-batch without I has arrived, and its W may follow."""
-        if self.stage.recompute and self.weights == (self.updates - self.start + 1) * self.steps:
+        if self.stage.recompute and self.weights == (self.updates - self.start + 1) * self.micro_batches:
             return False  # W follows at once (`actions`), and belongs to the step after the U that is due
         return self.inputs < (self.forwards if self.gradients is None else self.gradients.arrived)
 
     def can_backward_weight(self) -> bool:
         """Whether a micro-batch of the step has had I and not W."""
-        return self.weights < self.inputs and self.weights < (self.updates - self.start + 1) * self.steps
+        return self.weights < self.inputs and self.weights < (self.updates - self.start + 1) * self.micro_batches
 
     def must_update(self) -> bool:
         """Whether every W of the step is done, and all gates of the update are open."""
@@ -131,7 +135,7 @@ class Chunk:
 
     def weights_done(self) -> bool:
         """Whether every W of the step is done, and the gates of the gradients are open (all rings have theirs)."""
-        done = self.weights == (self.updates - self.start + 1) * self.steps
+        done = self.weights == (self.updates - self.start + 1) * self.micro_batches
         return done and all_open(self.gates.gradients, self.updates)
 
     def evaluating(self) -> bool:
@@ -144,7 +148,9 @@ class Chunk:
 
     def finished(self) -> bool:
         """Whether all phases have been run, all updates made, and all sends are complete."""
-        updated = self.forwards == (self.updates - self.start) * self.steps  # a norm or a sum may be awaited for it
+        updated = (
+            self.forwards == (self.updates - self.start) * self.micro_batches
+        )  # a norm or a sum may be awaited for it
         return self.f.index >= self.end and self.retired >= self.f.place and updated
 
     # ---- slots --------------------------------------------------------------------------------------------------
@@ -178,9 +184,17 @@ class Chunk:
             self.acquired += 1
         return came, back
 
-    # ---- the arithmetic of actions -------------------------------------------------------------------------------
+    # ---- what actions compute and count --------------------------------------------------------------------------
 
-    def backward_input(self, moment: StepContext) -> tuple[Work, int]:
+    def forward_ended(self) -> bool:
+        """Count F of the next micro-batch, whose output has been sent; whether it was the last of its phase."""
+        if self.f.phase.training:
+            self.forwards += 1
+        else:
+            self.done = self.place + 1
+        return self.f.advance()
+
+    def backward_input(self, context: StepContext) -> tuple[Work, int]:
         """Compute I of the oldest micro-batch without one, with the weights of its F; its buffers and its slot."""
         place = self.i.place
         slot = self.slot(place)
@@ -188,7 +202,7 @@ class Chunk:
         if self.stage.recompute:  # it overwrites the output, whose send must be complete
             for request in self.pending[slot]:
                 request.Wait()
-        self.stage.backward_input(work, moment, self.versions.leave(place))
+        self.stage.backward_input(work, context, self.versions.leave(place))
         self.inputs += 1
         self.i.advance()
         return work, slot
@@ -211,7 +225,7 @@ class Chunk:
         pieces = self.stage.pieces
         if pieces:
             self.stage.backward_weight(works, number == 0, pieces[self.piece])
-            if self.gradients_made is not None and number + count == self.steps:
+            if self.gradients_made is not None and number + count == self.micro_batches:
                 self.gradients_made(pieces[self.piece], self.updates)
         self.piece += 1
         if self.piece < len(pieces):
@@ -223,6 +237,6 @@ class Chunk:
 
     def update(self, rate: float, norm: float) -> None:
         """Compute U with the learning rate `rate`; `norm`: of all gradients, if it bounds them, else 0."""
-        self.versions.updating()
+        self.versions.before_update()
         self.stage.update(rate, self.updates + 1, norm)
         self.updates += 1

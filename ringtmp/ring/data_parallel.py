@@ -111,7 +111,7 @@ class RingLeaders:
         self.down = Mailbox(comm.rank, KINDS, {self.after: down}, recorder)
         self.up.on(RingStep, lambda sender, message: self.report(message))
         self.up.on(RingTest, lambda sender, message: self.report(message))
-        self.down.on(Stop, self._stop)
+        self.down.on(Stop, self._on_stop)
         self.parts: dict[tuple[type, int], list[RingStep | RingTest]] = {}  # by kind and step
 
     def report(self, result: RingStep | RingTest) -> None:
@@ -138,7 +138,7 @@ class RingLeaders:
         if not self.last:
             self.down.send(self.after, stop, None)
 
-    def _stop(self, sender: int, message: Stop) -> None:
+    def _on_stop(self, sender: int, message: Stop) -> None:
         self.stop(message)
         self.order(message)
 

@@ -58,13 +58,15 @@ class EngineSettings:
     seed : int
         Of dropout.
     crowded : bool
-        Whether ranks outnumber the cores of this node.
-    synchronous : bool
-        Whether a send completes only once its receive is posted.
+        Whether ranks outnumber the cores of this host.
+    synchronous_sends : bool
+        Whether activations, gradients and labels travel by synchronous sends (MPI_Ssend), which complete only once
+        their receive is posted.
     delay : float
         Longest random delay before each action, in seconds.
     stall_timeout : float
-        Seconds without anything to run after which this rank ends the job.
+        Seconds for which no action can run and no order or token comes, or for which a synchronous send is not
+        received, after which this rank ends the job.
     heartbeat_timeout : float
         Seconds without a sign of life after which a neighbour is taken for hung.
     """
@@ -76,7 +78,7 @@ class EngineSettings:
     w_group: int = 1
     seed: int = 0
     crowded: bool = False
-    synchronous: bool = False
+    synchronous_sends: bool = False
     delay: float = 0.0
     stall_timeout: float = 600.0
     heartbeat_timeout: float = 60.0
@@ -142,7 +144,7 @@ class Engine:
         durable = [CopyDurable() for _ in stages]
 
         # Links and chunks.
-        self.links = links = RingLinks(comm, recorder, settings.synchronous)
+        self.links = links = RingLinks(comm, recorder, settings.synchronous_sends)
         self.chunks = [
             Chunk(
                 stage,
@@ -234,15 +236,15 @@ class Engine:
                 time.sleep(self.random.random() * delay)
             perform[what % 8](chunks[what // 8])
             free = clock()
-        self._part()
+        self._leave_ring()
 
     def _tell(self, probe: FaultProbe, what: int) -> None:
         """Tell the probe what comes next."""
         evaluates = what % 8 == F and self.chunks[what // 8].evaluating()
         probe.at("E" if evaluates else "FIWUB"[what % 8], self.updates)
 
-    def look(self) -> None:
-        """Read what has arrived, and give signs of life, while something else than training goes on."""
+    def poll_once(self) -> None:
+        """Read what has arrived, and send a sign of life if one is due, while training is held up."""
         self.inbox.poll()
 
     # ---- waiting ------------------------------------------------------------------------------------------------
@@ -270,13 +272,13 @@ class Engine:
 
     def _stalled(self, nanoseconds: int) -> str:
         return (
-            f"nothing came from the neighbours (ranks {self.links.left} and {self.links.right}) for "
-            f"{nanoseconds / 1e9:.0f} s in step {self.updates} (--stall-timeout)"
+            f"no action could go on for {nanoseconds / 1e9:.0f} s in step {self.updates} (--stall-timeout): "
+            f"this rank waits for its neighbours, ranks {self.links.left} and {self.links.right}"
         )
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
-    def _part(self) -> None:
+    def _leave_ring(self) -> None:
         """Exchange last messages with the neighbours; afterwards no message can arrive."""
         if self.liveness is None:
             return

@@ -50,14 +50,14 @@ class SendRequests:
     ----------
     comm : Intracomm
     dest, tag : int
-    synchronous : bool
+    synchronous_sends : bool
         Whether a send completes only once its receive is posted.
     """
 
-    def __init__(self, comm: "Intracomm", dest: int, tag: int, synchronous: bool) -> None:
+    def __init__(self, comm: "Intracomm", dest: int, tag: int, synchronous_sends: bool) -> None:
         self.comm, self.dest, self.tag = comm, dest, tag
-        self.init = comm.Ssend_init if synchronous else comm.Send_init
-        self.synchronous = synchronous
+        self.init = comm.Ssend_init if synchronous_sends else comm.Send_init
+        self.synchronous_sends = synchronous_sends
         self.requests: dict[Any, Any] = {}
 
     def send(self, key: Any, buffer: Array, blocked: Callable[[int], None] | None = None) -> "Request":
@@ -69,14 +69,14 @@ class SendRequests:
             Names the buffer: always the same one for the same key.
         buffer : array
         blocked : callable, optional
-            If sends are `synchronous`, wait here until this one is complete, and call `blocked` meanwhile with the
-            time (`clock`) at which the wait began.
+            With `synchronous_sends`, wait here until this one is complete, and call `blocked` meanwhile with the time
+            (`clock`) at which the wait began.
         """
         if key not in self.requests:
             self.requests[key] = self.init(buffer, self.dest, self.tag)
         request = self.requests[key]
         request.Start()
-        if self.synchronous and blocked is not None:
+        if self.synchronous_sends and blocked is not None:
             since = clock()
             while not request.Test():
                 blocked(since)
@@ -124,7 +124,7 @@ class RingLinks:
     comm : Intracomm
         The ring: the neighbours are rank - 1 and rank + 1, modulo its size.
     recorder : Recorder
-    synchronous : bool
+    synchronous_sends : bool
         Whether data are sent with synchronous sends.
 
     Attributes
@@ -136,8 +136,8 @@ class RingLinks:
         Sends to the left neighbour, receives from the right one.
     """
 
-    def __init__(self, comm: "Intracomm", recorder: Recorder, synchronous: bool = False) -> None:
-        self.comm, self.synchronous = comm, synchronous
+    def __init__(self, comm: "Intracomm", recorder: Recorder, synchronous_sends: bool = False) -> None:
+        self.comm, self.synchronous_sends = comm, synchronous_sends
         self.rank, self.size = comm.rank, comm.size
         self.left, self.right = left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
         forth: dict[int, ControlChannel] = {}
@@ -183,7 +183,7 @@ class RingLinks:
         )
 
     def _send(self, dest: int, tag: int) -> SendRequests:
-        self._sends.append(SendRequests(self.comm, dest, tag, self.synchronous))
+        self._sends.append(SendRequests(self.comm, dest, tag, self.synchronous_sends))
         return self._sends[-1]
 
     def idle(self) -> bool:

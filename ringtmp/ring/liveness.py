@@ -41,7 +41,7 @@ class Liveness:
         self.last_sign = clock()
         self.leaving = False
         for mailbox in (links.to_right, links.to_left):
-            mailbox.on(SignOfLife, self._sign)
+            mailbox.on(SignOfLife, self._on_sign_of_life)
 
     def poll(self, left: bool, right: bool) -> None:
         """Note whether something has come from the left and the right neighbour; send a sign of life if one is due."""
@@ -59,7 +59,7 @@ class Liveness:
         self.links.to_right.send(self.links.right, sign, None)
         self.links.to_left.send(self.links.left, sign, None)
 
-    def _sign(self, sender: int, message: SignOfLife) -> None:
+    def _on_sign_of_life(self, sender: int, message: SignOfLife) -> None:
         if message.leaving:
             self.to_leave[sender] -= 1
             if not self.to_leave[sender]:

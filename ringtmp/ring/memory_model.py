@@ -30,8 +30,8 @@ class Footprint:
     program : int
         The process without the network.
     parameters, optimizer, gradients : int
-        Of all layers: parameters; optimizer slots, with what layers derive from their parameters; gradients, with
-        earlier versions of the weights that a schedule keeps.
+        Of all layers: parameters; optimizer slots; gradients, with what layers derive from their parameters and with
+        the earlier versions of the weights that a schedule keeps.
     copies : int
         In the node's memory (`--state-copies`).
     snapshot : int

@@ -115,7 +115,7 @@ class Replicas:
         self.depth, self.start, self.clear = settings.depth, start, settings.clear
         self.cleared = False
         self.lanes: dict[tuple[int, int], Lane] = {}
-        links.to_left.on(ReplicaComplete, self._complete)
+        links.to_left.on(ReplicaComplete, self._on_replica_complete)
         rank, size = links.rank, links.size
         sent = [_is_sent(settings.nodes, owner, self.depth) for owner in range(size)]
 
@@ -176,7 +176,7 @@ class Replicas:
             if lane.sent < lane.newest:
                 self._send(lane)
 
-    def _complete(self, sender: int, message: ReplicaComplete) -> None:
+    def _on_replica_complete(self, sender: int, message: ReplicaComplete) -> None:
         """The last holder of a stage of this rank, or of a rank to its left, has a version completely."""
         chunk, version, hops = message
         if hops > 1:

@@ -81,7 +81,7 @@ class Tokens:
         self.leads = not across or across.rank == 0  # whether the first rank of this ring gives the orders
         self.leaders: RingLeaders | None = None
         if across and self.first:
-            self.leaders = RingLeaders(across, recorder, self._complete, self._stop)
+            self.leaders = RingLeaders(across, recorder, self._complete, self._on_stop)
         self.stop_signal = 0
         self.rebalance: RebalanceOrder | None = None  # what this engine ends for, if not for good
         self.wanted: RebalanceOrder | None = None  # the same, to be ordered (rank 0)
@@ -95,24 +95,24 @@ class Tokens:
         self.added: set[int] = set()  # stages of this rank whose squares have been passed on
         self.interrupted = False  # a message has just been handled: that was neither wait nor transfer
         for kind, handler in (
-            (Token, self._token),
-            (TestResult, self._tested),
-            (Stop, self._stop),
-            (WriteCheckpoint, self._write_checkpoint),
-            (Rebalance, self._rebalance),
-            (SquaredNorm, self._squared_norm),
-            (Norm, self._norm),
+            (Token, self._on_token),
+            (TestResult, self._on_test_result),
+            (Stop, self._on_stop),
+            (WriteCheckpoint, self._on_write_checkpoint),
+            (Rebalance, self._on_rebalance),
+            (SquaredNorm, self._on_squared_norm),
+            (Norm, self._on_norm),
         ):
-            self._on(kind, handler)
+            self._register(kind, handler)
 
-    def _on(self, kind: type, handler: Callable[[Any], None]) -> None:
+    def _register(self, kind: type, handler: Callable[[Any], None]) -> None:
         def handle(sender: int, message: Any) -> None:
             self.interrupted = True
             handler(message)
 
         self.mail.on(kind, handle)
 
-    # ---- what the engine asks and tells -------------------------------------------------------------------------
+    # ---- called by the engine -------------------------------------------------------------------------------------
 
     @property
     def updates(self) -> int:
@@ -151,7 +151,20 @@ class Tokens:
         self.stop_signal = self.stop_signal or self.stop_request()
         if self.first:
             self._give_orders()
-            self._pass_on(Token(step, 0.0, 0.0, 0.0, 0.0, -1, 0, 0.0, 0.0, 0.0))
+            self._pass_on(
+                Token(
+                    step=step,
+                    loss=0.0,
+                    correct=0.0,
+                    waited=0.0,
+                    elapsed=0.0,
+                    written=-1,
+                    signal=0,
+                    write_cost=0.0,
+                    busy=0.0,
+                    busiest=0.0,
+                )
+            )
         elif step in self.waiting:
             self._pass_on(self.waiting.pop(step))
 
@@ -171,7 +184,7 @@ class Tokens:
 
     # ---- tokens and test results --------------------------------------------------------------------------------
 
-    def _token(self, token: Token) -> None:
+    def _on_token(self, token: Token) -> None:
         if self.first:
             self._home(token)
         elif self.updates > token.step:
@@ -186,16 +199,16 @@ class Tokens:
         written = self.checkpoints.newest
         busy = self.balance.busy if self.balance else 0.0
         token = Token(
-            token.step,
-            loss,
-            correct,
-            token.waited + waited,
-            token.elapsed + elapsed,
-            written if self.first else min(token.written, written),
-            token.signal or self.stop_signal,
-            max(token.write_cost, self.checkpoints.cost),
-            token.busy + busy,
-            max(token.busiest, busy),
+            step=token.step,
+            loss=loss,
+            correct=correct,
+            waited=token.waited + waited,
+            elapsed=token.elapsed + elapsed,
+            written=written if self.first else min(token.written, written),
+            signal=token.signal or self.stop_signal,
+            write_cost=max(token.write_cost, self.checkpoints.cost),
+            busy=token.busy + busy,
+            busiest=max(token.busiest, busy),
         )
         if not self.first:
             self.tokens += 1
@@ -208,12 +221,13 @@ class Tokens:
         self.idle = token.waited / max(token.elapsed, 1.0)
         self.checkpoints.settle_up_to(token.written, token.write_cost)
         self._report(RingStep(token.step, token.loss, token.correct, self.stop_signal))
-        # Obeyed after an update: a token may come home while a forward is being sent, and that is not noted yet.
+        # Ordered after rank 0's next update (`_give_orders`), not here: a token can come home while the output of a
+        # forward is being sent, and until that is counted the present phase looks like one that has not begun.
         if self.balance:
             mean = token.busy / self.size
             self.wanted = self.balance.weigh(token.step + 1, mean, token.busiest) or self.wanted
 
-    def _tested(self, result: TestResult) -> None:
+    def _on_test_result(self, result: TestResult) -> None:
         self.tests_home += 1
         self._report(RingTest(*result, self.stop_signal))
 
@@ -244,10 +258,10 @@ class Tokens:
         if self.stop_signal and index < self.end and self.leads:
             self.order_stop(index)
         elif index < self.end and self.listener.wants_checkpoint(after := self.table.phase(index).step + 1):
-            self._write_checkpoint(WriteCheckpoint(after))
+            self._on_write_checkpoint(WriteCheckpoint(after))
         if self.wanted and not self.stop_signal and index < self.end:
             order = self.wanted
-            self._rebalance(Rebalance(index, order.busiest, order.mean, order.seconds, order.undo))
+            self._on_rebalance(Rebalance(index, order.busiest, order.mean, order.seconds, order.undo))
 
     def _next_whole_phase(self, index: int = -1) -> int:
         """The first phase that rank 0 has not begun, or the first from `index` on.
@@ -278,17 +292,17 @@ class Tokens:
         self._end_before(index)
         self._order_on(order)
 
-    def _stop(self, order: Stop) -> None:
+    def _on_stop(self, order: Stop) -> None:
         self.stop_signal = order.signal
         self.order_stop(order.phase)
 
-    def _rebalance(self, order: Rebalance) -> None:
+    def _on_rebalance(self, order: Rebalance) -> None:
         """End before the phase of this index, here and on the ranks to the right, and go on with another split."""
         self.rebalance = RebalanceOrder(order.busiest, order.mean, order.seconds, order.undo)
         self._end_before(order.phase)
         self._order_on(order)
 
-    def _write_checkpoint(self, order: WriteCheckpoint) -> None:
+    def _on_write_checkpoint(self, order: WriteCheckpoint) -> None:
         """Have a checkpoint written after `order.step` updates, here and on the ranks to the right."""
         self.checkpoints.ordered(order.step, self.updates)
         self._order_on(order)
@@ -308,14 +322,14 @@ class Tokens:
                 self.added.add(stage)
                 total = chunk.stage.add_squares(self.squares.pop(stage, 0.0))
                 if chunk.last:
-                    self._norm(Norm(chunk.updates, math.sqrt(total)))
+                    self._on_norm(Norm(chunk.updates, math.sqrt(total)))
                 else:
                     self._send_right(SquaredNorm(chunk.updates, total, stage + 1), chunk.updates)
 
-    def _squared_norm(self, message: SquaredNorm) -> None:
+    def _on_squared_norm(self, message: SquaredNorm) -> None:
         self.squares[message.stage] = message.total
 
-    def _norm(self, message: Norm) -> None:
+    def _on_norm(self, message: Norm) -> None:
         assert self.norm is not None
         if not math.isfinite(message.norm):
             raise RunFailure(

@@ -82,9 +82,9 @@ class RingTrainer:
         self.table = self.job.timetable()
         self.writers: Sequence[int] = range(self.size)
         self.notes: list[str] = []
-        self.membership = 0  # how often the layers have been divided anew
+        self.rebalancings = 0  # times that the layers have been divided over the ranks again
         self.rebalancer: Rebalancer | None = None
-        self.late: list[Pace] = []  # of stages that are no more
+        self.late: list[Pace] = []  # of stages before a rebalancing
         self.engine: Engine | None = None
         self.listener: RunListener | None = None  # on rank 0
 
@@ -175,7 +175,7 @@ class RingTrainer:
     @property
     def generation(self) -> int:
         """Generation of the copies of this rank's stages in the nodes' memory."""
-        return self.session.generation + self.membership
+        return self.session.copies_generation + self.rebalancings
 
     def connect(self) -> None:
         """Make the engine."""
@@ -211,7 +211,7 @@ class RingTrainer:
                 w_group=self.layout.w_group,
                 seed=config.seed,
                 crowded=session.is_crowded(),
-                synchronous=config.sends == "synchronous",
+                synchronous_sends=config.sends == "synchronous",
                 delay=config.delay,
                 stall_timeout=config.stall_timeout,
                 heartbeat_timeout=config.heartbeat_timeout,
@@ -262,7 +262,7 @@ class RingTrainer:
         states = {state.index: state for state in self.states()}
         self.layout, self.stages = layout, []  # frees the memory of micro-batches
         self.stages = self._stages({index: state for index, state in states.items() if index in held})
-        self.membership += 1
+        self.rebalancings += 1
         if self.session.memory:
             self.reserve()
             if self.session.probe:
@@ -328,7 +328,7 @@ class RingTrainer:
         checkpoints = self.session.checkpoints
         checkpoints.poll()
         if checkpoints.due(step):
-            checkpoints.save(step, self.layers(), self._engine.look)
+            checkpoints.save(step, self.layers(), self._engine.poll_once)
 
     def rate(self, step: int) -> float:
         """Learning rate of `step`."""

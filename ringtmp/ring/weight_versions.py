@@ -74,8 +74,8 @@ class WeightVersions:
         stash = self.stashes.get(self.live - 1)
         return None if stash is None else self.stage.stash_flat(stash)
 
-    def updating(self) -> None:
-        """An update follows: stash the live version if it is still needed, drop those that are not."""
+    def before_update(self) -> None:
+        """Stash the live version if it is still needed, and drop the stashed ones that are not; an update follows."""
         if self.lag == 0:
             self.live += 1
             return

@@ -207,7 +207,7 @@ def run(trainer: Trainer, session: Session) -> Result:
         The launch cannot begin, or cannot continue.
     """
     _build(trainer, session)
-    _meet(session)
+    _gather_places(session)
     _announce(trainer, session)
     _compile_kernels(trainer, session)
     _load(trainer, session)
@@ -228,8 +228,8 @@ def _build(trainer: Trainer, session: Session) -> None:
             open_folder(session.comm, job)
 
 
-def _meet(session: Session) -> None:
-    """Learn on which host and node each rank runs, and note it in the run folder."""
+def _gather_places(session: Session) -> None:
+    """Gather the host, process and node of each rank, and state them in the run folder."""
     session.peers = Peers.gather(session.comm)
     session.nodes = session.comm.allgather(node_name())
     if session.rank == 0 and session.job.folder:

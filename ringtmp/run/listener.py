@@ -39,14 +39,14 @@ class RunListener:
         step : int
             Number of the step, from 0.
         loss, correct : float
-            Sums over the samples of the batch: loss, and correct predictions (0 for values).
+            Sums over the samples of the batch: loss, and correct predictions (NaN for values).
         idle : float
             Share of all ranks' time that was waited so far, in 0..1.
         """
         self.reporter.trained(step, loss, correct, idle, self.rate(step))
 
     def test_done(self, step: int, loss: float, correct: float) -> None:
-        """Report the evaluation after `step` updates; `loss` and `correct` are sums over the test samples."""
+        """Report the evaluation after `step` updates; `loss` and `correct` as in `step_done`."""
         self.reporter.tested(step, loss, correct, self.spread() if self.spread else 0.0)
 
     def parts_done(self, step: int, whole: bool, cost: float) -> None:

@@ -83,8 +83,8 @@ class Session:
         return self.comm.size
 
     @property
-    def generation(self) -> int:
-        """Generation of the copies that this launch writes into the nodes' memory."""
+    def copies_generation(self) -> int:
+        """First generation of the copies of the state that this launch writes into node memory."""
         return GENERATION * self.job.launch
 
     def is_crowded(self) -> bool:
