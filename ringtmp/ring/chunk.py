@@ -148,9 +148,8 @@ class Chunk:
 
     def finished(self) -> bool:
         """Whether all phases have been run, all updates made, and all sends are complete."""
-        updated = (
-            self.forwards == (self.updates - self.start) * self.micro_batches
-        )  # a norm or a sum may be awaited for it
+        # The last U may still wait for a norm or a sum.
+        updated = self.forwards == (self.updates - self.start) * self.micro_batches
         return self.f.index >= self.end and self.retired >= self.f.place and updated
 
     # ---- slots --------------------------------------------------------------------------------------------------
@@ -184,7 +183,7 @@ class Chunk:
             self.acquired += 1
         return came, back
 
-    # ---- what actions compute and count --------------------------------------------------------------------------
+    # ---- what actions compute and count --------------------------------------------------------------------------------
 
     def forward_ended(self) -> bool:
         """Count F of the next micro-batch, whose output has been sent; whether it was the last of its phase."""
