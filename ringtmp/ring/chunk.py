@@ -183,7 +183,7 @@ class Chunk:
             self.acquired += 1
         return came, back
 
-    # ---- what actions compute and count --------------------------------------------------------------------------------
+    # ---- what actions compute and count -------------------------------------------------------------------------
 
     def forward_ended(self) -> bool:
         """Count F of the next micro-batch, whose output has been sent; whether it was the last of its phase."""
