@@ -161,16 +161,16 @@ def make_replica(
 def _mark_lost_holder(mirror: Outgoing, mailbox: Mailbox) -> None:
     """Make `mirror` stop waiting for a holder that does not answer."""
 
-    def dropped(sender: int, message: Drop) -> None:
+    def on_drop(sender: int, message: Drop) -> None:
         if message.worker == mirror.holder and message.loss != Loss.FAILED:
             mirror.lost = True
 
-    def rejoined(sender: int, message: Rejoin) -> None:
+    def on_rejoin(sender: int, message: Rejoin) -> None:
         if message.worker == mirror.holder:
             mirror.lost = False
 
-    mailbox.on(Drop, dropped)
-    mailbox.on(Rejoin, rejoined)
+    mailbox.on(Drop, on_drop)
+    mailbox.on(Rejoin, on_rejoin)
 
 
 def make_incoming(setup: RankSetup, comm: "Intracomm") -> list[Incoming]:

@@ -189,12 +189,12 @@ def make_mailbox(comm: "Intracomm", peers: Iterable[int], recorder: Recorder) ->
     channels = {peer: ControlChannel(comm, peer, peer) for peer in peers if peer != comm.rank}
     mailbox = Mailbox(comm.rank, KINDS, channels, recorder)
 
-    def dropped(sender: int, message: Drop) -> None:
+    def on_drop(sender: int, message: Drop) -> None:
         if message.loss != Loss.FAILED:
             mailbox.unresponsive.add(message.worker)
         if message.loss == Loss.KILLED:
             mailbox.disconnect(message.worker)
 
-    mailbox.on(Drop, dropped)
+    mailbox.on(Drop, on_drop)
     mailbox.on(Rejoin, lambda sender, message: mailbox.unresponsive.discard(message.worker))
     return mailbox

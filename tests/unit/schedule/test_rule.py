@@ -72,9 +72,9 @@ def test_the_bound_of_held_micro_batches():
 def test_adaptation():
     """Limits grow only where a wait of more than 2 % of the step has a forbidden F behind it."""
 
-    def grown(idle, back, forced):
+    def grown(idle, limited_idle, forced):
         cap, limit = [8], [4]
-        adapt(cap, limit, 12, 2, 100.0, idle, back, forced)
+        adapt(cap, limit, 12, 2, 100.0, idle, limited_idle, forced)
         return cap[0], limit[0]
 
     assert grown(0, 0, 0) == (8, 4)
