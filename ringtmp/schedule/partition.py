@@ -172,7 +172,7 @@ def check_enough(layers: int, stages: int) -> None:
     if stages > layers:
         raise UserError(
             f"model: has {layers} layer{'s' * (layers != 1)}, but each of {stages} stages (ranks x chunks) needs one; "
-            f"take at most {layers}, or give a deeper --model"
+            f"make ranks x chunks at most {layers}, or give a deeper --model"
         )
 
 

@@ -160,7 +160,7 @@ def test_refused_under_the_launcher(folder, case, ranks):
 
 
 def test_more_ranks_than_layers(folder):
-    refused(folder, launched(8), MODEL, ["4 layers", "8 ranks", "at most 4"])
+    refused(folder, launched(8), MODEL, ["4 layers", "8 stages (ranks x chunks)", "at most 4"])
 
 
 def test_checkpoint_of_another_model(train, fork, tmp_path):
