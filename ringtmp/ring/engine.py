@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ringtmp.action_kinds import F
+from ringtmp.action_kinds import KINDS, F
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.emulate.nodes import Pace
@@ -241,7 +241,7 @@ class Engine:
     def _tell(self, probe: FaultProbe, what: int) -> None:
         """Tell the probe what comes next."""
         evaluates = what % 8 == F and self.chunks[what // 8].evaluating()
-        probe.at("E" if evaluates else "FIWUB"[what % 8], self.updates)
+        probe.at("E" if evaluates else KINDS[what % 8], self.updates)
 
     def poll_once(self) -> None:
         """Read what has arrived, and send a sign of life if one is due, while training is held up."""
