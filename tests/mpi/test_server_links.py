@@ -255,7 +255,7 @@ def test_parts_sum_to_the_wall_time(base, comm):
         start, end = mine["start"].to_numpy(), mine["end"].to_numpy()
         assert (end >= start).all()
         assert (start[1:] >= end[:-1]).all()
-        # Events are on rank 0's clock as it was measured, `began` and `ended` on the rank's own, which is the same here.
+        # Events are on rank 0's clock as measured, `began` and `ended` on the rank's own, which is the same here.
         slack = 1000 + max(facts[key]["uncertainty"] for key in ("clock_first", "clock_last"))
         assert start[0] >= facts["began"] - zero - slack
         assert end[-1] <= facts["ended"] - zero + slack
