@@ -93,7 +93,7 @@ lint: $(READY)
 
 # The inner loop, in a minute and a half on 2 cores: without what compiles from scratch or starts many processes.
 check: lint
-	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal -m 'not slow and not soak' tests/unit
+	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal -m 'not long and not soak' tests/unit
 
 format: $(READY)
 	$(BIN)/ruff check --fix-only --quiet .

@@ -151,7 +151,10 @@ LAUNCHED = ["unknown flag", "wrong type", "truncated idx", "input does not fit",
 
 @pytest.mark.parametrize(
     ("ranks", "case"),
-    [*product((1, 3), LAUNCHED), (8, "wrong type"), pytest.param(8, "truncated idx", marks=pytest.mark.long)],
+    [
+        *product((1, 3), LAUNCHED),
+        *(pytest.param(8, each, marks=pytest.mark.long) for each in ("wrong type", "truncated idx")),
+    ],
 )
 def test_refused_under_the_launcher(folder, case, ranks):
     flags, words = CASES[case]

@@ -19,6 +19,7 @@ def permitted():
         pytest.skip(why)
 
 
+@pytest.mark.long
 def test_same_weights_over_links(train, tmp_path):
     """Every activation and every gradient is seen by the links' counters, and the weights are those of a plain job."""
     job = ["--model", "mlp:64-256x4-10", "--steps", "30", "--eval-every", "0", "--trace", "off", "--name"]

@@ -5,15 +5,18 @@ import re
 import pytest
 from launching import ROOT
 
-# What is run on each number of ranks. On many, `make test` runs what depends on their number most, and `make test-long`
-# the rest; on 4, what all schedules compute.
+# What is run on each number of ranks. `make test` runs what depends on their number most, `make test-long`
+# runs all, `make soak` what all schedules compute on 4.
 SOME = ["test_same_numbers.py", "test_server_numbers.py", "test_balance.py"]
 SUITES = {
-    (1, "all"): [],
-    (2, "all"): [pytest.mark.alone],  # they fill all cores; on one rank there is room for another test
-    (3, "all"): [pytest.mark.alone],
+    (1, "some"): [],  # on one rank there is room for another test; the others fill all cores
+    (2, "some"): [pytest.mark.alone],
+    (3, "some"): [pytest.mark.alone],
     (5, "some"): [pytest.mark.alone],
     (8, "some"): [pytest.mark.alone],
+    (1, "all"): [pytest.mark.long],
+    (2, "all"): [pytest.mark.alone, pytest.mark.long],
+    (3, "all"): [pytest.mark.alone, pytest.mark.long],
     (5, "all"): [pytest.mark.alone, pytest.mark.long],
     (8, "all"): [pytest.mark.alone, pytest.mark.long],
     (4, "schedules"): [pytest.mark.alone, pytest.mark.soak],

@@ -75,7 +75,14 @@ def test_nothing_is_forgotten():
         assert any(words in line for line in COMMANDS), words
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=[pytest.mark.long] * line.startswith("make train"))
+        for line in COMMANDS
+        if line.startswith("make")
+    ],
+)
 def test_make(workplace, line):
     """`make` finds the environment ready and runs what it says; what takes minutes is only asked what it would run."""
     ready = workplace / ".venv" / ".ready"

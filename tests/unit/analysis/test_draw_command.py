@@ -108,7 +108,7 @@ def test_bad_input_of_the_command(run, tmp_path, monkeypatch, words, message):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_as_a_process(tmp_path):
     def call(*words):
         return subprocess.run(

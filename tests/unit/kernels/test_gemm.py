@@ -177,7 +177,7 @@ def digest(tmp_path, features):
 @pytest.mark.skipif(
     not {"avx2", "fma"} <= __import__("kernels.tile").tile.cpu_features(), reason="needs a processor with AVX2 and FMA"
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_tile_gives_the_same_bits(tmp_path):
     """AVX2's tile and that of this machine; the one of SSE2 alone has no fused multiply-add: correct, other bits."""
     own = digest(CACHE.parent, "")
@@ -187,7 +187,7 @@ def test_every_tile_gives_the_same_bits(tmp_path):
     assert own[1] == avx2[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_compilation():
     """NUMBA_DISABLE_JIT=1: the same kernels in plain Python, tile included, against the same twins."""
     env = os.environ | {"NUMBA_DISABLE_JIT": "1"}
@@ -216,7 +216,7 @@ def test_without_compilation():
     assert int(done.stdout.split(" passed")[0].split()[-1].strip("(,")) >= 40
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tile_for_neon(monkeypatch):
     """Compiled for another processor than this one: all multiply-adds in registers, nothing on the stack."""
     import re

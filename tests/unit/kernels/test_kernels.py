@@ -237,7 +237,6 @@ print(misses, len(lines), y.sum())
 """
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_compiled_once_by_many_processes(tmp_path):
     """Four processes start on an empty cache: one compiles, all compute; a later one compiles nothing."""

@@ -83,7 +83,7 @@ def test_every_import_is_declared():
     assert set(declared) == {names.get(module, module) for module in modules} - {"llvmlite"}  # Numba brings llvmlite
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_starts_without_scipy_which_is_there_all_the_same_for_whoever_asks():
     code = (
         "import sys; from ringtmp.run.command import set_threads; set_threads(1)\n"

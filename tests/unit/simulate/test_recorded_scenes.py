@@ -8,7 +8,7 @@ import recorded_scenes
 
 
 @pytest.mark.timeout(900)  # the first run compiles both simulators
-@pytest.mark.slow
+@pytest.mark.long
 def test_scenes_are_as_recorded():
     recorded = json.loads(Path(recorded_scenes.__file__).with_suffix(".json").read_text())
     found = recorded_scenes.digests()
