@@ -149,6 +149,7 @@ def test_a_host_is_lost_and_comes_back(tmp_path, memory, undisturbed):
     assert job.text.count("over 3 ranks") == 2
 
 
+@pytest.mark.long
 def test_two_neighbours_are_lost_together(tmp_path, memory, undisturbed):
     """Their layers are nowhere: the last checkpoint counts, and the log says so."""
     with Supervised(tmp_path, 4, FLAGS, nodes(4)) as job:
