@@ -40,7 +40,6 @@ class RankLoop:
         session = setup.session
         self.setup, self.recorder, self.end = setup, session.recorder, setup.table.total
         self._over = False
-        self._backoff = Backoff(session.is_crowded())
 
         # Channels: control messages, parts of checkpoints, copies for node memory.
         checkpoint_comm = session.comm.Dup()
@@ -149,15 +148,12 @@ class RankLoop:
     def _finish(self) -> None:
         """Serve until all workers have ended."""
         wait = WaitLoop(
-            self._backoff,
+            Backoff(self.setup.session.is_crowded()),
             self._poll,
             lambda begin, end: self.recorder.record("wait", begin, end, -1) if end > begin else None,
             booked=lambda: self.recorder.recorded,
         )
-        wait.until(
-            lambda: self._over and self.mailbox.idle() and self.background.finish_replication(),
-            clock(),
-        )
+        wait.until(lambda: self._over and self.mailbox.idle() and self.background.finish_replication(), clock())
 
     def _poll(self) -> bool:
         """Poll messages and what goes on beside them, and announce the end when all have ended (rank 0)."""

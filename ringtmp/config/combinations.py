@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ringtmp.schedule.registry import AUTO, SCHEDULES, Schedule, plan_names, schedule_named
+from ringtmp.schedule.registry import AUTO, Schedule, chunks_fault, plan_names, schedule_named
 
 
 def check_combinations(config: Any) -> None:
@@ -61,9 +61,8 @@ def _check_schedule(config: Any, schedule: Schedule) -> None:
         if config.clip_norm and schedule.weights == "latest":
             raise ValueError(f"clip_norm: waits for all ranks in each step, which {named} does not")
     followed = not schedule.plan or config.effective_mode == "strict"
-    if config.effective_chunks > 1 and followed and not schedule.takes_chunks:
-        several = [name for name in plan_names() if SCHEDULES[name].takes_chunks]
-        raise ValueError(f"chunks: {named} takes 1, got {config.chunks}; with several: {', '.join(several)}")
+    if followed and (fault := chunks_fault(schedule, config.effective_chunks)):
+        raise ValueError(fault)
 
 
 def _check_server(config: Any) -> None:

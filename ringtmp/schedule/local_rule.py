@@ -114,6 +114,11 @@ def default_most(ranks, w_group=1):
     return max(3 * ranks, w_group)
 
 
+def default_growth(ranks):
+    """By how much the limits grow at a time (`adapt`), on a ring of `ranks` ranks."""
+    return max(1, ranks // 4)
+
+
 def first_limits(ranks, chunks, rank, micro_batches, most, w_group=1):
     """Limits that a rank starts with: (cap, limit), lists of int with an entry for each chunk.
 

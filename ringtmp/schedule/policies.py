@@ -12,6 +12,7 @@ from ringtmp.action_kinds import KINDS, B, F, I, W
 from ringtmp.schedule.local_rule import (
     NONE,
     adapt,
+    default_growth,
     default_most,
     fill,
     first_limits,
@@ -131,7 +132,7 @@ class LocalRule:
         most = default_most(ranks, w_group) if most is None else most
         self.most = max(1, min(most, (1 + lag) * micro_batches))  # more are never under way
         self.cap, self.limit = first_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, w_group)
-        self.growth = max(1, ranks // 4)
+        self.growth = default_growth(ranks)
         if ahead:
             self.growth = 0
             self.cap, self.limit = fixed_limits(ranks, chunks, rank, (1 + lag) * micro_batches, self.most, ahead)

@@ -115,7 +115,14 @@ def build(name: str, ranks: int, micro_batches: int, chunks: int = 1) -> Plan:
     make = SCHEDULES[name].plan if name in SCHEDULES else None
     if make is None:
         raise UserError(f"schedule: expected one of {', '.join(plan_names())}, got {name!r}")
-    if chunks > 1 and not SCHEDULES[name].takes_chunks:
-        several = ", ".join(other for other in plan_names() if SCHEDULES[other].takes_chunks)
-        raise UserError(f"chunks: schedule {name} takes 1, got {chunks}; with several: {several}")
+    if fault := chunks_fault(SCHEDULES[name], chunks):
+        raise UserError(fault)
     return make(ranks, micro_batches, chunks)
+
+
+def chunks_fault(schedule: Schedule, chunks: int) -> str:
+    """The message if ranks cannot have `chunks` stages each in `schedule`, else an empty text."""
+    if chunks == 1 or schedule.takes_chunks:
+        return ""
+    several = ", ".join(name for name in plan_names() if SCHEDULES[name].takes_chunks)
+    return f"chunks: schedule {schedule.name} takes 1, got {chunks}; with several: {several}"

@@ -12,7 +12,7 @@ import numpy as np
 from kernels.compilation import prepare_kernels
 from ringtmp.action_kinds import KINDS
 from ringtmp.nn.layer import Array
-from ringtmp.schedule.local_rule import default_most, first_limits, fixed_limits
+from ringtmp.schedule.local_rule import default_growth, default_most, first_limits, fixed_limits
 from ringtmp.schedule.plan import Plan
 from ringtmp.simulate import pipeline_clock as clock
 
@@ -263,7 +263,7 @@ def simulate(
         seed=scene.seed,
         lag=lag,
     )
-    growth = max(1, ranks // 4) if adaptive else 0
+    growth = default_growth(ranks) if adaptive else 0
     orders = clock.Orders(codes, ends, cap, limit, most, growth, w_group)
     rows = np.zeros((steps * scene.micro_batches * stages * 4 * max(map(len, scene.pieces)) if log else 0, 6))
     seconds, busy, held, step_ends, actions = clock.run(ring, orders, rows)

@@ -40,6 +40,16 @@ def arrays():
     return rng.standard_normal((60, 6)), rng.integers(0, 3, 60), rng.standard_normal((9, 6)), rng.integers(0, 3, 9)
 
 
+@pytest.fixture
+def data_file(comm, shared_path):
+    """Path of a file with `arrays()`, for runs that are resumed."""
+    path = str(shared_path / "data.npz")
+    if comm.rank == 0:
+        np.savez(path, **dict(zip(("x", "y", "x_test", "y_test"), arrays(), strict=True)))
+    comm.Barrier()
+    return path
+
+
 def by_hand(versions):
     """Weights after all steps where F and I of layer `l`, micro-batch (step, j) took versions[l, step, j]."""
     x, y, *_ = arrays()
@@ -133,12 +143,9 @@ def test_few_micro_batches(comm, schedule, m):
     assert result.step == 12
 
 
-def test_resume(comm, shared_path):
+def test_resume(comm, shared_path, data_file):
     """2BW goes on where it was: a checkpoint holds the weights before the last update as well."""
-    if comm.rank == 0:
-        np.savez(shared_path / "data.npz", **dict(zip(("x", "y", "x_test", "y_test"), arrays(), strict=True)))
-    comm.Barrier()
-    settings = SETTINGS | {"schedule": "2bw", "data": str(shared_path / "data.npz"), "out": str(shared_path)}
+    settings = SETTINGS | {"schedule": "2bw", "data": data_file, "out": str(shared_path)}
     whole = ringtmp.train(comm=comm, **settings, name="whole")
     ringtmp.train(comm=comm, **settings | {"steps": 5}, name="half")
     more = ringtmp.train(comm=comm, resume=str(shared_path / "half"), steps=STEPS, progress=False)
@@ -156,12 +163,9 @@ def test_resume(comm, shared_path):
     assert sync.step == STEPS + 3
 
 
-def test_a_schedule_from_outside(comm, shared_path):
+def test_a_schedule_from_outside(comm, shared_path, data_file):
     """`eager_order` is one file. Its weights are 2BW's, on any number of ranks, after a resume, within its memory."""
-    if comm.rank == 0:
-        np.savez(shared_path / "data.npz", **dict(zip(("x", "y", "x_test", "y_test"), arrays(), strict=True)))
-    comm.Barrier()
-    settings = SETTINGS | {"data": str(shared_path / "data.npz"), "eval_every": 4, "steps": 9}
+    settings = SETTINGS | {"data": data_file, "eval_every": 4, "steps": 9}
     want = ringtmp.train(comm=MPI.COMM_SELF, **settings | {"schedule": "2bw", "micro_batches": 1}).sha256
     settings |= {"schedule": "eager"}
     for m, extra in chessboard((1, 3, 8), ({}, {"delay": 0.0005, "sends": "synchronous"}, {"recompute": True})):
