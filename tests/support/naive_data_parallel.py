@@ -111,6 +111,7 @@ def serve(
 ):
     """Does the same as `ringtmp.simulate.server_clock.serve`; the parameters are fields of `Workers` and `Servers`."""
     clock, chunks, layers = Clock(), len(sizes), len(seconds)
+    # What each node, server, chunk and worker has done so far.
     links = [Link(clock) for _ in range(workers + servers)]
     inbox, processor = [0.0] * (workers + servers), [0.0] * servers
     sent, received = [0.0] * (workers + servers), [0.0] * (workers + servers)
@@ -123,6 +124,7 @@ def serve(
     ends, finished, left = [0.0] * steps, [0.0] * workers, [chunks * steps] * workers
     order = itertools.count()
 
+    # A message leaves its link, its first bit arrives, and its last bit calls `then`.
     def send(source, target, key, c, then):
         def begin():
             sent[source] += sizes[c]
@@ -135,6 +137,7 @@ def serve(
         received[target] += sizes[c]
         clock.at(inbox[target], then)
 
+    # A layer's gradient exists: its chunks go to their servers, where one update answers all workers due.
     def exists(worker, layer, step):
         w = worker.number
         for c in range(chunks):
@@ -158,6 +161,7 @@ def serve(
         for v in due:
             send(workers + owner[c], v, c, c, lambda v=v: weights(v, c))
 
+    # A chunk's new weights arrive: a step ends with a worker's last chunk, a layer is ready with its last one.
     def weights(w, c):
         layer = layer_of[c]
         missing[w][layer] -= 1
@@ -170,6 +174,7 @@ def serve(
             missing[w][layer] = layer_of.count(layer)
             people[w].got(layer)
 
+    # Begin all workers, and run until no event is left.
     people = [Worker(clock, w, steps, micro, seconds, slower[w], jitter, seed, exists) for w in range(workers)]
     for worker in people:
         worker.advance()
