@@ -1,6 +1,6 @@
 """All experiments on one page, and the claims that follow from them in the README.
 
-Usage: python -m jobs.experiments report [--from FOLDER] [--out FILE]
+Usage: python -m ringtmp.jobs.experiments report [--from FOLDER] [--out FILE]
 
 Gathers what the experiments have left (results, tables, pictures) into one HTML file that needs nothing else
 (jobs/figures/report.html), and writes the table of claims between the two `claims` marks of the README, each row with
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.lib.experiment import Experiment, Table, experiment, find_experiments
-from jobs.lib.launch import ROOT
-from jobs.lib.store import places, read, sources
+from ringtmp.jobs.lib.experiment import Experiment, Table, experiment, find_experiments
+from ringtmp.jobs.lib.launch import ROOT
+from ringtmp.jobs.lib.store import places, read, sources
 
 PAGE = ROOT / "jobs" / "figures" / "report.html"
 MARKS = "<!-- claims -->\n", "<!-- /claims -->"
@@ -45,7 +45,10 @@ def results(folder: str | None = None) -> Found:
 
 def claims(found: Found) -> str:
     """The table of claims in Markdown, from the results `found`."""
-    lines = ["| the ring | the others | how | again with `python -m jobs.experiments` ... |", "|---|---|---|---|"]
+    lines = [
+        "| the ring | the others | how | again with `python -m ringtmp.jobs.experiments` ... |",
+        "|---|---|---|---|",
+    ]
     for name, each in find_experiments().items():
         if name in found:
             lines += [
@@ -125,7 +128,7 @@ def page(found: Found, table: str, folder: str | None) -> str:
             text.append(as_html(tables.read_text()))
         if name in found:
             text.append(f'<p class="from">{html.escape(origin(found[name]))}</p>')
-        text.append(f"<p>Again with <code>python -m jobs.experiments {name}</code>.</p>")
+        text.append(f"<p>Again with <code>python -m ringtmp.jobs.experiments {name}</code>.</p>")
         sections.append("\n".join(text))
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     return (

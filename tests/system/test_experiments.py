@@ -7,11 +7,11 @@ import sys
 import pytest
 from launching import ROOT
 
-from jobs.experiments.__main__ import main
-from jobs.experiments.report import claims, results
-from jobs.lib.experiment import EXPERIMENTS, find_experiments
-from jobs.lib.store import places, read, sources
-from jobs.lib.ways import colour_of
+from ringtmp.jobs.experiments.__main__ import main
+from ringtmp.jobs.experiments.report import claims, results
+from ringtmp.jobs.lib.experiment import EXPERIMENTS, find_experiments
+from ringtmp.jobs.lib.store import places, read, sources
+from ringtmp.jobs.lib.ways import colour_of
 
 LONG = (
     "efficiency",
@@ -33,7 +33,7 @@ QUICK = [
 
 def experiment(*words, cwd=ROOT):
     return subprocess.run(
-        [sys.executable, "-m", "jobs.experiments", *map(str, words)],
+        [sys.executable, "-m", "ringtmp.jobs.experiments", *map(str, words)],
         cwd=cwd,
         capture_output=True,
         text=True,

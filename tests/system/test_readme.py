@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from launching import ROOT
 
-from kernels._jit import CACHE
+from ringtmp.kernels._jit import CACHE
 
 pytestmark = pytest.mark.xdist_group("readme")  # they share a copy of the project
 
@@ -94,19 +94,24 @@ def test_make(workplace, line):
         "make setup": [],
         "make setup MPI=site": [],
         "make lint": ["ruff check", "ruff format --check", "lint-imports", "sizes.py", "mypy"],
-        "make bench": ["-m jobs.bench.ours"],
-        "make bench-torch": ["torch", "-m jobs.bench.torch_peer"],
-        "make bench-kernels": ["torch", "-m jobs.bench.kernels_peer"],
-        "make bench-idle": ["-m jobs.bench.idle"],
-        "make bench-pipelines": ["torch", "-m jobs.bench.pipelines"],
-        "make bench-link": ["-m jobs.bench.link"],
-        "make bench-checkpoints": ["-m jobs.bench.checkpoints"],
-        "make bench-replication": ["-m jobs.bench.replication"],
+        "make bench": ["-m ringtmp.jobs.bench.ours"],
+        "make bench-torch": ["torch", "-m ringtmp.jobs.bench.torch_peer"],
+        "make bench-kernels": ["torch", "-m ringtmp.jobs.bench.kernels_peer"],
+        "make bench-idle": ["-m ringtmp.jobs.bench.idle"],
+        "make bench-pipelines": ["torch", "-m ringtmp.jobs.bench.pipelines"],
+        "make bench-link": ["-m ringtmp.jobs.bench.link"],
+        "make bench-checkpoints": ["-m ringtmp.jobs.bench.checkpoints"],
+        "make bench-replication": ["-m ringtmp.jobs.bench.replication"],
         "make soak": ["tests/soak/kills.py"],
         "make docs": ["pdoc"],
         "make test-mpis": ["tests/system/test_mpi_suites.py"],
-        "make experiment-resilience": ["-m jobs.experiments resilience"],
-        "make bench-ps": ["torch", "-m jobs.bench.exchange", "-m jobs.bench.servers", "-m jobs.bench.hidden"],
+        "make experiment-resilience": ["-m ringtmp.jobs.experiments resilience"],
+        "make bench-ps": [
+            "torch",
+            "-m ringtmp.jobs.bench.exchange",
+            "-m ringtmp.jobs.bench.servers",
+            "-m ringtmp.jobs.bench.hidden",
+        ],
     }
     words = ["[bench]" if word == "torch" else word for word in expected[line]]
     for word in words:
@@ -160,7 +165,7 @@ def _with_shims(path):
 def test_picture_of_a_real_run(tmp_path):
     """The experiment behind the README's picture, and that the picture is there."""
     _with_shims(tmp_path)
-    run(f"PYTHONPATH={ROOT} mpirun -n 2 python -m jobs.experiments schedules {tmp_path}/new.png", tmp_path)
+    run(f"PYTHONPATH={ROOT} mpirun -n 2 python -m ringtmp.jobs.experiments schedules {tmp_path}/new.png", tmp_path)
     assert (tmp_path / "new.png").stat().st_size > 20_000
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).is_file()
