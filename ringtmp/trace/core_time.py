@@ -66,33 +66,35 @@ def core_time(
     array of float64 [ranks, parts]
         Seconds by `CORE_PARTS`. Each row sums to the length of the window.
     """
+    if not intervals_by_rank:
+        return np.zeros((0, len(CORE_PARTS)))
     if window is None:
         window = common_window(intervals_by_rank)
     begin, end = window
     filled = [_fill(intervals, begin, end) for intervals in intervals_by_rank]
     room = cores / threads
 
-    # Count the active ranks between two consecutive instants at which any rank begins or ends something.
-    edges = np.concatenate([[begin, end], *(np.concatenate(segments[:2]) for segments in filled)])
-    edges = np.unique(edges)
-    change = np.zeros(len(edges), dtype=np.int64)
-    for start, stop, part in filled:
-        active = part != _WAIT
-        np.add.at(change, np.searchsorted(edges, start[active]), 1)
-        np.add.at(change, np.searchsorted(edges, stop[active]), -1)
-    active = np.cumsum(change)[:-1]
+    # Put the begins of all segments in order, and count the active ranks from each to the next.
+    starts = np.concatenate([start for start, _, _ in filled])
+    order = np.argsort(starts, kind="stable")  # each rank's are in order, so this merges
+    change = np.concatenate([np.diff((part != _WAIT).astype(np.int64), prepend=0) for _, _, part in filled])
+    active = np.cumsum(change[order])
 
     # Sum up from the begin of the window: what an active rank gets, and when a waiting rank waits for a core.
-    length = np.diff(edges)
+    length = np.diff(starts[order], append=end)
     granted = np.concatenate([[0.0], np.cumsum(length * np.minimum(1.0, room / np.maximum(active, 1)))])
-    crowded = np.concatenate([[0], np.cumsum(length * (active >= room))]).astype(float)
+    crowded = np.concatenate([[0.0], np.cumsum(length * (active >= room))])
 
-    # Divide each segment by these sums at its two ends.
+    # Divide each segment by the growth of these sums until the rank's next segment.
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
     table = np.zeros((len(filled), len(CORE_PARTS)))
+    first = 0
     for row, (start, stop, part) in zip(table, filled, strict=True):
-        first, last = np.searchsorted(edges, start), np.searchsorted(edges, stop)
-        waits, span = part == _WAIT, (stop - start).astype(float)
-        own = np.where(waits, span - (crowded[last] - crowded[first]), granted[last] - granted[first])
+        at = np.append(place[first : first + len(start)], len(order))
+        first += len(start)
+        span = (stop - start).astype(float)
+        own = np.where(part == _WAIT, span - np.diff(crowded[at]), np.diff(granted[at]))
         row += np.bincount(_COLUMN[part], own, len(CORE_PARTS))
         row[_CORE] += (span - own).sum()
     return table / 1e9
