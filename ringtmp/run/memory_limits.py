@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ringtmp.config.units import parse_bytes
+from ringtmp.trace.machine import CGROUPS, MINE, group_files, usable_cpus
 
-_CGROUPS = Path("/sys/fs/cgroup")
 _UNUSED = {
     "RLIMIT_DATA": 56 << 20,
     "RLIMIT_AS": 256 << 20,
@@ -108,29 +108,11 @@ def available() -> int | None:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _cgroup(root: Path = _CGROUPS, mine: Path = Path("/proc/self/cgroup")) -> int | None:
+def _cgroup(root: Path = CGROUPS, mine: Path = MINE) -> int | None:
     """The smallest memory limit from this process's control group (version 2 or 1) up to the root; None: none."""
-    try:
-        lines = mine.read_text().splitlines()
-    except OSError:
-        return None
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top, file = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        folder = top / path.lstrip("/")
-        while True:
-            try:
-                text = (folder / file).read_text().strip()
-                if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for no limit
-                    found.append(int(text))
-            except OSError:
-                pass
-            if folder == top or top not in folder.parents:
-                break
-            folder = folder.parent
+    # Version 1 writes a huge number for no limit, version 2 a word.
+    texts = group_files("memory", "memory.limit_in_bytes", "memory.max", root, mine)
+    found = [int(text) for text in texts if text.isdigit() and int(text) < 1 << 60]
     return min(found, default=None)
 
 
@@ -140,7 +122,7 @@ def _slurm() -> int | None:
         if "SLURM_MEM_PER_NODE" in os.environ:
             return int(os.environ["SLURM_MEM_PER_NODE"]) << 20 or None  # 0: all of the node
         if "SLURM_MEM_PER_CPU" in os.environ:
-            cpus = os.environ.get("SLURM_CPUS_ON_NODE") or str(len(os.sched_getaffinity(0)))
+            cpus = os.environ.get("SLURM_CPUS_ON_NODE") or str(len(usable_cpus()))
             return int(os.environ["SLURM_MEM_PER_CPU"]) * int(cpus) << 20 or None
     except ValueError:
         pass

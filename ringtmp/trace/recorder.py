@@ -26,6 +26,7 @@ from ringtmp.errors import warn
 from ringtmp.storage.files import hdf5
 from ringtmp.trace.events import CODES, EVENT, FORMAT, KINDS, PARTS
 from ringtmp.trace.live_status import status_path, write_status
+from ringtmp.trace.machine import usable_cpus
 
 _PACK = struct.Struct("<qqqiiiihh")
 _BLOCK = 1 << 17  # events in memory
@@ -249,7 +250,7 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(usable_cpus()),
         "command": " ".join(sys.argv),
         "versions": {"ringtmp": ringtmp.__version__, "python": platform.python_version()} | _versions(),
     }
