@@ -1,59 +1,21 @@
 """The command line of the trainers: its flags and help are generated from the fields of `RunConfig`."""
 
-import argparse
 import typing
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
+import click
+
+from ringtmp.config.click_command import Command, Option, parse_words
 from ringtmp.config.schema import REGISTRIES, RunConfig, make_config
 from ringtmp.config.toml import read_toml
-from ringtmp.errors import UserError
 
-EXAMPLES = """examples:
-  mpirun -n 8 python -m {prog}                                      digits, on 8 ranks
-  mpirun -n 3 python -m {prog} --data digits --model mlp:64-256x10-10 --epochs 10
-  mpirun -n 2 python -m {prog} --config run.toml --lr 1e-3          flags override the file
-  mpirun -n 5 python -m {prog} --resume runs/first --epochs 80      continue, on any number of ranks
+EXAMPLES = """
+mpirun -n 8 python -m {prog}                                      digits, on 8 ranks
+mpirun -n 3 python -m {prog} --data digits --model mlp:64-256x10-10 --epochs 10
+mpirun -n 2 python -m {prog} --config run.toml --lr 1e-3          flags override the file
+mpirun -n 5 python -m {prog} --resume runs/first --epochs 80      continue, on any number of ranks
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError` for a bad command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists the flags)")
-
-
-def checkpoint_parser(prog: str, description: str) -> Parser:
-    """A parser for a command that uses a trained network; its first argument is a checkpoint.
-
-    Parameters
-    ----------
-    prog : str
-        The command as typed after `python -m`.
-    description : str
-        First text of the help page.
-    """
-    page = Parser(
-        prog=f"python -m {prog}",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    page.add_argument("checkpoint", help="run folder (its newest checkpoint), or runs/NAME/checkpoints/step-...")
-    return page
-
-
-def new_file(text: str) -> Path:
-    """The path `text` of a file to write. Raises `UserError` if it exists."""
-    if Path(text).exists():
-        raise UserError(f"out: {text} exists already; give another name")
-    return Path(text)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=100)
 
 
 def _choices(key: str, annotation: Any) -> list[str]:
@@ -66,61 +28,83 @@ def _choices(key: str, annotation: Any) -> list[str]:
     return [word for part in typing.get_args(annotation) for word in _choices(key, part)]
 
 
-def parser(prog: str, description: str, others: str = "") -> argparse.ArgumentParser:
-    """A parser with one flag per field of `RunConfig`, in the fields' groups.
+def setting_options(others: str = "") -> list[click.Option]:
+    """An option for each field of `RunConfig`, under the heading of its group, and `--config`.
 
     Parameters
     ----------
-    prog : str
-        The command as typed after `python -m`.
-    description : str
-        First text of the help page.
     others : str
         The group of settings that only the other trainer uses; it has no flags here.
     """
-    page = Parser(
-        prog=f"python -m {prog}",
-        usage=f"mpirun -n RANKS python -m {prog} [--flag value ...]",
-        description=description,
-        epilog=EXAMPLES.format(prog=prog),
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
-    page.add_argument(
-        "--config", metavar="FILE", help="TOML file with any of these names (batch_size = 64); flags override it"
-    )
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    text = "TOML file with any of these names (batch_size = 64); flags override it"
+    options = [Option("--config", metavar="FILE", type=click.Path(), help=text)]
     for key, field in RunConfig.model_fields.items():
         extra = typing.cast(dict[str, Any], field.json_schema_extra)
         if extra["group"] == others:
             continue
-        if extra["group"] not in groups:
-            groups[extra["group"]] = page.add_argument_group(extra["group"])
         words = _choices(key, field.annotation)
+        if not words and field.annotation is bool:
+            words = ["on", "off"]
         default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
-        text = (field.description or "").replace("%", "%%")
-        groups[extra["group"]].add_argument(
-            f"--{key.replace('_', '-')}",
-            dest=key,
-            default=argparse.SUPPRESS,
-            metavar="|".join(words) if words else key.split("_")[-1].upper(),
-            help=text if default is None else f"{text} [{default}]",
+        # Values are checked by RunConfig, whose messages name the key and say what was expected.
+        options.append(
+            Option(
+                f"--{key.replace('_', '-')}",
+                key,
+                group=extra["group"],
+                metavar="|".join(words) if words else key.split("_")[-1].upper(),
+                help=(field.description or "") + ("" if default is None else f"  [default: {default}]"),
+                words=words,
+            )
         )
-    return page
+    return sorted(options, key=lambda each: _order(options, each))
 
 
-def parse(argv: list[str], prog: str, description: str, others: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+def _order(options: list[click.Option], option: click.Option) -> int:
+    """Position of the first option of the same group: an option's heading comes where its group begins."""
+    return next(n for n, each in enumerate(options) if each.group == option.group)  # type: ignore[attr-defined]
+
+
+def trainer_command(prog: str, about: str, others: str = "") -> Command:
+    """The command line of a trainer that mpirun starts.
+
+    Parameters
+    ----------
+    prog : str
+        The program as typed after `python -m`.
+    about : str
+        First text of the help page.
+    others : str
+        The group of settings that only the other trainer uses; it has no flags here.
+    """
+    return Command(prog, params=setting_options(others), help=about, examples=EXAMPLES.format(prog=prog))
+
+
+def read_values(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the values `given` by flags: those of the file that `config` names, and those of the other flags.
+
+    Raises `UserError` if the file cannot be read or holds an unknown key.
+    """
+    flags = {key: value for key, value in given.items() if key in RunConfig.model_fields and value is not None}
+    path = given.get("config")
+    from_file = read_toml(path) if path else {}
+    if path:
+        make_config(from_file, f"{path}: ")  # names the file in the message
+    return from_file, flags
+
+
+def parse(words: Sequence[str], prog: str, about: str, others: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """Parse a command line; return the values of the configuration file and those of the flags, not validated together.
 
     A file may hold settings of both trainers, so that one file serves to compare them.
 
     Parameters
     ----------
-    argv : list of str
+    words : sequence of str
         Words of the command line.
     prog : str
-        The command as typed after `python -m`.
-    description : str
+        The program as typed after `python -m`.
+    about : str
         First text of the help page.
     others : str
         The group of settings that only the other trainer uses.
@@ -132,9 +116,4 @@ def parse(argv: list[str], prog: str, description: str, others: str = "") -> tup
     SystemExit
         After --help.
     """
-    flags = vars(parser(prog, description, others).parse_args(argv))
-    path = flags.pop("config", None)
-    from_file = read_toml(path) if path else {}
-    if path:
-        make_config(from_file, f"{path}: ")  # names the file in the message
-    return from_file, flags
+    return read_values(parse_words(trainer_command(prog, about, others), f"python -m {prog}", [*words]))
