@@ -80,10 +80,11 @@ test-mpis:
 	    ARGS="tests/system/test_mpi_suites.py $$([ $$each = mpich ] && echo "-k 'not 5 and not 8'")"; \
 	done
 
-# Pages made from the docstrings, in docs/api.
+# The documentation, in docs/_build/html; any warning is an error.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/python -W error -c 'import ringtmp, ps, pdoc.__main__ as p; [getattr(m, n) for m in (ringtmp, ps) for n in m.__all__]; p.cli()' --docformat numpy --output-directory docs/api ringtmp ps kernels
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
+	@echo "written to docs/_build/html/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def test_make(workplace, line):
         "make bench-checkpoints": ["-m ringtmp.jobs.bench.checkpoints"],
         "make bench-replication": ["-m ringtmp.jobs.bench.replication"],
         "make soak": ["tests/soak/kills.py"],
-        "make docs": ["pdoc"],
+        "make docs": ["-m sphinx"],
         "make test-mpis": ["tests/system/test_mpi_suites.py"],
         "make experiment-resilience": ["-m ringtmp.jobs.experiments resilience"],
         "make bench-ps": [
