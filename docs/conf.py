@@ -20,6 +20,8 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "api_pages",
+    "docstrings",
     "pictures",
     "result_tables",
     "settings_reference",
@@ -32,6 +34,15 @@ smartquotes = False  # a flag begins with two dashes
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say it
+napoleon_google_docstring = False
+napoleon_use_param = napoleon_use_rtype = False  # types are words, not links
+napoleon_use_ivar = True
+default_role = "py:obj"  # backquotes in docstrings name code: a link where it has a page
+nitpick_ignore_regex = [("py:(obj|class|exc)", ".*")]
+suppress_warnings = ["ref.python"]  # a short name that several modules have
+
 html_theme = "pydata_sphinx_theme"
 html_title = "RingTMP"
 html_static_path = ["_static"]
@@ -40,7 +51,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 5,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
