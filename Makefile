@@ -58,7 +58,8 @@ test: $(READY)
 	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 -m 'alone and not soak and not long' tests/system)
 
 # The tests that `make test` leaves out because they take long: more kills and hosts, batch systems, ULFM, all commands
-# of the README and of docs/, the build of docs/, more of the MPI tests on 5 and 8 ranks. They say what they skip without (.ci/run installs it).
+# of README and docs/, the built pages, more of the MPI tests on 5 and 8 ranks. They say what they skip without
+# (.ci/run installs it).
 test-long: $(READY)
 	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 --numprocesses 2 --dist loadgroup -m 'long and not soak and not alone' tests/unit tests/system
 	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 -m 'long and alone and not soak' tests/system

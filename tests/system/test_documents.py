@@ -57,8 +57,8 @@ SAYS = {
     "--name first": "finished",
     "--resume runs/first": "resumed at step",
     "ringtmp evaluate": "test",
-    "ringtmp top": "rank",
-    "ringtmp bench": "dense",
+    "ringtmp top": "samples/s",
+    "ringtmp bench": "GFLOP/s",
     "--name cluster": "2 ranks",
 }
 
