@@ -1,7 +1,7 @@
 """Activations by code, as compiled code tells them apart: forward on a matrix in place, and the way back."""
 
-from kernels.compilation import kernel
-from kernels.scalar import INV_SQRT_2PI, normal, tanh
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.scalar import INV_SQRT_2PI, normal, tanh
 
 ACTIVATIONS = {"linear": 0, "relu": 1, "tanh": 2, "sigmoid": 3, "gelu": 4, "silu": 5}
 LINEAR, RELU, TANH, SIGMOID, GELU, SILU = range(6)

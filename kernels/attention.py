@@ -7,9 +7,9 @@ al. 2022, "FlashAttention", algorithms 1 and 4).
 
 import math
 
-from kernels.compilation import kernel
-from kernels.gemm import across, along, transpose
-from kernels.scalar import exp
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.gemm import across, along, transpose
+from ringtmp.kernels.scalar import exp
 
 BLOCK = 32  # queries
 

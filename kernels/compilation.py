@@ -23,7 +23,7 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels._jit import CACHE, config, jit, stamp_of
+from ringtmp.kernels._jit import CACHE, config, jit, stamp_of
 
 
 class _Call(NamedTuple):

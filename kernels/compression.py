@@ -4,8 +4,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from kernels._jit import jit
-from kernels.compilation import kernel
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.compilation import kernel
 
 _BINS = 11  # bits of a number that one pass of the selection sorts by
 

@@ -7,11 +7,11 @@ im2col). Weights are `size` matrices [size * channels, outputs] in panels, one f
 
 from numba import uintp
 
-from kernels._jit import jit
-from kernels.activations import LINEAR, RELU, activate, deactivate
-from kernels.compilation import kernel
-from kernels.gemm import across, along, column_sums
-from kernels.tile import PANEL
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.activations import LINEAR, RELU, activate, deactivate
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.gemm import across, along, column_sums
+from ringtmp.kernels.tile import PANEL
 
 
 @jit

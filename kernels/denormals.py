@@ -16,8 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels._jit import config, jit
-from kernels.compilation import declare
+from ringtmp.kernels._jit import config, jit
+from ringtmp.kernels.compilation import declare
 
 _FLUSH = 0x8040  # of MXCSR: bit 15 flush to zero, bit 6 denormals are zero
 _X86 = platform.machine() in ("x86_64", "AMD64")

@@ -1,12 +1,12 @@
 """The dense layer: y = activation(x @ weight + bias), forward, I and W apart, on the register tile.
 
-Weights lie in panels (`kernels.gemm`), and beside them their transpose, made once per step. Element-wise work is done
-on blocks of rows that are still in the cache.
+Weights lie in panels (`ringtmp.kernels.gemm`), and beside them their transpose, made once per step. Element-wise work
+is done on blocks of rows that are still in the cache.
 """
 
-from kernels.activations import LINEAR, RELU, activate, deactivate
-from kernels.compilation import kernel
-from kernels.gemm import across, along, column_sums, rows_to_panels
+from ringtmp.kernels.activations import LINEAR, RELU, activate, deactivate
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.gemm import across, along, column_sums, rows_to_panels
 
 _ROWS = 64  # of a block that stays in the cache between product and activation
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kernels._jit import jit
-from kernels.compilation import kernel
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.compilation import kernel
 
 _MULTIPLY1, _MULTIPLY2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), 0x9E3779B97F4A7C15
 _S30, _S27, _S31, _S40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(40)

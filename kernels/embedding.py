@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels.compilation import kernel
+from ringtmp.kernels.compilation import kernel
 
 
 @kernel("sequences", np.zeros((1, 2), np.int64), (2, 1), (2, 1), (1, 2, 1))

@@ -11,9 +11,9 @@ caches and prefetchers like. A matrix with its rows one after another is called 
 
 from numba import uintp  # an index that cannot be negative is not checked for it, and its loop becomes vectors
 
-from kernels._jit import jit
-from kernels.compilation import kernel
-from kernels.tile import PANEL, SHAPES, copy_panel_row, tile_across, tile_along, transpose_square
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.tile import PANEL, SHAPES, copy_panel_row, tile_across, tile_along, transpose_square
 
 _ROWS4, _ROWS8 = SHAPES[4].rows, SHAPES[8].rows
 _COLUMNS4, _COLUMNS8 = SHAPES[4].columns, SHAPES[8].columns

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kernels.compilation import kernel
-from kernels.registry import LOSSES, Loss
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.registry import LOSSES, Loss
 
 
 def loss(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels._jit import jit
-from kernels.gemm import along
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.gemm import along
 
 
 def best(call: Callable[[], object], seconds: float = 0.2) -> float:

@@ -6,7 +6,7 @@ x^ = (x - mean) / sqrt(variance + 1e-5); y = x^ * gain + bias (Ba et al. 2016; W
 
 import math
 
-from kernels.compilation import kernel
+from ringtmp.kernels.compilation import kernel
 
 EPSILON = 1e-5
 

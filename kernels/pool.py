@@ -3,7 +3,7 @@
 There is no padding; pixels at the right and lower edge that fill no window are left out.
 """
 
-from kernels.compilation import kernel
+from ringtmp.kernels.compilation import kernel
 
 
 @kernel("images", (1, 2, 2, 1), (1, 2, 2, 1), 1, 1)

@@ -1,6 +1,6 @@
 """What is found by its name: the files of a package, what other modules add, and what installed plug-ins bring.
 
-    OPTIMIZERS: Registry[Rule] = Registry("optimizer", "kernels.optimizers")
+    OPTIMIZERS: Registry[Rule] = Registry("optimizer", "ringtmp.kernels.optimizers")
 
 A thing of ours is found because its file lies in the package's folder. A thing from outside is found once its module
 has been imported: before `ringtmp.train` in Python, or by an installed distribution that names the module as an entry
@@ -126,15 +126,16 @@ class Rule:
     weight_decay : float
         Weight decay of a run that does not set it.
     settings : dict
-        Names of the kernels' last arguments, in their order: None for what a run sets (`kernels.update.RUN`), and
-        otherwise the value.
+        Names of the kernels' last arguments, in their order: None for what a run sets (`ringtmp.kernels.update.RUN`),
+        and otherwise the value.
     in_place : callable
         ``in_place(w, g, *slots, *settings)``, all arrays flat and of one dtype. Steps are counted from 1.
     into : callable
         ``into(w, g, *slots, w_new, *slots_new, *settings)``: the same numbers beside the old ones, which stay.
     served : callable
         ``served(w, rows, which, scale, clip, room, *slots, *settings, first, last)``: numbers `first` to `last` - 1 in
-        place, so that threads can share them; no split changes a bit. `kernels.update.summed` explains the others.
+        place, so that threads can share them; no split changes a bit. `ringtmp.kernels.update.summed` explains the
+        others.
     """
 
     name: str
@@ -186,5 +187,5 @@ class Loss:
         return "int64" if self.of_classes else dtype
 
 
-OPTIMIZERS: Registry[Rule] = Registry("optimizer", "kernels.optimizers")
-LOSSES: Registry[Loss] = Registry("loss", "kernels.losses")
+OPTIMIZERS: Registry[Rule] = Registry("optimizer", "ringtmp.kernels.optimizers")
+LOSSES: Registry[Loss] = Registry("loss", "ringtmp.kernels.losses")

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import float32, types
 from numba.extending import intrinsic, overload
 
-from kernels._jit import FAST, jit
+from ringtmp.kernels._jit import FAST, jit
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
 SQRT_HALF = math.sqrt(0.5)

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.lib.stride_tricks import as_strided
 
-from kernels._jit import config
+from ringtmp.kernels._jit import config
 
 PANEL = 32  # columns of a panel, on every machine, so that packed weights mean the same everywhere
 _AHEAD = 1 << 15  # bytes by which B is fetched ahead, into the second-level cache

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels._jit import inlined, jit
-from kernels.compilation import kernel
-from kernels.elementwise import add_to, clip_value, scale_by
-from kernels.registry import OPTIMIZERS, Rule
+from ringtmp.kernels._jit import inlined, jit
+from ringtmp.kernels.compilation import kernel
+from ringtmp.kernels.elementwise import add_to, clip_value, scale_by
+from ringtmp.kernels.registry import OPTIMIZERS, Rule
 
 BLOCK = 2048  # numbers of a block of a served update, and at least of its room; a whole number of vectors
 RUN = ("lr", "weight_decay", "momentum", "step")  # what a run sets

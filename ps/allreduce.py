@@ -7,14 +7,14 @@ the backward pass; all ranks have the same bits of the sum.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ps.exchange import KeyRangeViews
-from ps.tags import push_tag
 from ringtmp.action_kinds import U
 from ringtmp.comm.ring_allreduce import RingSums, Summand
 from ringtmp.emulate.nodes import Paced
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import KeyRange
+from ringtmp.ps.exchange import KeyRangeViews
+from ringtmp.ps.tags import push_tag
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

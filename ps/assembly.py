@@ -5,22 +5,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ps.allreduce import AllReduce
-from ps.compression import make_compressor
-from ps.consistency import Consistency
-from ps.exchange import Exchange, KeyRangeViews, ServerExchange
-from ps.messages import Drop, ForgetOlder, Loss, Rejoin
-from ps.serving.checkpointing import CheckpointCollector, WorkerCheckpoints
-from ps.serving.mirror import Incoming, Outgoing
-from ps.serving.node_memory import ServerReplica
-from ps.serving.served_range import AnswerGate, RangeListener, ServedRange, make_served_ranges
-from ps.serving.server import Server
-from ps.serving.updates import Updater
-from ps.setup import RankSetup
-from ps.worker import Worker
 from ringtmp.comm.messages import Mailbox
 from ringtmp.data.sampler import Sampler
 from ringtmp.nn.optimizers import Optimizer
+from ringtmp.ps.allreduce import AllReduce
+from ringtmp.ps.compression import make_compressor
+from ringtmp.ps.consistency import Consistency
+from ringtmp.ps.exchange import Exchange, KeyRangeViews, ServerExchange
+from ringtmp.ps.messages import Drop, ForgetOlder, Loss, Rejoin
+from ringtmp.ps.serving.checkpointing import CheckpointCollector, WorkerCheckpoints
+from ringtmp.ps.serving.mirror import Incoming, Outgoing
+from ringtmp.ps.serving.node_memory import ServerReplica
+from ringtmp.ps.serving.served_range import AnswerGate, RangeListener, ServedRange, make_served_ranges
+from ringtmp.ps.serving.server import Server
+from ringtmp.ps.serving.updates import Updater
+from ringtmp.ps.setup import RankSetup
+from ringtmp.ps.worker import Worker
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm

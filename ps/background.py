@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from ps.assembly import ServerParts
-from ps.coordinator import Coordinator
-from ps.messages import PartWritten, StopRequest
-from ps.serving.mirror import Incoming, Outgoing
-from ps.setup import RankSetup
 from ringtmp.comm.messages import Mailbox
 from ringtmp.errors import RunFailure
+from ringtmp.ps.assembly import ServerParts
+from ringtmp.ps.coordinator import Coordinator
+from ringtmp.ps.messages import PartWritten, StopRequest
+from ringtmp.ps.serving.mirror import Incoming, Outgoing
+from ringtmp.ps.setup import RankSetup
 from ringtmp.trace.recorder import clock
 
 _WATCH_INTERVAL = 500_000_000  # nanoseconds between two looks at the other ranks

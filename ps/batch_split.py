@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ps.membership import Membership
+from ringtmp.ps.membership import Membership
 
 
 def proportional_counts(samples: int, weights: Sequence[float]) -> list[int]:

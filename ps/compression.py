@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kernels.compression import from_half, scatter, to_half, top_k
-from kernels.elementwise import add_to
+from ringtmp.kernels.compression import from_half, scatter, to_half, top_k
+from ringtmp.kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned
 
 

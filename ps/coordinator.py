@@ -3,8 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from ps.membership import MembershipLeader
-from ps.messages import (
+from ringtmp.comm.messages import Mailbox
+from ringtmp.comm.peers import Peers
+from ringtmp.errors import RunFailure
+from ringtmp.ps.membership import MembershipLeader
+from ringtmp.ps.messages import (
     Begin,
     CheckpointOrder,
     Done,
@@ -18,9 +21,6 @@ from ps.messages import (
     StopRequest,
     TestDone,
 )
-from ringtmp.comm.messages import Mailbox
-from ringtmp.comm.peers import Peers
-from ringtmp.errors import RunFailure
 from ringtmp.run.listener import RunListener
 
 

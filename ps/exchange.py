@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ps.compression import Compressor
-from ps.membership import Membership
-from ps.messages import Begin
-from ps.send_queue import SendQueue
-from ps.serving.server import Server
-from ps.tags import pull_tag, push_tag
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.layer_state import LayerState
 from ringtmp.nn.shards import KeyRange
+from ringtmp.ps.compression import Compressor
+from ringtmp.ps.membership import Membership
+from ringtmp.ps.messages import Begin
+from ringtmp.ps.send_queue import SendQueue
+from ringtmp.ps.serving.server import Server
+from ringtmp.ps.tags import pull_tag, push_tag
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ Every rank applies the same sequence of Drop and Rejoin to a `Membership`; `Memb
 
 from collections.abc import Iterable, Sequence
 
-from ps.messages import Begin, Drop, Loss, Over, Rejoin, RejoinRequest
 from ringtmp.comm.messages import Mailbox
+from ringtmp.ps.messages import Begin, Drop, Loss, Over, Rejoin, RejoinRequest
 
 
 class MembershipError(RuntimeError):

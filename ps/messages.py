@@ -1,7 +1,7 @@
 """Control messages between the ranks of a parameter-server run: one NamedTuple a kind, and the mailbox for them.
 
 Every worker exchanges messages with every server, and every rank with rank 0. The worker's pushes and the servers'
-answers (gradients and weights) travel apart from these, by `ps.exchange` and `ps.serving.server`.
+answers (gradients and weights) travel apart from these, by `ringtmp.ps.exchange` and `ringtmp.ps.serving.server`.
 """
 
 from collections.abc import Iterable
@@ -73,7 +73,7 @@ class Done(NamedTuple):
     """Worker -> rank 0 and servers: it has received its last weights."""
 
 
-# ---- membership: the protocol is in `ps.membership` -----------------------------------------------------------------
+# ---- membership: the protocol is in `ringtmp.ps.membership` ---------------------------------------------------------
 
 
 class Leave(NamedTuple):

@@ -4,17 +4,17 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from ps.assembly import ServerParts, make_incoming, make_worker
-from ps.background import Background
-from ps.coordinator import Coordinator
-from ps.membership import WorkerDroppedError
-from ps.messages import Done, ForgetOlder, Leave, Over, Stop, make_mailbox
-from ps.setup import RankSetup
-from ps.worker import Worker
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm import mpi
 from ringtmp.comm.waiting import Backoff, WaitLoop
 from ringtmp.errors import RunFailure
+from ringtmp.ps.assembly import ServerParts, make_incoming, make_worker
+from ringtmp.ps.background import Background
+from ringtmp.ps.coordinator import Coordinator
+from ringtmp.ps.membership import WorkerDroppedError
+from ringtmp.ps.messages import Done, ForgetOlder, Leave, Over, Stop, make_mailbox
+from ringtmp.ps.setup import RankSetup
+from ringtmp.ps.worker import Worker
 from ringtmp.trace.recorder import clock
 
 if TYPE_CHECKING:

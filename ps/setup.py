@@ -3,10 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ps.batch_split import BatchSplit
-from ps.membership import Membership
-from ps.roles import Roles
-from ps.serving.node_memory import ReplicaPair, RestoredRanges
 from ringtmp.checkpoint.format import LayerRecord
 from ringtmp.checkpoint.writer import LayerArrays
 from ringtmp.config.schema import RunConfig
@@ -14,6 +10,10 @@ from ringtmp.emulate.nodes import Pace, Paced
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import Stage
+from ringtmp.ps.batch_split import BatchSplit
+from ringtmp.ps.membership import Membership
+from ringtmp.ps.roles import Roles
+from ringtmp.ps.serving.node_memory import ReplicaPair, RestoredRanges
 from ringtmp.run.job import Job
 from ringtmp.run.listener import RunListener
 from ringtmp.run.session import Session

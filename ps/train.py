@@ -25,7 +25,7 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
     set_threads(settings.threads)
 
     # Import what uses NumPy only now: it reads the thread counts when it is imported.
-    from ps.trainer import ServerTrainer
+    from ringtmp.ps.trainer import ServerTrainer
     from ringtmp.run.launch import launch
 
     result = launch(ServerTrainer, comm, settings.from_file, settings.flags, stop_request=lambda: stop.signal)
@@ -33,4 +33,4 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main, partial(stand_by, read=_read, import_trainer=partial(import_module, "ps.trainer")))
+    run_main(main, partial(stand_by, read=_read, import_trainer=partial(import_module, "ringtmp.ps.trainer")))

@@ -3,14 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.batch_split import BatchSplit
-from ps.membership import Membership
-from ps.rank import RankLoop
-from ps.roles import Roles, check
-from ps.serving.checkpointing import layer_homes
-from ps.serving.mirror import holder_of
-from ps.serving.node_memory import ReplicaPair, RestoredRanges, replica_layout, restore_ranges, servers_of
-from ps.setup import NodeSpeed, RankSetup
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.loading import load_layers
 from ringtmp.checkpoint.writer import LayerArrays
@@ -24,6 +16,14 @@ from ringtmp.nn.layer import pieces
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import key_ranges
 from ringtmp.nn.stage import Stage
+from ringtmp.ps.batch_split import BatchSplit
+from ringtmp.ps.membership import Membership
+from ringtmp.ps.rank import RankLoop
+from ringtmp.ps.roles import Roles, check
+from ringtmp.ps.serving.checkpointing import layer_homes
+from ringtmp.ps.serving.mirror import holder_of
+from ringtmp.ps.serving.node_memory import ReplicaPair, RestoredRanges, replica_layout, restore_ranges, servers_of
+from ringtmp.ps.setup import NodeSpeed, RankSetup
 from ringtmp.resilience.recovery import room_for
 from ringtmp.run.job import Job
 from ringtmp.run.launch import launch_from_python

@@ -6,10 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from ps.batch_split import BatchSplit
-from ps.exchange import Exchange, ServerExchange
-from ps.membership import Standing, WorkerDroppedError
-from ps.messages import Alive, Skip, StepDone, Stop, TestDone
 from ringtmp.action_kinds import F, I, W
 from ringtmp.comm import mpi
 from ringtmp.comm.messages import Mailbox
@@ -18,6 +14,10 @@ from ringtmp.data.sampler import Sampler
 from ringtmp.emulate.nodes import Pace
 from ringtmp.nn.layer import StepContext, pieces
 from ringtmp.nn.stage import Stage, Work
+from ringtmp.ps.batch_split import BatchSplit
+from ringtmp.ps.exchange import Exchange, ServerExchange
+from ringtmp.ps.membership import Standing, WorkerDroppedError
+from ringtmp.ps.messages import Alive, Skip, StepDone, Stop, TestDone
 from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 
@@ -29,7 +29,7 @@ ALIVE_INTERVAL = 1_000_000_000  # nanoseconds, at most, after which a silent wor
 
 
 class StepHook(Protocol):
-    """What a worker's checkpoints ask for where there are no servers (`ps.serving.checkpointing.WorkerCheckpoints`)."""
+    """What a worker's checkpoints ask for where there are no servers (`WorkerCheckpoints` implements it)."""
 
     def passed(self, step: int) -> bool:
         """This worker has made `step` steps; whether the layers are to be saved now."""

@@ -1,9 +1,9 @@
 """Cost of checkpoints: the same run with a set about every second and with none, by turns, in one job.
 
-Usage: python -m jobs.bench.checkpoints [--pairs 5]. About 20 MB of weights and moments on each rank. On 2 ranks of 2
-cores there is no core for the thread that writes; on 1 rank there is. The window that is timed begins half a second
-before the first set and ends half a second after the last one, so that it contains their whole cost; for comparison
-also with each set awaited when it is due, like without a thread.
+Usage: python -m ringtmp.jobs.bench.checkpoints [--pairs 5]. About 20 MB of weights and moments on each rank. On 2 ranks
+of 2 cores there is no core for the thread that writes; on 1 rank there is. The window that is timed begins half a
+second before the first set and ends half a second after the last one, so that it contains their whole cost; for
+comparison also with each set awaited when it is due, like without a thread.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.lib.compare import alternate, compared
-from jobs.lib.launch import run_json
-from jobs.lib.on_ranks import steady_rate
-from jobs.lib.store import publish_benchmark
 from ringtmp.checkpoint.manager import CheckpointManager
+from ringtmp.jobs.lib.compare import alternate, compared
+from ringtmp.jobs.lib.launch import run_json
+from ringtmp.jobs.lib.on_ranks import steady_rate
+from ringtmp.jobs.lib.store import publish_benchmark
 
 AIM = 0.965
 SETS, SECONDS = 6, 1.0  # sets in a run, and between two of them
@@ -78,7 +78,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, every = [], {}
     for case, (ranks, model) in CASES.items():
-        found = run_json("jobs.bench.checkpoints", {"train": TRAIN | {"model": model}, "pairs": arguments.pairs}, ranks)
+        found = run_json(
+            "ringtmp.jobs.bench.checkpoints", {"train": TRAIN | {"model": model}, "pairs": arguments.pairs}, ranks
+        )
         every[case] = found["every"]
         for way in WAYS:
             rates, aim = found["ways"][way], AIM if way == "beside" else None

@@ -1,8 +1,9 @@
 """Push and pull beside a bare Isend / Irecv loop of the same bytes between the same ranks.
 
-Usage: mpirun -n 2 python -m jobs.bench.exchange [--rounds 9]. Rank 0 serves, the others push and pull; nothing computes
-but the server, which updates (SGD). The bare loop sends the same ranges as new requests and echoes each as soon as it
-has arrived; it neither adds nor updates. By turns; a round moves all parameters there and back several times.
+Usage: mpirun -n 2 python -m ringtmp.jobs.bench.exchange [--rounds 9]. Rank 0 serves, the others push and pull; nothing
+computes but the server, which updates (SGD). The bare loop sends the same ranges as new requests and echoes each as
+soon as it has arrived; it neither adds nor updates. By turns; a round moves all parameters there and back several
+times.
 """
 
 import argparse
@@ -12,21 +13,21 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from jobs.lib.compare import compared
-from jobs.lib.store import publish_benchmark
-from kernels.compilation import prepare_kernels
-from ps.compression import Compressor
-from ps.consistency import Consistency
-from ps.exchange import KeyRangeViews, ServerExchange
-from ps.messages import make_mailbox
-from ps.serving.served_range import make_served_ranges
-from ps.serving.server import Server
-from ps.serving.updates import Updater
 from ringtmp.comm.waiting import Backoff
+from ringtmp.jobs.lib.compare import compared
+from ringtmp.jobs.lib.store import publish_benchmark
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.shards import key_ranges
 from ringtmp.nn.stage import Stage
+from ringtmp.ps.compression import Compressor
+from ringtmp.ps.consistency import Consistency
+from ringtmp.ps.exchange import KeyRangeViews, ServerExchange
+from ringtmp.ps.messages import make_mailbox
+from ringtmp.ps.serving.served_range import make_served_ranges
+from ringtmp.ps.serving.server import Server
+from ringtmp.ps.serving.updates import Updater
 from ringtmp.trace.recorder import Recorder
 
 AIM = 0.8

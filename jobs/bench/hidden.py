@@ -1,9 +1,9 @@
 """How much of the exchange hides behind computing, over real links of 100 Mbit/s between hosts.
 
-Usage: python -m jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host (`jobs.lib.hosts`), nodes
-emulated so that a worker computes 1, 2 or 4 times as long as the server's link is busy one way. A worker's transfer
-time is the union of the times in which one of its messages is under way, from the sender's post to the receiver's look;
-hidden is the share of it in which the worker does not wait.
+Usage: python -m ringtmp.jobs.bench.hidden [--hosts 3] [--rate 100mbit]. One rank on each host
+(`ringtmp.jobs.lib.hosts`), nodes emulated so that a worker computes 1, 2 or 4 times as long as the server's link is
+busy one way. A worker's transfer time is the union of the times in which one of its messages is under way, from the
+sender's post to the receiver's look; hidden is the share of it in which the worker does not wait.
 """
 
 import argparse
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.hosts import Hosts, why_not
-from jobs.lib.launch import launch
-from jobs.lib.page import Page, make_table
-from jobs.lib.store import publish_benchmark
-from jobs.lib.ways import Way, chosen
 from ringtmp.analysis import open_run, servers, transfers
 from ringtmp.analysis.steady import steady
 from ringtmp.errors import UserError
+from ringtmp.jobs.lib.hosts import Hosts, why_not
+from ringtmp.jobs.lib.launch import launch
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.store import publish_benchmark
+from ringtmp.jobs.lib.ways import Way, chosen
 
 AIM = 0.7
 WIDTH, LAYERS, BATCH, STEPS = 256, 8, 64, 10

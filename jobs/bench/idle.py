@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.launch import launch
-from jobs.lib.page import Page, make_table
-from jobs.lib.store import publish_benchmark
 from ringtmp.analysis import open_run
 from ringtmp.analysis.steady import steady
 from ringtmp.emulate import node_speed as speed
+from ringtmp.jobs.lib.launch import launch
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.store import publish_benchmark
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.schedule.local_rule import default_most

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.bench.torch_nets import Twin
-from jobs.lib.compare import compared, measured
-from jobs.lib.launch import ROOT, fair_environment
-from jobs.lib.store import publish_benchmark
-from kernels.machine import bandwidth, peak_flops
-from kernels.tile import simd
 from ringtmp.data.dataset import epoch_order, open_data
+from ringtmp.jobs.bench.torch_nets import Twin
+from ringtmp.jobs.lib.compare import compared, measured
+from ringtmp.jobs.lib.launch import ROOT, fair_environment
+from ringtmp.jobs.lib.store import publish_benchmark
+from ringtmp.kernels.machine import bandwidth, peak_flops
+from ringtmp.kernels.tile import simd
 from ringtmp.nn.layer import Array, StepContext
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer
@@ -242,7 +242,7 @@ def main() -> None:
     if "OPENBLAS_CORETYPE" in os.environ:  # read by libraries when they are loaded: start again without
         raise SystemExit(
             subprocess.run(
-                [sys.executable, "-m", "jobs.bench.kernels_peer", *sys.argv[1:]], env=fair_environment()
+                [sys.executable, "-m", "ringtmp.jobs.bench.kernels_peer", *sys.argv[1:]], env=fair_environment()
             ).returncode
         )
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """How much of a link the engine uses: a stream of messages from rank 0 to rank 1, beside a bare Isend/Irecv loop.
 
-Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m jobs.bench.link. The engine's side is its own
-`ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled like in
+Usage: make bench-link [ARGS="--rounds 25"], or mpirun -n 2 python -m ringtmp.jobs.bench.link. The engine's side is its
+own `ReceiveQueue` and `SendRequests` (persistent requests, receives posted ahead), polled like in
 `ringtmp.ring.chunk.Chunk.poll`; the bare side has the same number of messages in flight and nothing else to do. It
 comes in two forms, windows that are waited for whole (as in the OSU benchmarks) and one that waits for its oldest
 message only; the faster one is the peer.
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lib.compare import compared, measured
-from jobs.lib.launch import rounds
-from jobs.lib.store import publish_benchmark
 from ringtmp.comm.mpi import StopRequest, run_main
 from ringtmp.comm.point_to_point import ReceiveQueue
 from ringtmp.comm.waiting import Backoff
 from ringtmp.errors import RunFailure, UserError
+from ringtmp.jobs.lib.compare import compared, measured
+from ringtmp.jobs.lib.launch import rounds
+from ringtmp.jobs.lib.store import publish_benchmark
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.compare import alternate, compared, measured
-from jobs.lib.launch import MPIRUN, fair_environment, launch, run_json
-from jobs.lib.store import publish_benchmark
 from ringtmp.analysis import open_run
+from ringtmp.jobs.lib.compare import alternate, compared, measured
+from ringtmp.jobs.lib.launch import MPIRUN, fair_environment, launch, run_json
+from ringtmp.jobs.lib.store import publish_benchmark
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.trace.recorder import Recorder
 
@@ -133,7 +133,7 @@ def main() -> None:
         ("8 x 1024", 2, large, 2 * repeats),
     ):
         settings = {"train": DEFAULT | train, "skip": 5, "pairs": pairs}
-        values = run_json("jobs.bench.tracing", settings, ranks)
+        values = run_json("ringtmp.jobs.bench.tracing", settings, ranks)
         case = f"tracing on beside off, {name}, {ranks} ranks"
         rows.append(compared(case, values["on"], values["off"], "samples/s", 0.99))
     publish_benchmark("ours", rows, "RingTMP's own figures")

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.compare import compared
-from jobs.lib.launch import ROOT, launch, rounds, run_json
-from jobs.lib.store import publish_benchmark
-from jobs.lib.ways import WAYS
 from ringtmp.data.dataset import open_data
+from ringtmp.jobs.lib.compare import compared
+from ringtmp.jobs.lib.launch import ROOT, launch, rounds, run_json
+from ringtmp.jobs.lib.store import publish_benchmark
+from ringtmp.jobs.lib.ways import WAYS
 
 AIM = 3.0  # beside the best
 OURS: dict[str, dict[str, str]] = {"ready": {}, "zb-h2": {"schedule": "zb-h2"}, "1f1b": {"schedule": "1f1b"}}
@@ -34,7 +34,7 @@ class Case:
     Attributes
     ----------
     net : dict
-        The network, in the form of `jobs.bench.torch_job`.
+        The network, in the form of `ringtmp.jobs.bench.torch_job`.
     data : str
         Value of `--data`.
     batch, pieces : int
@@ -47,7 +47,7 @@ class Case:
         Unit of the rate.
     """
 
-    net: dict[str, Any]  # as `jobs.bench.torch_job` takes it
+    net: dict[str, Any]  # as `ringtmp.jobs.bench.torch_job` takes it
     data: str
     batch: int
     pieces: int  # ours
@@ -93,7 +93,7 @@ def contestants(case: Case, steps: int) -> dict[str, Callable[[], float]]:
         return found["samples_per_s"] * scored
 
     def theirs(settings: dict[str, Any]) -> float:
-        return run_json("jobs.bench.torch_job", settings)["samples_per_s"] * scored
+        return run_json("ringtmp.jobs.bench.torch_job", settings)["samples_per_s"] * scored
 
     train = {
         "model": case.net["spec"],

@@ -1,8 +1,8 @@
 """Cost of replication while nothing fails: the same run with copies of each update and without, by turns.
 
-Usage: python -m jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies 1`
-beside `off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels and
-a rank only writes its new state beside the old one; on nodes with separate memory, where each rank's state goes to
+Usage: python -m ringtmp.jobs.bench.replication [--pairs 9] [--seconds 4] [--quick]. Steps a second with `--state-copies
+1` beside `off`, for a batch that is small and one that is large beside the weights: on one node, where no copy travels
+and a rank only writes its new state beside the old one; on nodes with separate memory, where each rank's state goes to
 its neighbour after every update; and on emulated nodes, which compute by sleeping, so that a core is free for copying.
 On 2 cores 2 ranks that compute leave none.
 
@@ -26,10 +26,10 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.lib.compare import alternate, compared, measured
-from jobs.lib.launch import run_json
-from jobs.lib.on_ranks import steady_rate
-from jobs.lib.store import publish_benchmark
+from ringtmp.jobs.lib.compare import alternate, compared, measured
+from ringtmp.jobs.lib.launch import run_json
+from ringtmp.jobs.lib.on_ranks import steady_rate
+from ringtmp.jobs.lib.store import publish_benchmark
 
 AIM, AIM_MEMORY = 0.965, 2.0
 MODEL = "mlp:64-512x7-10"  # 1.6 million parameters, 20 MB with the moments of AdamW
@@ -124,7 +124,7 @@ def main() -> None:
             train = TRAIN | {"batch_size": batch, "micro_batches": pieces} | ({"node_speed": pace} if pace else {})
             with surroundings(nodes):
                 settings = {"train": train, "pairs": pairs, "seconds": seconds}
-                found = run_json("jobs.bench.replication", settings, ranks)
+                found = run_json("ringtmp.jobs.bench.replication", settings, ranks)
             rows.append(compared(f"{place}, {size}", found["on"], found["off"], "steps/s", AIM))
             print(f"{place}, {size}: {rows[-1]['ratio']:.1%} of the rate without", flush=True)
         of_state = found["bytes"] / (STATE * parameters())

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.case import Case
-from jobs.lib.launch import launch, rounds, run_json
-from jobs.lib.on_ranks import waited
-from jobs.lib.page import Page, make_table
-from jobs.lib.store import publish_benchmark
-from jobs.lib.ways import WAYS, Way, several_servers
+from ringtmp.jobs.lib.case import Case
+from ringtmp.jobs.lib.launch import launch, rounds, run_json
+from ringtmp.jobs.lib.on_ranks import waited
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.store import publish_benchmark
+from ringtmp.jobs.lib.ways import WAYS, Way, several_servers
 
 STEPS, SKIP, LAYERS = 24, 6, 8
 BSP, DDP = WAYS["bsp"].label, WAYS["ddp"].label
@@ -49,7 +49,7 @@ class Bound:
         return [*named, *servers, WAYS["colocated"], WAYS["allreduce"], ring]
 
     def peer(self) -> dict[str, Any]:
-        """As `jobs.bench.torch_job` takes it."""
+        """As `ringtmp.jobs.bench.torch_job` takes it."""
         net = {"spec": self.case.spec, "shape": [self.width], "outputs": self.width, "labels": 1}
         return {
             "net": net,
@@ -91,7 +91,7 @@ def measure(case: Bound, count: int, torch: bool) -> list[dict[str, Any]]:
             rates[name].append(result["samples_per_s"])
             waits[name].append(waited(result))
         if DDP in rates:
-            rates[DDP].append(run_json("jobs.bench.torch_job", case.peer())["samples_per_s"])
+            rates[DDP].append(run_json("ringtmp.jobs.bench.torch_job", case.peer())["samples_per_s"])
         said = ", ".join(f"{name} {of[-1]:,.0f}" for name, of in rates.items())
         print(f"{describe(case)} ({number + 1}): {said}", flush=True)
     base = np.asarray(rates[BSP])

@@ -1,9 +1,10 @@
 """The same training run in PyTorch (eager, one thread a process): prints samples/s and the losses as JSON.
 
-Usage: python -m jobs.bench.torch_job '{"widths": [...], "batch_size": 256, "micro_batches": 8, "steps": 40, "skip": 5,
-"optimizer": "momentum", "ranks": 1}'. Instead of `widths`: `"net": {"spec": "gpt:...", "shape": [128], "outputs": 65,
-"labels": 128}`, in the form of `ringtmp.nn.model.build_model`. With `ranks` 2 or more `way` names how they work
-together over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of the batch.
+Usage: python -m ringtmp.jobs.bench.torch_job '{"widths": [...], "batch_size": 256, "micro_batches": 8, "steps": 40,
+"skip": 5, "optimizer": "momentum", "ranks": 1}'. Instead of `widths`: `"net": {"spec": "gpt:...", "shape": [128],
+"outputs": 65, "labels": 128}`, in the form of `ringtmp.nn.model.build_model`. With `ranks` 2 or more `way` names how
+they work together over Gloo: a schedule of `torch.distributed.pipelining`, or `ddp`, where each rank takes its part of
+the batch.
 
 Every run proves that it trains: the loss of the first step is that of one process with the same weights and batch, the
 loss of the last pass over the samples is below that of the first, and every parameter has changed.
@@ -37,7 +38,7 @@ from torch.distributed.pipelining import (
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.bench.torch_nets import Twin
+from ringtmp.jobs.bench.torch_nets import Twin
 from ringtmp.nn.layer import aligned
 from ringtmp.nn.model import Model, build_model
 from ringtmp.schedule.partition import partition

@@ -7,9 +7,9 @@ float32, eager, with fused optimizers; a run of each by turns, in separate proce
 import argparse
 from typing import Any
 
-from jobs.lib.compare import alternate, compared
-from jobs.lib.launch import launch, run_json
-from jobs.lib.store import publish_benchmark
+from ringtmp.jobs.lib.compare import alternate, compared
+from ringtmp.jobs.lib.launch import launch, run_json
+from ringtmp.jobs.lib.store import publish_benchmark
 
 # name: widths, batch, micro-batches, optimizer, ranks, steps, aim
 CASES: dict[str, tuple[list[int], int, int, str, int, int, float | None]] = {
@@ -61,7 +61,7 @@ def main() -> None:
             return found["samples_per_s"]
 
         def theirs(peer: dict[str, Any] = peer) -> float:
-            return run_json("jobs.bench.torch_job", peer)["samples_per_s"]
+            return run_json("ringtmp.jobs.bench.torch_job", peer)["samples_per_s"]
 
         mine, others = alternate(ours, theirs, options.pairs)
         rows.append(compared(case, mine, others, "samples/s", aim))

@@ -1,6 +1,6 @@
 """The same run with the trace on and off by turns, in one job: prints both lists of samples/s as JSON.
 
-Usage: python -m jobs.bench.tracing '{"train": {...}, "skip": 5, "pairs": 15}', alone or under mpirun.
+Usage: python -m ringtmp.jobs.bench.tracing '{"train": {...}, "skip": 5, "pairs": 15}', alone or under mpirun.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 from mpi4py import MPI
 
 import ringtmp
-from jobs.lib.compare import alternate
-from jobs.lib.on_ranks import steady_rate
+from ringtmp.jobs.lib.compare import alternate
+from ringtmp.jobs.lib.on_ranks import steady_rate
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Experiments: one command for each claim, ending in a picture and a table.
 
-Usage: python -m jobs.experiments NAME [--quick] [...]; NAME --help lists the flags of each.
+Usage: python -m ringtmp.jobs.experiments NAME [--quick] [...]; NAME --help lists the flags of each.
 
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from jobs.lib.experiment import find_experiments
+from ringtmp.jobs.lib.experiment import find_experiments
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """The ring beside parameter servers and all-reduce, far beyond one machine: simulated steps of 8 to 4096 nodes.
 
-Usage: python -m jobs.experiments architectures [--width 1024] [--gflops 100] [--bandwidth 10Gbit/s] ...
+Usage: python -m ringtmp.jobs.experiments architectures [--width 1024] [--gflops 100] [--bandwidth 10Gbit/s] ...
 
 Every architecture gets the same p nodes, the same dense network and the same batch of each step; the batch grows with
 the nodes (weak scaling) or stays (strong). Dedicated servers take nodes away from the workers, colocated ones do not.
@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure
-from jobs.lib.provenance import provenance
-from jobs.lib.simulated import SERVERS, Machine, Row, best_ring, rivals
-from jobs.lib.ways import WAYS, colour_of
 from ringtmp.config.units import parse_rate, parse_seconds
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.simulated import SERVERS, Machine, Row, best_ring, rivals
+from ringtmp.jobs.lib.ways import WAYS, colour_of
 
 NAMES = ("ring", WAYS["bsp"].label, SERVERS.label, WAYS["colocated"].label, WAYS["allreduce"].label)
 

@@ -1,6 +1,6 @@
 """Work in proportion to what each node can do: unequal and changing nodes, the ring beside the parameter server.
 
-Usage: python -m jobs.experiments balance [--quick] [--only TEXT] [--rounds 3] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments balance [--quick] [--only TEXT] [--rounds 3] [--out FOLDER]
 
 Emulated nodes, 4 and 8 of them, and a chain of equal layers, 12 for each. Cases: one node 2 or 4 times slower from the
 start; one that becomes 4 times slower in mid-run; one that does so gradually; speeds drawn from 0.25 to 1; all equal,
@@ -26,17 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.case import CHAIN_LAYERS, MICRO, chain_on_nodes
-from jobs.lib.case import Case as Training
-from jobs.lib.compare import quartiles
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.launch import launch, rounds
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame
-from jobs.lib.provenance import provenance
-from jobs.lib.store import plain, renewed
-from jobs.lib.ways import WAYS, Way, colour_of
 from ringtmp.emulate.nodes import parse_courses
+from ringtmp.jobs.lib.case import CHAIN_LAYERS, MICRO, chain_on_nodes
+from ringtmp.jobs.lib.case import Case as Training
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.launch import launch, rounds
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.store import plain, renewed
+from ringtmp.jobs.lib.ways import WAYS, Way, colour_of
 from ringtmp.ring.load_balance import WARM, WINDOW
 from ringtmp.schedule.partition import StageCosts, split_layers
 
@@ -63,7 +63,7 @@ class Case:
     ranks : int
         Number of nodes, that of `courses`.
     courses : tuple of str
-        Speed of each node over the steps; see `jobs.lib.case.chain_on_nodes`.
+        Speed of each node over the steps; see `ringtmp.jobs.lib.case.chain_on_nodes`.
     change : int
         Step of the change; 0: none.
     jitter : float

@@ -1,6 +1,6 @@
 """The largest network that trains a step where the memory of every rank is limited: the ring beside the server.
 
-Usage: python -m jobs.experiments capacity [--quick] [--limit 640MiB] [--billion] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments capacity [--quick] [--limit 640MiB] [--billion] [--out FOLDER]
 
 Every rank sets RLIMIT_DATA (`ulimit -d`: heap and anonymous memory) before it starts. Networks of equal dense layers;
 first more and more of them at one width (`depth`), then wider ones, as many as there are ranks (`width`), until one
@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.launch import LaunchFailed, launch
-from jobs.lib.page import Page, make_table
-from jobs.lib.provenance import provenance
-from jobs.lib.ways import WAYS, Way, several_servers
 from ringtmp.config.units import parse_bytes, show_bytes
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.launch import LaunchFailed, launch
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.ways import WAYS, Way, several_servers
 
 WIDTH = 1024  # of the networks that become deeper
 BATCH, MICRO = 16, 4

@@ -1,11 +1,11 @@
 """Several hosts for real: seconds of a step and how busy each link is, measured beside the simulator.
 
-Usage: python -m jobs.experiments cluster [--quick] [--hosts 4,8] [--rate 100mbit] [--rounds 3] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments cluster [--quick] [--hosts 4,8] [--rate 100mbit] [--rounds 3] [--out FOLDER]
 
-Hosts are network namespaces, each with its own address and rate-limited link (`jobs.lib.hosts`); MPI uses
+Hosts are network namespaces, each with its own address and rate-limited link (`ringtmp.jobs.lib.hosts`); MPI uses
 TCP. One rank a host, as emulated nodes of `--gflops`, so that what is measured is the links. Ring, one server (bsp),
 colocated servers, and all-reduce train the same network with the same batch. Predicted are the simulators' results
-for the nodes' speed and the measured latency and bandwidth of a link (`jobs.lib.predict`).
+for the nodes' speed and the measured latency and bandwidth of a link (`ringtmp.jobs.lib.predict`).
 
 `link`: bytes that a host sent, or received if that is more, in each step, by the counters of its link, beside what
 the link can carry in that time: of the busiest host, and of the others' mean.
@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.case import Case
-from jobs.lib.compare import quartiles
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.hosts import Hosts, why_not
-from jobs.lib.launch import launch, measure_link, rounds, steps_for
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame
-from jobs.lib.predict import SHARED, Link, predict
-from jobs.lib.provenance import provenance
-from jobs.lib.store import plain, renewed
-from jobs.lib.ways import Way, chosen
+from ringtmp.jobs.lib.case import Case
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.hosts import Hosts, why_not
+from ringtmp.jobs.lib.launch import launch, measure_link, rounds, steps_for
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame
+from ringtmp.jobs.lib.predict import SHARED, Link, predict
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.store import plain, renewed
+from ringtmp.jobs.lib.ways import Way, chosen
 
 WAYS = chosen("ring", "bsp", "colocated", "allreduce")
 LAYERS, WIDTH = 8, 256

@@ -1,15 +1,15 @@
 """Where the parameter server and the ring cost the same: the batch and the width, predicted and measured.
 
-Usage: python -m jobs.experiments crossover [--quick] [--hosts 4] [--width 96] [--batch 1152] [--gflops 10] ...
+Usage: python -m ringtmp.jobs.experiments crossover [--quick] [--hosts 4] [--width 96] [--batch 1152] [--gflops 10] ...
 
 In a step W M bytes go each way over the link of a server with W workers and M bytes of parameters, which grows with the
 width squared and not with the batch; and 4 B d each way over each cut of a ring, which grows with both. So the server
 is cheaper with large batches and narrow layers. Both frameworks train the same network with the same global batch and
-optimizer on the same hosts with a link each (`jobs.lib.hosts`), one rank a host, as emulated nodes of
+optimizer on the same hosts with a link each (`ringtmp.jobs.lib.hosts`), one rank a host, as emulated nodes of
 `--gflops`: a ring of all hosts in ready mode, and one server (bsp) with workers on all others. Servers on every
 worker's host (colocated) and an all-reduce run beside them.
 
-Predicted: `jobs.lib.predict`, from the nodes' speed, the measured latency and bandwidth of a link, and the
+Predicted: `ringtmp.jobs.lib.predict`, from the nodes' speed, the measured latency and bandwidth of a link, and the
 micro-batches and messages of the run (layers of less than a quarter of a message travel together, which `ps` does too).
 The predicted crossover is where these curves cross. Measured: real runs at three points on each side of it, `--rounds`
 times, in turns; the first steps of each run are left out. The measured crossover is where the medians cross, on a
@@ -35,16 +35,16 @@ from typing import Any
 
 import numpy as np
 
-from jobs.experiments import crossover_figure
-from jobs.lib.case import Case
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.hosts import Hosts, why_not
-from jobs.lib.launch import launch, measure_link, rounds, steps_for
-from jobs.lib.page import Page
-from jobs.lib.predict import SHARED, Link
-from jobs.lib.predict import predict as predict_step
-from jobs.lib.provenance import provenance
-from jobs.lib.ways import chosen
+from ringtmp.jobs.experiments import crossover_figure
+from ringtmp.jobs.lib.case import Case
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.hosts import Hosts, why_not
+from ringtmp.jobs.lib.launch import launch, measure_link, rounds, steps_for
+from ringtmp.jobs.lib.page import Page
+from ringtmp.jobs.lib.predict import SHARED, Link
+from ringtmp.jobs.lib.predict import predict as predict_step
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.ways import chosen
 
 SWEEPS = ("batch", "width")
 WAYS = chosen("ring", "bsp", "colocated", "allreduce")
@@ -121,7 +121,7 @@ class Setting:
 def predict(setting: Setting, way: str, batch: int, width: int, shared: int = SHARED) -> float:
     """Simulated seconds of a step of the way labelled `way` at the point (`batch`, `width`) of `setting`.
 
-    `shared` is explained by `jobs.lib.predict.predict`.
+    `shared` is explained by `ringtmp.jobs.lib.predict.predict`.
     """
     link = Link(setting.bandwidth, setting.latency)
     return predict_step(setting.case(batch, width), WAYS[way], link, setting.micro_batches, shared)

@@ -1,11 +1,11 @@
-"""The tables and the figure of `jobs.experiments.crossover`."""
+"""The tables and the figure of `ringtmp.jobs.experiments.crossover`."""
 
 from pathlib import Path
 from typing import Any
 
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame, legend_below
-from jobs.lib.ways import chosen
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame, legend_below
+from ringtmp.jobs.lib.ways import chosen
 
 RING, SERVER, *OTHERS = WAYS = list(chosen("ring", "bsp", "colocated", "allreduce"))
 COLOURS = {label: way.colour for label, way in chosen("ring", "bsp", "colocated", "allreduce").items()}

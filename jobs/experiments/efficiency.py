@@ -1,6 +1,6 @@
 """How long workers compute, transfer and wait: the ring beside every server mode and all-reduce.
 
-Usage: python -m jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
 Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Every node
 gets work in proportion to its speed, which it has measured at the start (`--layer-split measured`, `--batch-split
@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.case import MICRO, Case, chain_on_nodes
-from jobs.lib.compare import quartiles
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.launch import launch, rounds
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame
-from jobs.lib.provenance import provenance
-from jobs.lib.store import plain, renewed
-from jobs.lib.ways import WAYS, Way, several_servers
+from ringtmp.jobs.lib.case import MICRO, Case, chain_on_nodes
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.launch import launch, rounds
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.store import plain, renewed
+from ringtmp.jobs.lib.ways import WAYS, Way, several_servers
 
 SKIP = 6  # steps at the beginning that do not count for the rate
 PARTS = ("compute", "transfer", "wait", "other")

@@ -1,6 +1,6 @@
 """The local rule's limits, swept under the clock: what is best, and what the rule finds by itself.
 
-Usage: python -m jobs.experiments limits [--quick] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments limits [--quick] [--out FOLDER]
 
 For rings of several sizes, delays, jitters, unequal ranks and memories, every pair of fixed limits (how many
 micro-batches a rank may hold, how far ahead of its gradients it may run) is compared with the rule as it trains,
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.experiment import Experiment, Table, experiment
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame
-from jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.experiment import Experiment, Table, experiment
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame
+from ringtmp.jobs.lib.provenance import provenance
 from ringtmp.schedule.registry import build
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.simulate.planner import AHEAD

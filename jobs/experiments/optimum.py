@@ -1,6 +1,6 @@
 """How far each schedule and the local rule are from the best possible one, on cases small enough to search.
 
-Usage: python -m jobs.experiments optimum [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments optimum [--out FOLDER]
 
 F, I and W last 1, an update and messages nothing; a rank's F of a step comes after its own W's of the step before; a
 rank holds at most `cap` micro-batches (F begun, W not done). For every case two figures, both exact: the time of a
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.experiment import Experiment, Table, experiment
-from jobs.lib.page import Page, make_table
-from jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.experiment import Experiment, Table, experiment
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.provenance import provenance
 from ringtmp.schedule.plan import Plan
 from ringtmp.schedule.registry import build, plan_names
 from ringtmp.simulate.pipeline import Scene, simulate

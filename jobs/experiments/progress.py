@@ -1,6 +1,7 @@
 """Progress per iteration: the loss against samples and updates, of parameter servers and rings, synchronous or not.
 
-Usage: python -m jobs.experiments progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out FOLDER]
+Usage: python -m ringtmp.jobs.experiments progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out
+FOLDER]
 
 All ways train the same network from the same start values on the same batches in the same order, on as many ranks:
 `ps.train` with bsp, ssp (staleness 3) and asp, rank 0 serving all others; the ring in ready mode, which is synchronous;
@@ -35,17 +36,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jobs.experiments import progress_figure
-from jobs.lib.compare import quartiles
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.launch import LaunchFailed, launch
-from jobs.lib.page import Page
-from jobs.lib.provenance import provenance
-from jobs.lib.ways import Way, chosen
 from ringtmp.analysis import open_run
 from ringtmp.analysis.reader import staleness
 from ringtmp.data.dataset import open_data
 from ringtmp.errors import UserError
+from ringtmp.jobs.experiments import progress_figure
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.launch import LaunchFailed, launch
+from ringtmp.jobs.lib.page import Page
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.ways import Way, chosen
 from ringtmp.nn.model import build_model
 
 WINDOW = 10  # steps over which a loss is averaged before it is compared with a target

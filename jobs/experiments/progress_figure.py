@@ -1,4 +1,4 @@
-"""The tables and the figure of `jobs.experiments.progress`."""
+"""The tables and the figure of `ringtmp.jobs.experiments.progress`."""
 
 from math import inf
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame
-from jobs.lib.ways import WAYS, colour_of
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame
+from ringtmp.jobs.lib.ways import WAYS, colour_of
 
 LINES = {WAYS["bsp"].label: (3.0, "-"), WAYS["ring"].label: (1.3, "--")}  # one lies on the other; width and dashes
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

@@ -1,6 +1,7 @@
 """Resilience measured: time until a lost rank is back, cost of failures, and outcome of each fault.
 
-Usage: python -m jobs.experiments resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out
+FOLDER]
 
 recovery    From the kill of a rank to the first new step, as seen from outside, and by phase: clear, start, agree,
             split, restore, redo as the run reports them; detect is the rest of the time. 4 ranks on nodes with
@@ -12,7 +13,7 @@ efficiency  Useful steps per wall time against the undisturbed run of the same c
             the same emulated nodes, all under the supervisor, all with checkpoints as --mtbf places them. A kill that
             falls into a recovery hits its rank as soon as that is back, and so may cost more than it would have. The
             undisturbed run takes the checkpoints of the longest mean.
-outcomes    Outcome by role and fault: `jobs.experiments.resilience_outcomes`.
+outcomes    Outcome by role and fault: `ringtmp.jobs.experiments.resilience_outcomes`.
 
 Writes results/resilience.h5 (the parts that are measured; others are kept) and jobs/figures/resilience.png; --quick
 takes small and few runs and writes to --out alone.
@@ -28,16 +29,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jobs.experiments import resilience_figure
-from jobs.experiments.resilience_outcomes import BSP, RING, outcomes
-from jobs.lib.compare import quartiles
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.page import Page
-from jobs.lib.provenance import provenance
-from jobs.lib.strikes import poisson
-from jobs.lib.struck_job import open_mpi
-from jobs.lib.supervised_runs import Course, Recovery, heal, loaded, lose_node, paced, place, relaunch, run_through
-from jobs.lib.watch import (
+from ringtmp.jobs.experiments import resilience_figure
+from ringtmp.jobs.experiments.resilience_outcomes import BSP, RING, outcomes
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.page import Page
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.strikes import poisson
+from ringtmp.jobs.lib.struck_job import open_mpi
+from ringtmp.jobs.lib.supervised_runs import (
+    Course,
+    Recovery,
+    heal,
+    loaded,
+    lose_node,
+    paced,
+    place,
+    relaunch,
+    run_through,
+)
+from ringtmp.jobs.lib.watch import (
     Watch,
     efficiency,
     expected,
@@ -48,7 +59,7 @@ from jobs.lib.watch import (
     reported_recoveries,
     useful,
 )
-from jobs.lib.ways import WAYS, Way
+from ringtmp.jobs.lib.ways import WAYS, Way
 from ringtmp.resilience.incident import PHASES
 
 RECOVERIES = (

@@ -1,13 +1,13 @@
-"""The tables and the figure of `jobs.experiments.resilience`."""
+"""The tables and the figure of `ringtmp.jobs.experiments.resilience`."""
 
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame
-from jobs.lib.ways import colour_of
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame
+from ringtmp.jobs.lib.ways import colour_of
 
 PHASES = {
     "detect": "#7a1f2b",

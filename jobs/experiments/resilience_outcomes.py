@@ -3,7 +3,7 @@
 Role: a rank of the ring and its first rank, a worker, and the server (bsp). Fault: `permanent`, the process and its
 node with its memory are gone for good; `stopped short`, for a second; `stopped long`, for more than twice the time-outs
 and then continued; `hung`, never continued; `cut link`, the host is unreachable but its processes run; `whole host`,
-the host is gone with all that was in its memory. The last two take hosts made of namespaces (`jobs.lib.hosts`),
+the host is gone with all that was in its memory. The last two take hosts made of namespaces (`ringtmp.jobs.lib.hosts`),
 the supervisor at their switch; if root may not make them a row says why. All time-outs are 3 s, that of a stall 10.
 
 A run has survived if all its steps are made, by its own status; `ended`: the supervisor has ended with status 0, too.
@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.lib.hosts import MPICH_OVER_TCP, MPIRUN_TO_HOSTS, Hosts, why_not
-from jobs.lib.struck_job import Struck, Supervised
-from jobs.lib.supervised_runs import apart, lose_node, paced, place
-from jobs.lib.watch import Watch, fell_back, final_loss, pause
-from jobs.lib.ways import WAYS, Way
+from ringtmp.jobs.lib.hosts import MPICH_OVER_TCP, MPIRUN_TO_HOSTS, Hosts, why_not
+from ringtmp.jobs.lib.struck_job import Struck, Supervised
+from ringtmp.jobs.lib.supervised_runs import apart, lose_node, paced, place
+from ringtmp.jobs.lib.watch import Watch, fell_back, final_loss, pause
+from ringtmp.jobs.lib.ways import WAYS, Way
 
 RING, BSP = WAYS["ring"].named("ring", micro_batches=8), WAYS["bsp"]
 RANKS, TIMEOUT, STALL = 4, 3.0, 10.0

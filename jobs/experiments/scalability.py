@@ -1,20 +1,21 @@
 """How far each architecture scales, over fast and slow links: rings, rings side by side, servers, all-reduce.
 
-Usage: python -m jobs.experiments scalability [--quick] [--only TEXT] [--nodes 1,2,4,8] [--far 4096] [--out FOLDER]
+Usage: python -m ringtmp.jobs.experiments scalability [--quick] [--only TEXT] [--nodes 1,2,4,8] [--far 4096] [--out
+FOLDER]
 
 The same training on more and more nodes: `strong`, one batch dealt over all of them; `weak`, a batch that grows with
 them. Networks are chains of 16 equal layers. `narrow` and `wide` run on emulated nodes, all as fast, which take equally
 long for a sample of either: what differs is that the wide one has 64 times the parameters. Links are shared memory, or
-those of hosts with a rate limit (`jobs.lib.hosts`). `full speed` is no emulation: real kernels, one thread a
+those of hosts with a rate limit (`ringtmp.jobs.lib.hosts`). `full speed` is no emulation: real kernels, one thread a
 rank, as many ranks as there are cores. `2 rings of 4`: rings side by side (`--rings`). The server's rank is one of
 the nodes.
 
 Speed-ups are of samples a second, after the first steps of a run, beside one node; each way runs once a round, every
 other round backwards. In brackets, the simulated speed-up: from the functions behind the curves up to 4096 nodes
-(`jobs.lib.simulated`), for the nodes' speed and the measured link between two of them. The simulator does not model
-cores at full speed, which share caches and memory: it simulates nodes with separate memory there. It does not simulate
-rings side by side. With --far the wide network is simulated, weak, beyond the nodes of the machine, a layer deeper for
-each node beyond 16.
+(`ringtmp.jobs.lib.simulated`), for the nodes' speed and the measured link between two of them. The simulator does not
+model cores at full speed, which share caches and memory: it simulates nodes with separate memory there. It does not
+simulate rings side by side. With --far the wide network is simulated, weak, beyond the nodes of the machine, a layer
+deeper for each node beyond 16.
 
 Each scene is written as soon as it is measured; --only measures again those whose name holds the text.
 """
@@ -29,20 +30,20 @@ from typing import Any
 
 import numpy as np
 
-from jobs.experiments import scalability_figure
-from jobs.experiments.scalability_figure import FAR, best
-from jobs.lib.case import Case
-from jobs.lib.compare import quartiles
-from jobs.lib.experiment import Claim, Experiment, Table, experiment
-from jobs.lib.hosts import Hosts, why_not
-from jobs.lib.launch import launch, measure_link, rounds, steps_for
-from jobs.lib.on_ranks import waited
-from jobs.lib.page import Page
-from jobs.lib.provenance import provenance
-from jobs.lib.simulated import Machine, best_ring, paced_exchange, ring, rivals
-from jobs.lib.store import plain, renewed
-from jobs.lib.ways import WAYS, Way, rings_of
 from ringtmp.config.units import parse_bytes
+from ringtmp.jobs.experiments import scalability_figure
+from ringtmp.jobs.experiments.scalability_figure import FAR, best
+from ringtmp.jobs.lib.case import Case
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.experiment import Claim, Experiment, Table, experiment
+from ringtmp.jobs.lib.hosts import Hosts, why_not
+from ringtmp.jobs.lib.launch import launch, measure_link, rounds, steps_for
+from ringtmp.jobs.lib.on_ranks import waited
+from ringtmp.jobs.lib.page import Page
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.simulated import Machine, best_ring, paced_exchange, ring, rivals
+from ringtmp.jobs.lib.store import plain, renewed
+from ringtmp.jobs.lib.ways import WAYS, Way, rings_of
 
 LAYERS = 16
 SAMPLE = 2.4e-3  # seconds that an emulated node takes for F of a sample

@@ -1,4 +1,4 @@
-"""The tables and the figure of `jobs.experiments.scalability`."""
+"""The tables and the figure of `ringtmp.jobs.experiments.scalability`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.page import Page, make_table
-from jobs.lib.plot import figure, frame, legend_below
-from jobs.lib.ways import WAYS as EVERY
-from jobs.lib.ways import colour_of
+from ringtmp.jobs.lib.page import Page, make_table
+from ringtmp.jobs.lib.plot import figure, frame, legend_below
+from ringtmp.jobs.lib.ways import WAYS as EVERY
+from ringtmp.jobs.lib.ways import colour_of
 
 SIDE = EVERY["rings"].label
 WAYS = ["ring", SIDE, *(EVERY[name].label for name in ("bsp", "ssp", "colocated", "allreduce"))]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.lib.ways import Way
+from ringtmp.jobs.lib.ways import Way
 from ringtmp.nn.model import Model, build_model
 
 LEARNING_RATE = 1e-3
@@ -98,7 +98,7 @@ class Case:
         return found | dict(way.settings) | more
 
     def run(self, way: Way, steps: int, skip: int, **more: Any) -> dict[str, Any]:
-        """A run in the form that `jobs.lib.launch.launch` takes.
+        """A run in the form that `ringtmp.jobs.lib.launch.launch` takes.
 
         Parameters
         ----------

@@ -9,7 +9,7 @@ An experiment is one file: its question (the module's docstring), and a class wi
         def measure(self, options, table, save): ...
         def show(self, table, page): ...
 
-`python -m jobs.experiments NAME` finds it by importing every module of `jobs.experiments`.
+`python -m ringtmp.jobs.experiments NAME` finds it by importing every module of `ringtmp.jobs.experiments`.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from jobs.lib.page import Page
-from jobs.lib.store import places, plain, publish, read, write
+from ringtmp.jobs.lib.page import Page
+from ringtmp.jobs.lib.store import places, plain, publish, read, write
 
 Table = dict[str, Any]
 
 
 class Claim(NamedTuple):
-    """A row of the README's table of claims.
+    """A row of the table of claims (`jobs.experiments.report`, and the page of results in the documentation).
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Claim(NamedTuple):
     how : str
         How the numbers were obtained: measured, on emulated nodes, simulated.
     again : str
-        Command that repeats the measurement, after `python -m jobs.experiments`.
+        Command that repeats the measurement, after `python -m ringtmp.jobs.experiments`.
     """
 
     ring: str
@@ -109,7 +109,7 @@ class Experiment:
     def parser(self) -> argparse.ArgumentParser:
         """A command line that shows its question."""
         return argparse.ArgumentParser(
-            prog=f"python -m jobs.experiments {self.name}",
+            prog=f"python -m ringtmp.jobs.experiments {self.name}",
             description=self.question,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -151,7 +151,7 @@ def experiment(kind: Kind) -> Kind:
     return kind
 
 
-def find_experiments(package: str = "jobs.experiments") -> dict[str, Experiment]:
+def find_experiments(package: str = "ringtmp.jobs.experiments") -> dict[str, Experiment]:
     """Import all modules of the package named `package`; all registered experiments by name, in their order."""
     here = importlib.import_module(package)
     for found in pkgutil.walk_packages(here.__path__, f"{package}."):

@@ -1,6 +1,6 @@
 """Hosts with addresses and rate-limited links of their own, on this one machine: messages take the time they take.
 
-Usage: python -m jobs.lib.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
+Usage: python -m ringtmp.jobs.lib.hosts --hosts 4 --rate 100mbit -- python -m ringtmp.train ... Brings the hosts up,
 runs a program with one rank on each, prints what went over each link, takes all down. Needs Linux, root and MPICH.
 
 A host is a process (pid 1 there) with net, uts, ipc, pid and mount namespaces and its own /dev/shm: with a net
@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.lib.launch import MPIRUN
 from ringtmp.errors import UserError
+from ringtmp.jobs.lib.launch import MPIRUN
 
 MPIRUN_TO_HOSTS = (MPIRUN, "-launcher", "ssh", "-launcher-exec", "/dev/shm/agent")
 GRACE = 10.0  # seconds that an interrupted program has to write its checkpoint

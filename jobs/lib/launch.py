@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-ROOT = Path(__file__).resolve().parents[2]
-MPIRUN = os.environ.get("MPIRUN") or str(Path(sys.executable).parent / "mpirun")
+from ringtmp.comm.launcher import find_mpirun
+
+ROOT = Path(__file__).resolve().parents[2]  # the repository, in a checkout
+MPIRUN = find_mpirun()
 _HELD_BACK = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # hold OpenBLAS below what the processor can do
-_ON_RANKS = "jobs.lib.on_ranks"
+_ON_RANKS = "ringtmp.jobs.lib.on_ranks"
 
 Found = TypeVar("Found")
 
 
 class Elsewhere(Protocol):
-    """Hosts other than this machine; `jobs.lib.hosts.Hosts` makes them."""
+    """Hosts other than this machine; `ringtmp.jobs.lib.hosts.Hosts` makes them."""
 
     def mpirun(
         self,
@@ -84,6 +86,8 @@ class LaunchFailed(SystemExit):
 def fair_environment() -> dict[str, str]:
     """This environment with one thread for every library, and without settings that slow down a BLAS."""
     env = {key: value for key, value in os.environ.items() if key not in _HELD_BACK}
+    if (ROOT / "pyproject.toml").is_file():  # a checkout may be used without having been installed
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     return env | dict.fromkeys(threads, "1")
 
@@ -113,10 +117,10 @@ def run_json(
     """
     words = [sys.executable, "-m", module, json.dumps(asked)]
     if hosts:
-        done = hosts.mpirun(words, env=fair_environment(), cwd=ROOT, timeout=timeout)
+        done = hosts.mpirun(words, env=fair_environment(), cwd=Path.cwd(), timeout=timeout)
     else:
         words = [MPIRUN, "-n", str(ranks), *words] if ranks else words
-        done = subprocess.run(words, cwd=ROOT, env=fair_environment(), capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(words, env=fair_environment(), capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise LaunchFailed(words, done)
     return json.loads(done.stdout.splitlines()[-1])
@@ -129,7 +133,7 @@ def launch(
     timeout: float = 600,
     memory_limit: int = 0,
 ) -> list[dict[str, Any]]:
-    """Train several runs one after the other in one launch; the answer of `jobs.lib.on_ranks` for each.
+    """Train several runs one after the other in one launch; the answer of `ringtmp.jobs.lib.on_ranks` for each.
 
     Parameters
     ----------

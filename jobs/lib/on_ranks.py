@@ -1,7 +1,7 @@
 """The program of the ranks of a launch: train run after run, or measure a link. Rank 0 prints one line of JSON.
 
-Usage: python -m jobs.lib.on_ranks '{"runs": [{"trainer": "ring", "train": {...}, "skip": 5}, ...]}', alone or under
-mpirun; or '{"link": true}' on 2 ranks or more. `jobs.lib.launch` starts it.
+Usage: python -m ringtmp.jobs.lib.on_ranks '{"runs": [{"trainer": "ring", "train": {...}, "skip": 5}, ...]}', alone or
+under mpirun; or '{"link": true}' on 2 ranks or more. `ringtmp.jobs.lib.launch` starts it.
 """
 
 import json
@@ -54,8 +54,8 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     """
     from mpi4py import MPI
 
-    import ps
     import ringtmp
+    from ringtmp import ps
 
     trainer = ps.train if asked.get("trainer") == "ps" else ringtmp.train
     with noted_moves() as moves:

@@ -67,7 +67,7 @@ def make_table(
 
 
 def benchmark_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Table with the title `title` of `rows` made by `jobs.lib.compare.compared` and `measured`."""
+    """Table with the title `title` of `rows` made by `ringtmp.jobs.lib.compare.compared` and `measured`."""
     table = make_table(title, ("case", "ours", "peer", "unit", "ratio", "quartiles", "aim"), ("case", "unit"))
     for column in table.columns[1:]:
         column.no_wrap = True

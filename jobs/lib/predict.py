@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from jobs.lib.case import Case
-from jobs.lib.ways import Way
 from ringtmp.config.units import parse_bytes
 from ringtmp.emulate import node_speed
 from ringtmp.emulate.nodes import nominal
+from ringtmp.jobs.lib.case import Case
+from ringtmp.jobs.lib.ways import Way
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.simulate import planner
 from ringtmp.simulate.data_parallel import Exchange, simulate_data_parallel

@@ -6,7 +6,7 @@ import subprocess
 import time
 from typing import Any
 
-from jobs.lib.launch import MPIRUN, ROOT
+from ringtmp.jobs.lib.launch import MPIRUN, ROOT
 from ringtmp.trace.recorder import environment
 
 

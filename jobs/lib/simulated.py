@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jobs.lib.predict import exchange_kind
-from jobs.lib.ways import WAYS, Way, several_servers
 from ringtmp.emulate.nodes import UPDATE_FLOPS
+from ringtmp.jobs.lib.predict import exchange_kind
+from ringtmp.jobs.lib.ways import WAYS, Way, several_servers
 from ringtmp.simulate.data_parallel import Exchange, cut_bytes, exchange_bytes, simulate_data_parallel
 from ringtmp.simulate.pipeline import Scene, Timed, simulate
 

@@ -13,11 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jobs.lib.page import Page, benchmark_table
-from jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.page import Page, benchmark_table
+from ringtmp.jobs.lib.provenance import provenance
 from ringtmp.storage.files import hdf5, whole
 
-_JOBS = Path(__file__).resolve().parents[1]
+# The project's own results, in a checkout; without one they belong where the command was called.
+_CHECKOUT = Path(__file__).resolve().parents[1]
+_JOBS = _CHECKOUT if (_CHECKOUT.parent / "pyproject.toml").is_file() else Path.cwd() / "ringtmp-results"
 _TEXT = h5py.string_dtype()
 
 
@@ -123,6 +125,7 @@ def publish(
     write(table, result)
     result.with_suffix(".md").write_text(page.markdown())
     if draw:
+        figure.parent.mkdir(parents=True, exist_ok=True)
         draw(table, figure)
     print(f"written to {result}" + (f" and {figure}" if draw else ""))
 
@@ -137,7 +140,7 @@ def publish_benchmark(
     name : str
         Name of the file.
     rows : list of dict
-        Rows, which `jobs.lib.compare.compared` and `measured` make if a `title` is given.
+        Rows, which `ringtmp.jobs.lib.compare.compared` and `measured` make if a `title` is given.
     title : str
         Title of the table; empty: none is printed.
     keep : bool
@@ -151,7 +154,7 @@ def publish_benchmark(
         Page(130).print(print_table)
     if keep:
         path = _JOBS / "bench" / "results" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n")
         print(f"written to {path.relative_to(_JOBS.parent)}")
     return origin

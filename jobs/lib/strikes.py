@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.lib.struck_job import Struck, Supervised
+from ringtmp.jobs.lib.struck_job import Struck, Supervised
 
 PHASES = ("F", "I", "W", "U", "E", "replicate", "checkpoint", "restore")
 Case = tuple[int, str]  # rank and phase

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.lib.struck_job import Healing, Struck, Supervised
-from jobs.lib.watch import Moment, Watch, useful
-from jobs.lib.ways import Way
+from ringtmp.jobs.lib.struck_job import Healing, Struck, Supervised
+from ringtmp.jobs.lib.watch import Moment, Watch, useful
+from ringtmp.jobs.lib.ways import Way
 
 # 64 inputs, 64 outputs and equal layers: they divide evenly over 3, 4, 7 and 8 nodes.
 DATA = "synthetic:samples=2048,features=64,classes=64"
@@ -70,7 +70,7 @@ def paced(layers: int, seconds: float, share: float, steps: int, **more: Any) ->
 
 @dataclass(frozen=True)
 class Recovery:
-    """A way to recover; `RECOVERIES` in `jobs.experiments.resilience` lists all.
+    """A way to recover; `RECOVERIES` in `ringtmp.jobs.experiments.resilience` lists all.
 
     Attributes
     ----------

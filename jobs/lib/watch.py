@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.lib.struck_job import Struck
+from ringtmp.jobs.lib.struck_job import Struck
 
 Moment = tuple[float, int]  # seconds since the epoch, and a step that was done then
 

@@ -22,7 +22,7 @@ class Way:
     colour : str
         Colour of its bars and curves, "#rrggbb".
     trainer : {"ring", "ps", "torch"}
-        `ringtmp.train`, `ps.train`, or a program of PyTorch (`jobs.bench.torch_job`).
+        `ringtmp.train`, `ps.train`, or a program of PyTorch (`ringtmp.jobs.bench.torch_job`).
     settings : mapping
         Settings of the trainer besides those of a case. For PyTorch: `way`, a pipeline schedule or "ddp".
     serves : bool
@@ -38,7 +38,7 @@ class Way:
     @property
     def module(self) -> str:
         """The program of its trainer, for `python -m`."""
-        return "ps.train" if self.trainer == "ps" else "ringtmp.train"
+        return "ringtmp.ps.train" if self.trainer == "ps" else "ringtmp.train"
 
     @property
     def flags(self) -> tuple[str, ...]:

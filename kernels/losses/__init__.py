@@ -1,1 +1,1 @@
-"""One file a loss, each called like its loss; `kernels.loss.loss` declares it."""
+"""One file a loss, each called like its loss; `ringtmp.kernels.loss.loss` declares it."""

@@ -2,8 +2,8 @@
 
 import math
 
-from kernels.loss import loss
-from kernels.scalar import exp
+from ringtmp.kernels.loss import loss
+from ringtmp.kernels.scalar import exp
 
 
 @loss("cross-entropy", target="classes", probabilities="Softmax")

@@ -2,7 +2,7 @@
 
 import math
 
-from kernels.loss import loss
+from ringtmp.kernels.loss import loss
 
 
 @loss("mse", target="values", gives_r2=True)

@@ -1,1 +1,1 @@
-"""One file an optimizer, each called like its optimizer; `kernels.update.optimizer` declares it."""
+"""One file an optimizer, each called like its optimizer; `ringtmp.kernels.update.optimizer` declares it."""

@@ -2,7 +2,7 @@
 
 import math
 
-from kernels.update import optimizer
+from ringtmp.kernels.update import optimizer
 
 FIXED = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum and L2 in the gradient (PyTorch's definition: no dampening)."""
 
-from kernels.update import optimizer
+from ringtmp.kernels.update import optimizer
 
 
 def constants(kind, lr, momentum, weight_decay):

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with L2 in the gradient."""
 
-from kernels.update import optimizer
+from ringtmp.kernels.update import optimizer
 
 
 def constants(kind, lr, weight_decay):

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.compression import Compressor
-from ps.consistency import Consistency
-from ps.send_queue import SendQueue
-from ps.serving.served_range import ServedRange
-from ps.tags import pull_tag
+from ringtmp.ps.compression import Compressor
+from ringtmp.ps.consistency import Consistency
+from ringtmp.ps.send_queue import SendQueue
+from ringtmp.ps.serving.served_range import ServedRange
+from ringtmp.ps.tags import pull_tag
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

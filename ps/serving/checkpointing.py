@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ps.messages import CheckpointOrder
-from ps.serving.served_range import ServedRange
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.checkpoint.writer import LayerArrays, records_of
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
+from ringtmp.ps.messages import CheckpointOrder
+from ringtmp.ps.serving.served_range import ServedRange
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm

@@ -7,9 +7,9 @@ update, so that most of the cost hides behind the workers' computing.
 Two rules keep one step complete on all servers at any moment, at most one behind the newest:
 
 - A server writes version k + 1 over k - 1 only once every server has reported that its version k is *durable*: copied,
-  and received by the rank of another node that holds its copies (`ps.serving.mirror`). The message also carries the
-  step that all ranges of the server have passed: if they are further, as after the loss of a slow worker with ASP, the
-  next version is the least of these.
+  and received by the rank of another node that holds its copies (`ringtmp.ps.serving.mirror`). The message also carries
+  the step that all ranges of the server have passed: if they are further, as after the loss of a slow worker with ASP,
+  the next version is the least of these.
 - The slowest workers get a server's *last* range, which their forward pass needs last, only once its version is
   durable. So copies that take longer than the forward pass of the layers before slow the training down, and never fall
   behind it.
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ps.messages import Durable
-from ps.serving.mirror import Outgoing
-from ps.serving.served_range import ServedRange
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model
 from ringtmp.nn.shards import KeyRange
 from ringtmp.nn.stage import Stage
+from ringtmp.ps.messages import Durable
+from ringtmp.ps.serving.mirror import Outgoing
+from ringtmp.ps.serving.served_range import ServedRange
 from ringtmp.resilience.node_memory import ParameterRange, ReplicaLayout, StageReplica, arrays_of
 from ringtmp.resilience.recovery import Recalled
 from ringtmp.trace.recorder import Recorder, clock

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ps.compression import Compressor
-from ps.consistency import VectorClock
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer, make_slots
 from ringtmp.nn.shards import KeyRange
+from ringtmp.ps.compression import Compressor
+from ringtmp.ps.consistency import VectorClock
 
 
 @dataclass
@@ -122,7 +122,7 @@ class RangeListener(Protocol):
 
 
 class AnswerGate(Protocol):
-    """May hold a server's answers back: its copy in node memory (`ps.serving.node_memory`)."""
+    """May hold a server's answers back: its copy in node memory (`ringtmp.ps.serving.node_memory`)."""
 
     def before_update(self, served: ServedRange) -> None:
         """Note that the weights of the range `served` are about to change."""

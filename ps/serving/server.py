@@ -3,23 +3,23 @@
     receive -> may a worker read? -> update with all gradients that have arrived -> answer, first layers first
 
 Messages travel over persistent requests on buffers that are made once. The state of a range is in
-`ps.serving.served_range`, the update in `ps.serving.updates`, the answers in `ps.serving.answers`, and which pushes
-count in `ps.membership.PushLedger`.
+`ringtmp.ps.serving.served_range`, the update in `ringtmp.ps.serving.updates`, the answers in
+`ringtmp.ps.serving.answers`, and which pushes count in `ringtmp.ps.membership.PushLedger`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ps.compression import Compressor
-from ps.consistency import Consistency
-from ps.membership import PushLedger
-from ps.messages import Alive, Begin, Done, Drop, Loss, Rejoin, Skip, StepDone, TestDone
-from ps.serving.answers import AnswerSender
-from ps.serving.served_range import AnswerGate, RangeListener, ServedRange
-from ps.serving.updates import Updater
-from ps.tags import push_tag
 from ringtmp.comm.messages import Mailbox
 from ringtmp.nn.layer import Array
+from ringtmp.ps.compression import Compressor
+from ringtmp.ps.consistency import Consistency
+from ringtmp.ps.membership import PushLedger
+from ringtmp.ps.messages import Alive, Begin, Done, Drop, Loss, Rejoin, Skip, StepDone, TestDone
+from ringtmp.ps.serving.answers import AnswerSender
+from ringtmp.ps.serving.served_range import AnswerGate, RangeListener, ServedRange
+from ringtmp.ps.serving.updates import Updater
+from ringtmp.ps.tags import push_tag
 from ringtmp.trace.recorder import Recorder, clock
 
 if TYPE_CHECKING:

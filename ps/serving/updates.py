@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kernels.update import BLOCK as SERVE_BLOCK
-from ps.compression import Compressor
-from ps.consistency import Consistency
-from ps.serving.served_range import ServedRange
 from ringtmp.action_kinds import U
 from ringtmp.emulate.nodes import Paced
+from ringtmp.kernels.update import BLOCK as SERVE_BLOCK
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.nn.threads import Pool
+from ringtmp.ps.compression import Compressor
+from ringtmp.ps.consistency import Consistency
+from ringtmp.ps.serving.served_range import ServedRange
 from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder, clock
 

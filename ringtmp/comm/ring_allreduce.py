@@ -7,7 +7,7 @@ of the ring, and then passed on, so that all ranks have the same bits, and the s
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kernels.elementwise import add_to
+from ringtmp.kernels.elementwise import add_to
 from ringtmp.nn.layer import Array, aligned, pieces
 from ringtmp.trace.recorder import Recorder, clock
 

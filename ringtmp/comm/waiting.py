@@ -51,7 +51,7 @@ class WaitLoop:
     """Polls until something is ready: backs off, books the wait, and fails if nothing arrives for too long.
 
     The ring's engine waits in it for the next action that can run (`ringtmp.ring.engine`), a worker of the parameter
-    server for weights (`ps.worker`), and each of the server's ranks for the end of the run (`ps.rank`).
+    server for weights (`ringtmp.ps.worker`), and each of the server's ranks for the end of the run (`ringtmp.ps.rank`).
 
     Parameters
     ----------

@@ -11,11 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kernels.compilation import prepare_kernels
-from kernels.machine import bandwidth, peak_flops
-from kernels.tile import simd
 from ringtmp.emulate.layer_costs import layer_costs
 from ringtmp.errors import UserError
+from ringtmp.kernels.compilation import prepare_kernels
+from ringtmp.kernels.machine import bandwidth, peak_flops
+from ringtmp.kernels.tile import simd
 from ringtmp.nn.model import build_model
 from ringtmp.nn.model_spec import sample_of
 from ringtmp.nn.optimizers import Optimizer

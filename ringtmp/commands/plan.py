@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.registry import OPTIMIZERS
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
+from ringtmp.kernels.registry import OPTIMIZERS
 
 _ABOUT = """Simulate every schedule, number of micro-batches, of chunks a rank and of micro-batches in one product of W
 with the network's own layer times, and print which is fastest within the memory."""

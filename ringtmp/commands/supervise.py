@@ -5,19 +5,19 @@ its layers from node memory (`ringtmp.resilience.node_memory`), so that at most 
 """
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from ringtmp.comm.launcher import find_mpirun
 from ringtmp.config.command_line import Parser
 from ringtmp.errors import UserError
 from ringtmp.resilience.supervisor import Supervisor
 from ringtmp.storage.run_folder import RunFolder
 
-_PROGRAMS = {"ringtmp.train": "Server", "ps.train": "Ring"}
+_PROGRAMS = {"ringtmp.train": "Server", "ps.train": "Ring", "ringtmp.ps.train": "Ring"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the same number of sleeping processes that have loaded everything: a lost job is back one or two "
         "seconds earlier, at about 150 MB per rank [on]",
     )
-    page.add_argument("--mpirun", default=_mpirun(), metavar="CMD", help="launcher with its own flags [%(default)s]")
+    page.add_argument(
+        "--mpirun", default=find_mpirun(), metavar="CMD", help="launcher with its own flags [%(default)s]"
+    )
     page.add_argument(
         "--emulate",
         action="store_true",
@@ -77,11 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     page.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return page
-
-
-def _mpirun() -> str:
-    beside = Path(sys.executable).parent / "mpirun"
-    return os.environ.get("MPIRUN") or (str(beside) if beside.exists() else "mpirun")
 
 
 def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any]]:

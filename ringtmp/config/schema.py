@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from kernels.registry import LOSSES, OPTIMIZERS, Registry, one_of
 from ringtmp.config.combinations import check_combinations
 from ringtmp.errors import UserError
+from ringtmp.kernels.registry import LOSSES, OPTIMIZERS, Registry, one_of
 from ringtmp.schedule.registry import AUTO, SCHEDULES, schedule_named
 
 Count = Annotated[int, Field(ge=1)]

@@ -1,7 +1,7 @@
 """The registry of data formats: what a format returns, and how one is added.
 
 A format is one function in one file. It is added by a decorator, here or in a module outside ringtmp that is imported
-before the data are opened, or that an installed plug-in names (`kernels.registry`):
+before the data are opened, or that an installed plug-in names (`ringtmp.kernels.registry`):
 
     from ringtmp.data.registry import Request, Source, data_format
 
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from kernels.registry import load_plugins
 from ringtmp.errors import UserError
+from ringtmp.kernels.registry import load_plugins
 
 Array = NDArray[Any]
 

@@ -6,8 +6,8 @@ same one, whatever the order in which actions run.
 
 import numpy as np
 
-from kernels._jit import jit
-from kernels.compilation import kernel
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.compilation import kernel
 
 
 @jit

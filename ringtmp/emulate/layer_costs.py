@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from kernels._jit import CACHE
-from kernels.machine import best
-from kernels.tile import simd
+from ringtmp.kernels._jit import CACHE
+from ringtmp.kernels.machine import best
+from ringtmp.kernels.tile import simd
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer

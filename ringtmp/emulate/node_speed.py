@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.compilation import prepare_kernels
 from ringtmp.comm.mpi import raise_on_all
 from ringtmp.emulate.layer_costs import Cost, layer_costs
 from ringtmp.emulate.nodes import nominal, parse_pace
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.nn.model import Model
 from ringtmp.nn.optimizers import Optimizer
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.registry import Loss
+from ringtmp.kernels.registry import Loss
 from ringtmp.nn.layer import Array, aligned
 from ringtmp.nn.model import Model
 

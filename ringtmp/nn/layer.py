@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.gemm import panels_to_rows, rows_to_panels
 from ringtmp.errors import UserError
+from ringtmp.kernels.gemm import panels_to_rows, rows_to_panels
 from ringtmp.nn.layer_spec import LAYERS, Table
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ class Layer:
     kind: ClassVar[str]  # name in tables and checkpoints; a class that has one can be built by it
     takes_shape: ClassVar[bool] = False  # as first layer it takes samples in their own shape, not as a vector
     aliased: ClassVar[bool] = False  # y is x in another shape: it has no separate buffers
-    packed: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`kernels.gemm`)
-    family: ClassVar[str] = "base"  # of its kernels (`kernels.compilation`)
+    packed: ClassVar[tuple[str, ...]] = ()  # parameters that lie in panels (`ringtmp.kernels.gemm`)
+    family: ClassVar[str] = "base"  # of its kernels (`ringtmp.kernels.compilation`)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let tables name the class by its `kind`."""

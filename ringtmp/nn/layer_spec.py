@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from kernels.activations import ACTIVATIONS
-from kernels.registry import Registry
 from ringtmp.errors import UserError
+from ringtmp.kernels.activations import ACTIVATIONS
+from ringtmp.kernels.registry import Registry
 
 Shape = tuple[int, ...]
 

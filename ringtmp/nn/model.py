@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.gemm import DEPTH
-from kernels.registry import LOSSES, Loss
 from ringtmp.errors import UserError
+from ringtmp.kernels.gemm import DEPTH
+from ringtmp.kernels.registry import LOSSES, Loss
 from ringtmp.nn.layer import Layer
 from ringtmp.nn.layer_spec import layers_from_tables
 from ringtmp.nn.model_spec import tables_of
@@ -95,7 +95,7 @@ def build_model(
     spec : str or list of dict
         Short form, or one table per layer.
     loss : str
-        `auto` (cross-entropy for classes, mse for values), or one of `kernels.registry.LOSSES`.
+        `auto` (cross-entropy for classes, mse for values), or one of `ringtmp.kernels.registry.LOSSES`.
     shape : int or tuple of int
         Shape of one sample.
     target : str

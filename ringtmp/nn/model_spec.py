@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from kernels.activations import ACTIVATIONS
 from ringtmp.errors import UserError
+from ringtmp.kernels.activations import ACTIVATIONS
 
 FORMS = {
     "mlp": "mlp:IN-WIDTH-OUT or mlp:IN-WIDTHxCOUNT-OUT[,activation=relu]",

@@ -72,7 +72,7 @@ class Graph:
         return self.add("Transpose", make(self.add("Transpose", x, perm=[0, 3, 1, 2])), perm=[0, 2, 3, 1])
 
     def activate(self, x: str, function: str) -> str:
-        """Apply the activation called `function` (`kernels.activations`) to `x`."""
+        """Apply the activation called `function` (`ringtmp.kernels.activations`) to `x`."""
         if function in _PLAIN:
             return self.add(_PLAIN[function], x)
         if function == "silu":

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kernels.elementwise import clip_value, scale_by
-from kernels.registry import OPTIMIZERS, Rule
+from ringtmp.kernels.elementwise import clip_value, scale_by
+from ringtmp.kernels.registry import OPTIMIZERS, Rule
 from ringtmp.nn.layer import Array
 
 
@@ -18,7 +18,7 @@ class Optimizer:
     Parameters
     ----------
     name : str
-        One of `kernels.registry.OPTIMIZERS`; another one is a `UserError`.
+        One of `ringtmp.kernels.registry.OPTIMIZERS`; another one is a `UserError`.
     weight_decay : float
         0 or more; the rule decides what it means.
     momentum : float
@@ -41,7 +41,10 @@ class Optimizer:
         return OPTIMIZERS[self.name]
 
     def load(self) -> None:
-        """Import the rule, so that `kernels.compilation.prepare_kernels` finds its kernels. Raises `KeyError`."""
+        """Import the rule, so that `prepare_kernels` of `ringtmp.kernels.compilation` finds its kernels.
+
+        Raises `KeyError` if no file declares it.
+        """
         assert self.rule.name == self.name
 
     @property
@@ -113,7 +116,7 @@ class Optimizer:
             Rows to sum, in this order.
         scale : float
             Factor of the sum.
-        room : array [kernels.update.BLOCK]
+        room : array [ringtmp.kernels.update.BLOCK]
             Scratch; each thread has its own.
         slots : dict of array [n]
             Slots by name.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.elementwise import squared_norm
+from ringtmp.kernels.elementwise import squared_norm
 from ringtmp.nn.buffers import BufferPlan, flags_of, rows_of
 from ringtmp.nn.layer import Array, LayerBuffers, Parameters, StepContext, aligned, pieces
 from ringtmp.nn.layer_state import LayerState, Side, deal

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kernels.denormals import flush_for_good
+from ringtmp.kernels.denormals import flush_for_good
 
 
 class Pool:

@@ -3,7 +3,7 @@
 A version lies in one of two copies (`ringtmp.resilience.node_memory`) and travels as the pieces of its bytes, in order,
 with one persistent request a piece. Never more than a few pieces are under way, so that an activation or a gradient on
 the same link waits for a few at most. The callers decide which pieces follow each other, and which message ends a
-version: the ring (`ringtmp.ring.replicas`) and the parameter server (`ps.serving.mirror`).
+version: the ring (`ringtmp.ring.replicas`) and the parameter server (`ringtmp.ps.serving.mirror`).
 """
 
 from collections import deque

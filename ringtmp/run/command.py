@@ -70,7 +70,7 @@ def set_threads(threads: int) -> None:
     seconds that a rank takes to start. Here it is made to find none.
     """
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
-    import kernels._jit  # noqa: F401 - sets where compiled code is kept
+    import ringtmp.kernels._jit  # noqa: F401 - sets where compiled code is kept
 
     scipy = sys.modules.get("scipy")
     sys.modules["scipy"] = None  # type: ignore[assignment]

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels.compilation import prepare_kernels
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint.loading import newest_checkpoint
 from ringtmp.data.dataset import DataInfo, DataSet, Scale, open_data
 from ringtmp.errors import UserError
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.nn.layer import Array
 from ringtmp.nn.model import Model, build_model
 from ringtmp.nn.optimizers import Optimizer

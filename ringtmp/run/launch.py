@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels.compilation import prepare_kernels
-from kernels.denormals import flush_denormals
-from kernels.tile import simd
 from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm import ulfm
 from ringtmp.comm.clock_sync import compare_clocks
@@ -21,6 +18,9 @@ from ringtmp.comm.mpi import abort, raise_on_all, sleeping_barrier
 from ringtmp.comm.peers import Peers
 from ringtmp.comm.point_to_point import TAG_CLOCK
 from ringtmp.errors import RunFailure, UserError
+from ringtmp.kernels.compilation import prepare_kernels
+from ringtmp.kernels.denormals import flush_denormals
+from ringtmp.kernels.tile import simd
 from ringtmp.nn.layer import Array
 from ringtmp.resilience.incident import RecoveryReport
 from ringtmp.resilience.node_memory import NodeMemory, node_name

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels.compilation import prepare_kernels
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm.mpi import from_rank_0, raise_on_all
 from ringtmp.config.overrides import merge
 from ringtmp.config.schema import RunConfig, make_config
 from ringtmp.data.dataset import DataInfo, DataSet
 from ringtmp.errors import UserError
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.nn.layer import Array
 from ringtmp.nn.optimizers import Optimizer
 from ringtmp.resilience.incident import supervised

@@ -1,4 +1,4 @@
-"""Interface between a launch and a trainer: the ring's (`ringtmp.ring.trainer`) or the servers' (`ps.trainer`)."""
+"""Interface between a launch and a trainer: that of `ringtmp.ring.trainer` or of `ringtmp.ps.trainer`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol

@@ -2,7 +2,7 @@
 
 A schedule says in which order a rank runs its actions, and which version of the weights a forward takes. Those that
 come with ringtmp stand in `ringtmp.schedule.schedules`, a file for each family. One from outside is added in a module
-of its own, and found as layers, optimizers and losses are (`kernels.registry.Registry`):
+of its own, and found as layers, optimizers and losses are (`ringtmp.kernels.registry.Registry`):
 
     add(Schedule("mine", order=MyOrder, weights="previous"))
 
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels.registry import Registry
 from ringtmp.errors import UserError
+from ringtmp.kernels.registry import Registry
 from ringtmp.schedule.plan import Plan
 from ringtmp.schedule.policies import Policy
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels._jit import inlined, jit
-from kernels.compilation import declare
 from ringtmp.action_kinds import U
+from ringtmp.kernels._jit import inlined, jit
+from ringtmp.kernels.compilation import declare
 from ringtmp.simulate.worker_step import Floats, Workers, jittered, work_step
 
 

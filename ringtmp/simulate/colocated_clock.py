@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels._jit import inlined, jit
-from kernels.compilation import declare
 from ringtmp.action_kinds import U
+from ringtmp.kernels._jit import inlined, jit
+from ringtmp.kernels.compilation import declare
 from ringtmp.simulate.event_heap import Heap, new_heap, pop, pop_event, push, push_event
 from ringtmp.simulate.worker_step import Bools, Floats, Ints, Workers, jittered, work_step
 

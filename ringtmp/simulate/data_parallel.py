@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from kernels.compilation import prepare_kernels
 from ringtmp.errors import UserError
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.nn.layer import Array
 from ringtmp.nn.shards import dealt, grouped
 from ringtmp.simulate import all_reduce_clock, colocated_clock, server_clock

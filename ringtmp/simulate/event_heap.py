@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import inlined
+from ringtmp.kernels._jit import inlined
 
 
 class Heap(NamedTuple):

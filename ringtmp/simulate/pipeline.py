@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.compilation import prepare_kernels
 from ringtmp.action_kinds import KINDS
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.nn.layer import Array
 from ringtmp.schedule.local_rule import default_growth, default_most, first_limits, fixed_limits
 from ringtmp.schedule.plan import Plan

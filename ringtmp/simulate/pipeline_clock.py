@@ -13,10 +13,10 @@ from functools import partial
 
 import numpy as np
 
-from kernels._jit import inlined, jit
-from kernels.compilation import declare
 from ringtmp.action_kinds import B, F, I, U, W
 from ringtmp.emulate.jitter import stretch
+from ringtmp.kernels._jit import inlined, jit
+from ringtmp.kernels.compilation import declare
 from ringtmp.schedule.local_rule import NONE, adapt, fill, held_back, urgent
 from ringtmp.simulate.event_heap import enlarged, new_heap, pop_event, push_event
 from ringtmp.simulate.pipeline_state import ENDS, LEFT, RIGHT, WAKES, Floats, Ints, Orders, Ring, send, start

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import inlined
+from ringtmp.kernels._jit import inlined
 from ringtmp.schedule.local_rule import NONE
 from ringtmp.simulate.event_heap import push_event
 

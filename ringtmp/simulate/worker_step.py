@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import inlined
 from ringtmp.action_kinds import F, I, W
 from ringtmp.emulate.jitter import stretch
+from ringtmp.kernels._jit import inlined
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

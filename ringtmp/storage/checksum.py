@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import jit
-from kernels.compilation import declare
+from ringtmp.kernels._jit import jit
+from ringtmp.kernels.compilation import declare
 
 BLOCK = 1024  # words
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.compilation import kernel
+from ringtmp.kernels.compilation import kernel
 
 _BLOCK = 256  # words whose weighted sum fits 32 bits: 256 x 257 / 2 x 65535 < 2**32
 _M = np.uint64(65535)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-import ps
 import ringtmp
+from ringtmp import ps
 from ringtmp.analysis import open_run
 from ringtmp.comm.mpi import sleeping_barrier
 from ringtmp.comm.point_to_point import ControlChannel

@@ -6,12 +6,12 @@ import time
 import pytest
 from mpi4py import MPI
 
-import ps
 import ringtmp
-from ps.serving.checkpointing import CheckpointCollector
+from ringtmp import ps
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.checkpoint import manager as sets
 from ringtmp.comm.mpi import sleeping_barrier
+from ringtmp.ps.serving.checkpointing import CheckpointCollector
 
 pytestmark = pytest.mark.mpi
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-import ps
 import ringtmp
+from ringtmp import ps
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from mpi4py import MPI
 from recorded_configurations import COMMON, CONFIGURATIONS, Configuration
 
-import ps
 import ringtmp
+from ringtmp import ps
 
 pytestmark = pytest.mark.mpi
 

@@ -8,8 +8,8 @@ import pytest
 import swiglu_layer  # noqa: F401 - declares a layer
 from mpi4py import MPI
 
-import ps
 import ringtmp
+from ringtmp import ps
 
 pytestmark = pytest.mark.mpi
 

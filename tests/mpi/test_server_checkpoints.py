@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import ALLREDUCE, SEVERAL, SMALL, N, alone, assert_close, by_ids, chessboard
 
-import ps
 import ringtmp
+from ringtmp import ps
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm.mpi import sleeping_barrier
 from ringtmp.storage.run_folder import RunFolder

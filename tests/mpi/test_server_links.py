@@ -23,7 +23,7 @@ from conftest import (
 )
 from raw_trace import shares
 
-import ps
+from ringtmp import ps
 from ringtmp.analysis import lead, servers, transfers, waits
 from ringtmp.checkpoint import format as checkpoint
 from ringtmp.comm.point_to_point import ControlChannel

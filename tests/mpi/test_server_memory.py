@@ -8,10 +8,10 @@ import pytest
 from conftest import chessboard
 from mpi4py import MPI
 
-import ps
 import ringtmp
-from ps.serving.mirror import holder_of
+from ringtmp import ps
 from ringtmp.comm.mpi import sleeping_barrier
+from ringtmp.ps.serving.mirror import holder_of
 from ringtmp.resilience.node_memory import NodeMemory, StageReplica
 
 pytestmark = pytest.mark.mpi

@@ -23,8 +23,8 @@ from conftest import (
 )
 from mpi4py import MPI
 
-import ps
 import ringtmp
+from ringtmp import ps
 from ringtmp.comm.mpi import sleeping_barrier
 from ringtmp.data.dataset import epoch_order
 from ringtmp.nn.model import build_model

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.lib.launch import MPIRUN, ROOT
-from jobs.lib.provenance import provenance
-from jobs.lib.store import places, write
-from jobs.lib.strikes import Case, Strike, cases, kills
+from ringtmp.jobs.lib.launch import MPIRUN, ROOT
+from ringtmp.jobs.lib.provenance import provenance
+from ringtmp.jobs.lib.store import places, write
+from ringtmp.jobs.lib.strikes import Case, Strike, cases, kills
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from launching import job_flags

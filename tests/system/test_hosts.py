@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lib.hosts import Hosts, why_not
 from ringtmp.errors import UserError
+from ringtmp.jobs.lib.hosts import Hosts, why_not
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_same_weights_over_links(train, tmp_path):
 def test_bad_input_leaves_nothing(monkeypatch):
     """An unknown rate is one line; a program that does not end in time is killed, on all hosts."""
     monkeypatch.setenv("HOSTS_OF", mark := f"{os.getpid()}-{time.time_ns()}")
-    command = [sys.executable, "-m", "jobs.lib.hosts", "--rate", "fast", "--", "true"]
+    command = [sys.executable, "-m", "ringtmp.jobs.lib.hosts", "--rate", "fast", "--", "true"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert re.fullmatch(r"hosts: expected a rate .* \"100mbit\", .* got 'fast'\n", done.stderr)

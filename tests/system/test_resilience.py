@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from launching import command, job_flags
 
-from jobs.lib.strikes import cases, kills, nodes
-from jobs.lib.struck_job import Supervised
+from ringtmp.jobs.lib.strikes import cases, kills, nodes
+from ringtmp.jobs.lib.struck_job import Supervised
 from ringtmp.trace import fault_probe as probe
 
 pytestmark = pytest.mark.alone

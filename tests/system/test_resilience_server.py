@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from launching import command, job_flags
 
-from jobs.lib.strikes import nodes, strike_all
-from jobs.lib.struck_job import Struck, Supervised
 from ringtmp.analysis import open_run
+from ringtmp.jobs.lib.strikes import nodes, strike_all
+from ringtmp.jobs.lib.struck_job import Struck, Supervised
 
 pytestmark = pytest.mark.alone
 

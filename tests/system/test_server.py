@@ -79,7 +79,7 @@ def test_bad_input(served, tmp_path, ranks, flags, words):
 BROKEN = """
 import sys
 from mpi4py import MPI
-from ps.train import main
+from ringtmp.ps.train import main
 from ringtmp.nn.stage import Stage
 from ringtmp.comm.mpi import run_main
 whole = Stage.backward_weight

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from launching import MPIRUN, ROOT
 
-from jobs.lib.slurm import Slurm, why_not
-from kernels import _jit
+from ringtmp.jobs.lib.slurm import Slurm, why_not
+from ringtmp.kernels import _jit
 
 # One cluster for all of them; most of their time it waits for its own clocks.
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from launching import job_flags
 
-from jobs.lib.struck_job import Healing, Struck, open_mpi
 from ringtmp.comm.mpi import runs
+from ringtmp.jobs.lib.struck_job import Healing, Struck, open_mpi
 from ringtmp.trace import fault_probe as probe
 
 STEPS = 120

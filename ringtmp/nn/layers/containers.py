@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from kernels.activations import ACTIVATIONS, SLOPED, activate, deactivate
-from kernels.elementwise import add_to, dropout
+from ringtmp.kernels.activations import ACTIVATIONS, SLOPED, activate, deactivate
+from ringtmp.kernels.elementwise import add_to, dropout
 from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext
 from ringtmp.nn.layer_spec import Table
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from kernels.activations import ACTIVATIONS, SLOPED
-from kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
-from kernels.gemm import DEPTH, transpose_panels
+from ringtmp.kernels.activations import ACTIVATIONS, SLOPED
+from ringtmp.kernels.dense import dense_backward_input, dense_backward_weight, dense_forward, dense_stack
+from ringtmp.kernels.gemm import DEPTH, transpose_panels
 from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext, draw_panels
 from ringtmp.nn.layer_spec import Table
 

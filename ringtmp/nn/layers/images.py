@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from kernels.activations import ACTIVATIONS, SLOPED
-from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
-from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
+from ringtmp.kernels.activations import ACTIVATIONS, SLOPED
+from ringtmp.kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
+from ringtmp.kernels.pool import (
+    average_pool_backward_input,
+    average_pool_forward,
+    max_pool_backward_input,
+    max_pool_forward,
+)
 from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext, draw_panels
 from ringtmp.nn.layer_spec import Table
 from ringtmp.nn.layers.dense import GAIN

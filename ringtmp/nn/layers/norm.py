@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from kernels.norm import (
+from ringtmp.kernels.norm import (
     EPSILON,
     group_norm_backward_input,
     group_norm_backward_weight,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from kernels.attention import BLOCK as ATTENTION_BLOCK
-from kernels.attention import attention_backward_input, attention_forward
-from kernels.embedding import embedding_backward_weight, embedding_forward
+from ringtmp.kernels.attention import BLOCK as ATTENTION_BLOCK
+from ringtmp.kernels.attention import attention_backward_input, attention_forward
+from ringtmp.kernels.embedding import embedding_backward_weight, embedding_forward
 from ringtmp.nn.layer import Array, Layer, LayerBuffers, Parameters, StepContext, draw_normal
 from ringtmp.nn.layer_spec import Table
 

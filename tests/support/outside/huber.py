@@ -2,12 +2,12 @@
 
 import math
 
-from kernels.loss import loss
+from ringtmp.kernels.loss import loss
 
 
 @loss("huber", target="values")
 def huber(prediction, target, scale):
-    """Half the squared error of each number up to an error of 1, linear beyond; see `kernels.registry.Loss`."""
+    """Half the squared error of each number up to an error of 1, linear beyond; see `ringtmp.kernels.registry.Loss`."""
     m, c = prediction.shape
     total = 0.0
     for i in range(m):

@@ -1,6 +1,6 @@
 """Lion, as somebody outside the package would add it: one file (Chen et al. 2023, "Symbolic Discovery ...")."""
 
-from kernels.update import optimizer
+from ringtmp.kernels.update import optimizer
 
 
 def constants(kind, lr, beta1, beta2, weight_decay):

@@ -2,7 +2,7 @@
 
 import math
 
-from kernels.compilation import kernel
+from ringtmp.kernels.compilation import kernel
 
 
 @kernel("swiglu", (2, 3), (3, 2), (3, 2), (2, 2), (2, 2), (2, 2))

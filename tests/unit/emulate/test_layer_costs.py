@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from kernels import machine
 from ringtmp.commands import bench
 from ringtmp.emulate import layer_costs as costs
+from ringtmp.kernels import machine
 from ringtmp.nn.model import build_model
 from ringtmp.nn.optimizers import Optimizer
 

@@ -7,8 +7,8 @@ from math import sqrt
 import pytest
 from rich.console import Console
 
-from jobs.experiments.crossover import WAYS, Setting, crossing, curves, equal, predict, same_bytes, tabulate
-from jobs.experiments.crossover_figure import show
+from ringtmp.jobs.experiments.crossover import WAYS, Setting, crossing, curves, equal, predict, same_bytes, tabulate
+from ringtmp.jobs.experiments.crossover_figure import show
 from ringtmp.simulate.data_parallel import Exchange, cut_bytes, exchange_bytes
 
 SETTING = Setting(4, 8, 32, 96, 8, "32KiB", 10.0, "100mbit", 11.8e6, 1e-4)

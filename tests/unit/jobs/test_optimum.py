@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from jobs.experiments.optimum import NAMES, RULE, Figures, optimum, rows
-from jobs.lib.store import places, read
+from ringtmp.jobs.experiments.optimum import NAMES, RULE, Figures, optimum, rows
+from ringtmp.jobs.lib.store import places, read
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7])

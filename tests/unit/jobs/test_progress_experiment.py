@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jobs.experiments import progress
-from jobs.experiments.progress import (
+from ringtmp.jobs.experiments import progress
+from ringtmp.jobs.experiments.progress import (
     WAYS,
     Setting,
     ages,
@@ -22,10 +22,10 @@ from jobs.experiments.progress import (
     tabulate,
     train_each,
 )
-from jobs.experiments.progress_figure import draw, show
-from jobs.lib import store
-from jobs.lib.compare import quartiles
-from jobs.lib.launch import LaunchFailed
+from ringtmp.jobs.experiments.progress_figure import draw, show
+from ringtmp.jobs.lib import store
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.launch import LaunchFailed
 from ringtmp.storage.run_folder import FORMAT
 
 

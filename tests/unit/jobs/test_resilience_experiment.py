@@ -7,11 +7,11 @@ from math import inf, isnan
 import pytest
 from rich.console import Console
 
-from jobs.experiments.resilience_figure import draw, show, shown_mean
-from jobs.lib.compare import quartiles
-from jobs.lib.strikes import PHASES, cases, poisson
-from jobs.lib.supervised_runs import Course, pace_of, paced
-from jobs.lib.watch import (
+from ringtmp.jobs.experiments.resilience_figure import draw, show, shown_mean
+from ringtmp.jobs.lib.compare import quartiles
+from ringtmp.jobs.lib.strikes import PHASES, cases, poisson
+from ringtmp.jobs.lib.supervised_runs import Course, pace_of, paced
+from ringtmp.jobs.lib.watch import (
     efficiency,
     expected,
     fell_back,

@@ -6,8 +6,8 @@ import h5py
 import pytest
 from rich.table import Table
 
-from jobs.lib.page import Page, markdown
-from jobs.lib.store import places, plain, publish, read, write
+from ringtmp.jobs.lib.page import Page, markdown
+from ringtmp.jobs.lib.store import places, plain, publish, read, write
 
 TABLE = {
     "provenance": {"commit": "abc", "cores": 2, "parts": {"a": [1, 2.5, None]}},

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from jobs.lib.case import Case, chain_on_nodes
-from jobs.lib.launch import LaunchFailed, rounds, steps_for
-from jobs.lib.ways import WAYS, by_label, chosen, colour_of, rings_of, several_servers
+from ringtmp.jobs.lib.case import Case, chain_on_nodes
+from ringtmp.jobs.lib.launch import LaunchFailed, rounds, steps_for
+from ringtmp.jobs.lib.ways import WAYS, by_label, chosen, colour_of, rings_of, several_servers
 
 CASE = Case("small", 4, 32, 8, 16, 64, "0.5", message_size="32KiB")
 
@@ -46,7 +46,7 @@ def test_variants_keep_what_their_way_has():
     assert auto.flags == ("--consistency", "ssp", "--staleness", "3", "--batch-split", "measured")
     assert several_servers(2).settings == {"consistency": "bsp", "servers": 2}
     assert (rings_of(2, 4).label, rings_of(2, 4).settings) == ("2 rings of 4", {"rings": 2})
-    assert [WAYS[name].module for name in ("ring", "asp")] == ["ringtmp.train", "ps.train"]
+    assert [WAYS[name].module for name in ("ring", "asp")] == ["ringtmp.train", "ringtmp.ps.train"]
 
 
 def test_settings_of_a_case():

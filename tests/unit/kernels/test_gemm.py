@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import ROOT
 
-from kernels import gemm
-from kernels._jit import CACHE
-from kernels.gemm import panels_to_rows, rows_to_panels
-from kernels.scalar import exp, normal, tanh
+from ringtmp.kernels import gemm
+from ringtmp.kernels._jit import CACHE
+from ringtmp.kernels.gemm import panels_to_rows, rows_to_panels
+from ringtmp.kernels.scalar import exp, normal, tanh
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (5, 7, 3), (13, 20, 33), (12, 64, 64), (25, 3, 70), (8, 1, 32), (17, 33, 31), (40, 5, 97)]
@@ -116,7 +116,7 @@ def test_functions(dtype):
     """exp, tanh and the normal distribution to the last place or two, over the whole range; NaN and infinity stay."""
     from math import erf
 
-    from kernels._jit import jit
+    from ringtmp.kernels._jit import jit
 
     @jit
     def each(x, e, t, below, density):
@@ -146,8 +146,8 @@ def test_functions(dtype):
 
 DIGEST = """
 import hashlib, numpy as np, naive, sys
-from kernels.gemm import across, along
-from kernels.tile import simd
+from ringtmp.kernels.gemm import across, along
+from ringtmp.kernels.tile import simd
 from pathlib import Path
 rng = np.random.default_rng(5)
 found = hashlib.sha256()
@@ -175,7 +175,8 @@ def digest(tmp_path, features):
 
 
 @pytest.mark.skipif(
-    not {"avx2", "fma"} <= __import__("kernels.tile").tile.cpu_features(), reason="needs a processor with AVX2 and FMA"
+    not {"avx2", "fma"} <= __import__("ringtmp.kernels.tile").tile.cpu_features(),
+    reason="needs a processor with AVX2 and FMA",
 )
 @pytest.mark.long
 def test_every_tile_gives_the_same_bits(tmp_path):
@@ -224,7 +225,7 @@ def test_the_tile_for_neon(monkeypatch):
     import llvmlite.binding as llvm
     from llvmlite import ir
 
-    from kernels import tile
+    from ringtmp.kernels import tile
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()

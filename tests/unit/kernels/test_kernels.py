@@ -9,16 +9,16 @@ import naive
 import numpy as np
 import pytest
 
-from kernels import dense
-from kernels.activations import ACTIVATIONS, SLOPED
-from kernels.denormals import flush_denormals
-from kernels.dense import dense_backward_input, dense_forward, dense_stack
-from kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_norm
-from kernels.gemm import transpose_panels
-from kernels.losses.cross_entropy import softmax_cross_entropy
-from kernels.losses.mse import mean_squared_error
-from kernels.registry import OPTIMIZERS
-from kernels.tile import simd
+from ringtmp.kernels import dense
+from ringtmp.kernels.activations import ACTIVATIONS, SLOPED
+from ringtmp.kernels.denormals import flush_denormals
+from ringtmp.kernels.dense import dense_backward_input, dense_forward, dense_stack
+from ringtmp.kernels.elementwise import add_to, clip_value, dropout, scale_by, squared_norm
+from ringtmp.kernels.gemm import transpose_panels
+from ringtmp.kernels.losses.cross_entropy import softmax_cross_entropy
+from ringtmp.kernels.losses.mse import mean_squared_error
+from ringtmp.kernels.registry import OPTIMIZERS
+from ringtmp.kernels.tile import simd
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (1, 7, 3), (2, 1, 5), (3, 5, 1), (7, 13, 11), (8, 16, 32), (17, 31, 29), (5, 64, 10)]
@@ -218,7 +218,10 @@ def test_cache_folder_without_a_home(tmp_path, given):
     if os.geteuid() == 0:
         env["HOME"] = "/proc/1"  # where root cannot make a folder either
     done = subprocess.run(
-        [sys.executable, "-c", "from kernels._jit import CACHE; print(CACHE)"], env=env, capture_output=True, text=True
+        [sys.executable, "-c", "from ringtmp.kernels._jit import CACHE; print(CACHE)"],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(tmp_path)
@@ -226,8 +229,8 @@ def test_cache_folder_without_a_home(tmp_path, given):
 
 COMPILE = """
 import numpy as np
-from kernels.dense import dense_forward
-from kernels.compilation import _FAMILIES, prepare_kernels
+from ringtmp.kernels.dense import dense_forward
+from ringtmp.kernels.compilation import _FAMILIES, prepare_kernels
 lines = []
 prepare_kernels(np.float32, ["base"], lines.append)
 misses = sum(sum(f.stats.cache_misses.values()) for f in {call.run for call in _FAMILIES["base"]})

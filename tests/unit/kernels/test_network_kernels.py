@@ -4,12 +4,12 @@ import naive
 import numpy as np
 import pytest
 
-from kernels.activations import ACTIVATIONS
-from kernels.attention import BLOCK as ATTENTION_BLOCK
-from kernels.attention import attention_backward_input, attention_forward
-from kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
-from kernels.embedding import embedding_backward_weight, embedding_forward
-from kernels.norm import (
+from ringtmp.kernels.activations import ACTIVATIONS
+from ringtmp.kernels.attention import BLOCK as ATTENTION_BLOCK
+from ringtmp.kernels.attention import attention_backward_input, attention_forward
+from ringtmp.kernels.conv import conv_backward_input, conv_backward_weight, conv_forward, conv_turn
+from ringtmp.kernels.embedding import embedding_backward_weight, embedding_forward
+from ringtmp.kernels.norm import (
     group_norm_backward_input,
     group_norm_backward_weight,
     group_norm_forward,
@@ -17,7 +17,12 @@ from kernels.norm import (
     layer_norm_backward_weight,
     layer_norm_forward,
 )
-from kernels.pool import average_pool_backward_input, average_pool_forward, max_pool_backward_input, max_pool_forward
+from ringtmp.kernels.pool import (
+    average_pool_backward_input,
+    average_pool_forward,
+    max_pool_backward_input,
+    max_pool_forward,
+)
 
 DTYPES = [np.float32, np.float64]
 # rows, height, width, channels, filters, size, stride, pad

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.compilation import prepare_kernels
-from kernels.compression import from_half, scatter, to_half, top_k
-from kernels.denormals import flush_denormals
-from kernels.registry import OPTIMIZERS
-from kernels.update import BLOCK
+from ringtmp.kernels.compilation import prepare_kernels
+from ringtmp.kernels.compression import from_half, scatter, to_half, top_k
+from ringtmp.kernels.denormals import flush_denormals
+from ringtmp.kernels.registry import OPTIMIZERS
+from ringtmp.kernels.update import BLOCK
 
 DTYPES = [np.float32, np.float64]
 SIZES = [1, 7, 33, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.compilation import prepare_kernels
-from kernels.registry import OPTIMIZERS
+from ringtmp.kernels.compilation import prepare_kernels
+from ringtmp.kernels.registry import OPTIMIZERS
 from ringtmp.nn.layer import aligned
 from ringtmp.nn.optimizers import Optimizer, learning_rate, make_slots, smaller
 

@@ -14,12 +14,12 @@ import swiglu_layer
 from mpi4py import MPI
 
 import ringtmp
-from kernels.registry import LOSSES, OPTIMIZERS, Registry, one_of
-from kernels.update import BLOCK
 from ringtmp.commands.export import export
 from ringtmp.config.schema import make_config
 from ringtmp.emulate import layer_costs as costs
 from ringtmp.errors import UserError
+from ringtmp.kernels.registry import LOSSES, OPTIMIZERS, Registry, one_of
+from ringtmp.kernels.update import BLOCK
 from ringtmp.nn.buffers import slot_bytes, state_bytes
 from ringtmp.nn.layer_spec import LAYERS
 from ringtmp.nn.model import build_model
@@ -50,7 +50,7 @@ def test_names():
 
 
 def test_a_name_is_taken_once():
-    registry = Registry("layer", "kernels.losses", by_file=False)
+    registry = Registry("layer", "ringtmp.kernels.losses", by_file=False)
     registry.add("one", swiglu_layer.SwiGLU, "here")
     registry.add("one", swiglu_layer.SwiGLU, "here")
     with pytest.raises(ValueError, match="layer 'one' is declared twice: in here and in there"):
@@ -61,7 +61,9 @@ def test_no_name_of_ours_is_taken():
     assert "gpipe" in SCHEDULES
     with pytest.raises(ValueError, match="schedule 'gpipe' is declared twice: in ringtmp.schedule.schedules.gpipe and"):
         add(Schedule("gpipe"))
-    with pytest.raises(ValueError, match="optimizer 'adam' is declared twice: in kernels.optimizers.adam and in here"):
+    with pytest.raises(
+        ValueError, match="optimizer 'adam' is declared twice: in ringtmp.kernels.optimizers.adam and in here"
+    ):
         OPTIMIZERS.add("adam", OPTIMIZERS["lion"], "here")
     assert OPTIMIZERS["adam"].name == "adam"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.compression import Compressor, HalfPrecision, TopK, make_compressor
+from ringtmp.ps.compression import Compressor, HalfPrecision, TopK, make_compressor
 
 DTYPES = [np.float32, np.float64]
 SIZES = [1, 2, 7, 100, 2049]

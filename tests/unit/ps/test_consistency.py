@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.consistency import ANY, Consistency, VectorClock
+from ringtmp.ps.consistency import ANY, Consistency, VectorClock
 
 STEPS = 12
 

@@ -2,11 +2,18 @@
 
 import pytest
 
-from ps.batch_split import BatchSplit, proportional_counts
-from ps.membership import Membership, MembershipError, MembershipLeader, PushLedger, Standing, WorkerDroppedError
-from ps.messages import KINDS, Begin, Drop, Loss, Over, Rejoin, RejoinRequest, make_mailbox
-from ps.serving.mirror import holder_of
 from ringtmp.comm.messages import Mailbox
+from ringtmp.ps.batch_split import BatchSplit, proportional_counts
+from ringtmp.ps.membership import (
+    Membership,
+    MembershipError,
+    MembershipLeader,
+    PushLedger,
+    Standing,
+    WorkerDroppedError,
+)
+from ringtmp.ps.messages import KINDS, Begin, Drop, Loss, Over, Rejoin, RejoinRequest, make_mailbox
+from ringtmp.ps.serving.mirror import holder_of
 from ringtmp.resilience.node_memory import FoundReplica, ParameterRange, covered, newest
 from ringtmp.trace.recorder import Recorder
 

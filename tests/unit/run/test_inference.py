@@ -151,7 +151,7 @@ def test_in_pytorch(runs, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is installed for the benchmarks alone (make bench-torch)")
     from safetensors.torch import load_file
 
-    from jobs.bench.torch_nets import Twin
+    from ringtmp.jobs.bench.torch_nets import Twin
 
     for name in ("mlp", "images", "text"):
         net, path = TrainedNetwork(runs[name].folder), tmp_path / f"{name}.safetensors"

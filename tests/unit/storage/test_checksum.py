@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.compilation import prepare_kernels
+from ringtmp.kernels.compilation import prepare_kernels
 from ringtmp.storage.checksum import checksum
 
 COUNTS = st.integers(0, 5000) | st.sampled_from([0, 1, 2, 1023, 1024, 1025, 2048, 3073])
