@@ -289,8 +289,10 @@ def _open_trace_and_checkpoints(trainer: Trainer, session: Session) -> None:
     job, rank = session.job, session.rank
     facts = {"rank": rank, "ranks": session.size, "start_step": job.start, **trainer.trace_facts()}
     facts |= {"config": job.config.stored(), "environment": environment(), "simd": simd()}
+    facts["host_cores"] = session.here.cores  # cores that the ranks of this host share
     path = job.folder.trace(job.launch, rank) if job.folder and job.config.trace else None
-    session.recorder = Recorder(path, facts)
+    # Without a file too, the summary needs the newest events: those of rings side by side, and of `train` in Python.
+    session.recorder = Recorder(path, facts, keep=job.config.trace and (session.show or job.writes))
     session.checkpoints = CheckpointManager(
         job.folder,
         job.model,

@@ -95,10 +95,14 @@ class Session:
         """All ranks that train: those of all rings, if several run side by side."""
         return self.job.everyone if self.job.across and self.job.everyone else self.comm
 
+    @property
+    def here(self) -> Host:
+        """The host of this rank."""
+        return next(host for host in self.hosts if self.everyone.rank in host.ranks)
+
     def is_crowded(self) -> bool:
         """Whether ranks outnumber the cores of this host."""
-        here = self.everyone.rank
-        return any(host.is_crowded() for host in self.hosts if here in host.ranks)
+        return self.here.is_crowded()
 
     def release(self) -> None:
         """Close the history file and the run folder's lock, so that the next launch of this process can open them."""

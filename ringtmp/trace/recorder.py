@@ -45,20 +45,22 @@ class Recorder:
     Parameters
     ----------
     path : Path or None
-        HDF5 file to write; None: keep the sums only.
+        HDF5 file to write; None: none.
     attributes : dict
         Attributes of the file: `rank` and further facts on this rank. Values without an HDF5 type are stored as JSON.
+    keep : bool
+        Whether to keep the newest events in memory also without a file, for `newest`.
     """
 
-    def __init__(self, path: Path | None, attributes: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, attributes: dict[str, Any], *, keep: bool = False) -> None:
         self.path, self.rank = path, int(attributes.get("rank", 0))
         self.totals = dict.fromkeys(KINDS, 0)  # nanoseconds by event kind
         self.began = self.ended = self._until = clock()  # `_until`: end of the newest event
         self._lapped = 0, self.began  # nanoseconds waited, and the end of the newest event, at the last `lap`
         # Ones, not zeros: pages of zeros would be allocated one by one during training.
-        self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
+        self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path or keep else 0)
         self._flushed = self.began
-        self._count = self._before = 0  # events of the block in memory, and of the one before it
+        self._count = self._before = self._older = 0  # events of the block in memory, and of the two before it
         self._outer: list[tuple[str, int, int]] = []  # kind, start and step of each open `timed` block
         self.recorded = 0  # number of events so far
         self._status_written = self._steps_done = 0
@@ -125,7 +127,7 @@ class Recorder:
         self.totals[kind] += end - start
         self.recorded += 1
         self._until = end
-        if self.path:
+        if self._memory:
             if self._count == _BLOCK:
                 self.flush()
             _PACK.pack_into(
@@ -209,18 +211,19 @@ class Recorder:
         return parts
 
     def newest(self, limit: int) -> Intervals | None:
-        """What this rank did last, as far as it is in memory; None without a file.
+        """What this rank did last, as far as it is in memory; None if nothing is kept there.
 
         Parameters
         ----------
         limit : int
             Most events to take.
         """
-        if not self.path:
+        if not self._memory:
             return None
-        # The block before this one lies behind the present one, as far as that has not been written over it.
-        events = np.frombuffer(self._memory, EVENT, max(self._count, self._before))
-        order = np.r_[self._count : len(events), : self._count][-limit:]
+        # The block before the newest one lies behind it, as far as it has not been written over.
+        count, before = (self._count, self._before) if self._count else (self._before, self._older)
+        events = np.frombuffer(self._memory, EVENT, max(count, before))
+        order = np.r_[count : len(events), :count][-limit:]
         events = events[order]
         return Intervals(events["start"], events["end"], _PART_OF_CODE[events["kind"]])
 
@@ -243,16 +246,16 @@ class Recorder:
 
         If the write fails (a full disk), print one warning and continue training without a trace.
         """
-        if not self.path:
-            return
         try:
-            self._append(attributes or {})
+            if self.path:
+                self._append(attributes or {})
         except OSError as error:
             self._give_up(error)
         if self.path and attributes and "ended" in attributes:
             self._write_status(self.path, self.ended)
-        self._before = self._count or self._before
-        self._count, self._flushed = 0, clock()
+        if self._count:
+            self._count, self._before, self._older = 0, self._count, self._before
+        self._flushed = clock()
 
     def _give_up(self, error: OSError) -> None:
         warn(f"could not write its trace {self.path}: {error}; training continues without it", self.rank)

@@ -1,5 +1,6 @@
 """What to try next: one line, from what a run has measured."""
 
+from math import isnan
 from typing import NamedTuple
 
 
@@ -16,12 +17,14 @@ class Measured(NamedTuple):
         Cores of a host over its ranks: the least of all hosts.
     threads : int
         Threads of a rank.
+    rings : int
+        Rings side by side.
     emulated : bool
         Whether nodes were emulated.
     ring : bool
         Whether the trainer is the ring; otherwise servers or all-reduce.
     transfer, neighbour, core, checkpoint : float
-        Shares: messages, waits for other ranks, waits for a core (0: none, or unknown), checkpoints.
+        Shares: messages, waits for other ranks, waits for a core (NaN: unknown, part of the others), checkpoints.
     unequal : float
         Computing time of the rank that computed longest, over the mean.
     layers : int
@@ -34,8 +37,10 @@ class Measured(NamedTuple):
         Whether every rank serves (`colocate`), or nobody does (all-reduce).
     lr : float
         Learning rate.
+    steps : int
+        Steps of the launch.
     checkpoint_every : int
-        Steps between checkpoints; 0: none in between.
+        Steps between checkpoints; 0: not set.
     first_loss, last_loss : float
         Of the run; NaN: unknown.
     score, guess : float
@@ -48,6 +53,7 @@ class Measured(NamedTuple):
     room: int
     cores_each: float
     threads: int
+    rings: int
     emulated: bool
     ring: bool
     transfer: float
@@ -61,6 +67,7 @@ class Measured(NamedTuple):
     balanced: bool
     shared: bool
     lr: float
+    steps: int
     checkpoint_every: int
     first_loss: float
     last_loss: float
@@ -91,18 +98,24 @@ def advice(run: Measured) -> str:
         return "--epochs: the test score is not above that of guessing; train for longer, or with another --lr"
 
     # Cores that are shared hide everything else.
-    if run.core >= _CORE and not run.emulated:
-        if run.room < run.ranks:
-            each = "each core" if run.threads == 1 else f"each {run.threads} cores"
-            return f"-n {run.room}: a rank for {each}; ranks waited for a core for {run.core:.0%} of their time"
-        return f"--threads {max(1, int(run.cores_each))}: threads waited for a core for {run.core:.0%} of their time"
-
+    if run.cores_each < run.threads and not run.emulated and not run.core < _CORE:
+        return _crowded(run)
     return _costs(run) or _waits(run) or _more(run)
+
+
+def _crowded(run: Measured) -> str:
+    """Advice where ranks share cores."""
+    why = "ranks share cores" if isnan(run.core) else f"ranks waited for a core for {run.core:.0%} of their time"
+    if run.cores_each >= 1:
+        return f"--threads {int(run.cores_each)}: a core for each thread; {why}"
+    rings = "--rings 1 " if run.rings > 1 else ""
+    each = "each core" if run.threads == 1 else f"each {run.threads} cores"
+    return f"{rings}-n {run.room}: a rank for {each}; {why}"
 
 
 def _costs(run: Measured) -> str:
     """Advice on time that checkpoints and messages take; empty: they take little."""
-    if run.checkpoint >= _CHECKPOINT and run.checkpoint_every:
+    if run.checkpoint >= _CHECKPOINT and 0 < run.checkpoint_every < run.steps:
         return (
             f"--checkpoint-every {4 * run.checkpoint_every}: checkpoints took {run.checkpoint:.0%} of the ranks' time"
         )

@@ -81,15 +81,14 @@ def sharing(hosts: Sequence[Host], threads: int, *, emulated: bool, exact: bool)
     # Say what the run can show, and how to have more.
     if emulated:
         what = (
-            "The nodes are emulated (--node-speed): an action ends when its time on the emulated node is over, however "
-            "many ranks share a core. A warning at the end says if this machine was too slow for that."
+            "The nodes are emulated (--node-speed): an action ends when its time on the emulated node is over, also on "
+            "a shared core. A warning at the end says if this machine was too slow for that."
         )
         return [*lines[:-1], f"{lines[-1]} {what}"]
     room = sum(host.room(threads) for host in hosts)
-    ranks = sum(len(host.ranks) for host in hosts)
     shown = "This run shows that training works" + (" and gives the same numbers as on one rank" if exact else "")
-    if room == ranks:  # a rank has more threads than it has cores
-        least = max(1, int(min(host.cores / len(host.ranks) for host in crowded)))
+    least = int(min(host.cores / len(host.ranks) for host in crowded))
+    if least >= 1:
         what = f"More threads than cores make no rank faster: use --threads {least}."
     else:
         many = "one rank (-n 1)" if room == 1 else f"{room} ranks (-n {room})"

@@ -87,9 +87,10 @@ class Line:
         head : bool
             Whether it begins with epoch and step; the live bar shows the step itself.
         """
-        epochs = f"{self.total / self.per_epoch:.4g}"
-        whole = self.step % self.per_epoch == 0
-        epoch = f"{self.step // self.per_epoch}" if whole else f"{self.step / self.per_epoch:.1f}"
+        epochs, epoch = (
+            f"{step // self.per_epoch}" if step % self.per_epoch == 0 else f"{step / self.per_epoch:.1f}"
+            for step in (self.total, self.step)
+        )
         score = (lambda value: f"{value:6.1%}") if self.accuracy else (lambda value: f"{value:6.3f}")
         # Each part with its rank: the highest is left out first.
         parts = [(1, f"epoch {epoch:>{len(epochs)}}/{epochs}")]

@@ -11,7 +11,7 @@ from ringtmp.run.job import Job
 from ringtmp.run.output.advice import Measured, advice
 from ringtmp.run.output.lines import show_loss, show_rate
 from ringtmp.run.output.terminal import Terminal
-from ringtmp.run.output.time_table import mean_shares, seconds, time_table, workers
+from ringtmp.run.output.time_table import mean_shares, seconds, split_by_cores, time_table, workers
 from ringtmp.run.result import Result
 
 _LATE = 0.02  # share by which emulated actions may take too long before a warning says so
@@ -68,19 +68,21 @@ class Summary:
         """The numbers from which the advice follows."""
         c, job, result = self.job.config, self.job, self.result
         working = workers(result.ranks)
-        share = mean_shares(working)
-        computed = [seconds(row).get("compute", 0.0) for row in working]
+        split = split_by_cores(result.ranks)
+        share = mean_shares(working, split)
+        computed = [seconds(row, split)["compute"] for row in working]
         rows = self.train_rows
         return Measured(
             ranks=sum(len(host.ranks) for host in self.hosts),
             room=sum(host.room(c.threads) for host in self.hosts),
             cores_each=min(host.cores / len(host.ranks) for host in self.hosts),
             threads=c.threads,
+            rings=c.rings if job.across else 1,
             emulated=bool(c.node_speed),
             ring=self.ring,
             transfer=share.get("transfer", 0.0),
             neighbour=share.get("neighbour", share.get("wait", 0.0)),
-            core=share.get("core", 0.0),
+            core=share.get("core", _NAN),
             checkpoint=share.get("checkpoint", 0.0),
             unequal=max(computed) * len(computed) / sum(computed) if sum(computed) else 1.0,
             layers=len(job.model.layers),
@@ -89,7 +91,8 @@ class Summary:
             balanced=c.balance == "auto",
             shared=c.colocate or c.consistency == "allreduce",
             lr=c.lr,
-            checkpoint_every=c.checkpoint_every,
+            steps=len(rows),
+            checkpoint_every=0 if c.mtbf else c.checkpoint_every,
             first_loss=rows[0]["loss"] if rows and not job.start else _NAN,
             last_loss=self.last("loss"),
             score=self.test_score,
@@ -132,7 +135,8 @@ def _learned(summary: Summary) -> str:
     if not rows:
         return ""
     first = rows[0]
-    text = f"loss {show_loss(first['loss'])} in step {first['step']} -> {show_loss(summary.last('loss'))} in the last epoch"
+    begin, end = show_loss(first["loss"]), show_loss(summary.last("loss"))
+    text = f"loss {begin} in step {first['step']} -> {end} in the last epoch"
     if not isnan(first["score"]):
         text += f"; train accuracy {first['score']:.1%} -> {summary.last('score'):.1%}"
     score, guess = summary.test_score, summary.guess
@@ -165,6 +169,6 @@ def _notes(summary: Summary) -> list[str]:
         )
     if c.node_speed:
         notes.append("The nodes are emulated (--node-speed): their actions sleep, so waits for a core are not known.")
-    elif any(row.get("given_cores") is None for row in ranks) and any(h.is_crowded(c.threads) for h in summary.hosts):
+    elif not split_by_cores(ranks) and any(h.is_crowded(c.threads) for h in summary.hosts):
         notes.append("Waits for a core are part of all these times: only a trace (--trace on) tells them apart.")
     return notes

@@ -13,16 +13,21 @@ def workers(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if row.get("role") != "server"]
 
 
-def seconds(row: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of a rank by part: by `CORE_PARTS` if they are known, else by `PARTS`."""
-    return row.get("given_cores") or {part: value / 1e9 for part, value in row["parts"].items()}
+def split_by_cores(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the time of all ranks is known by `CORE_PARTS`; otherwise by `PARTS` only."""
+    return all(row.get("given_cores") is not None for row in rows)
 
 
-def mean_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of each part in the time of all ranks of `rows` together; empty without time."""
+def seconds(row: Mapping[str, Any], split: bool) -> dict[str, float]:
+    """Seconds of a rank by `CORE_PARTS` if `split`, else by `PARTS`."""
+    return row["given_cores"] if split else {part: value / 1e9 for part, value in row["parts"].items()}
+
+
+def mean_shares(rows: Sequence[Mapping[str, Any]], split: bool) -> dict[str, float]:
+    """Share of each part in the time of all ranks of `rows` together; empty without time. `split` as in `seconds`."""
     total: dict[str, float] = {}
     for row in rows:
-        for part, value in seconds(row).items():
+        for part, value in seconds(row, split).items():
             total[part] = total.get(part, 0.0) + value
     whole = sum(total.values())
     return {part: value / whole for part, value in total.items()} if whole > 0 else {}
@@ -96,11 +101,11 @@ def _columns(
     merged: bool,
 ) -> list[_Column]:
     """All columns of the table; `merged`: checkpoints count as other."""
-    split = all(row.get("given_cores") is not None for row in rows)
+    split = split_by_cores(rows)
     others = "wait for\nneighbour" if ring else "wait for\nothers"
     waits = {"neighbour": others, "core": "wait for\na core"} if split else {"wait": "wait"}
     parts = {"compute": "compute", "transfer": "transfer", **waits, "checkpoint": "checkpoint", "other": "other"}
-    shares = [mean_shares(group) or dict.fromkeys(parts, 0.0) for _, group in lines]
+    shares = [mean_shares(group, split) or dict.fromkeys(parts, 0.0) for _, group in lines]
     if merged:
         shares = [share | {"other": share["other"] + share["checkpoint"]} for share in shares]
     facts = [line for line, _ in lines]
