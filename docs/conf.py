@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "api_pages",
     "docstrings",
+    "headlines",
     "pictures",
     "result_tables",
     "settings_reference",
