@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "api_pages",
     "docstrings",
+    "headlines",
     "pictures",
     "result_tables",
     "settings_reference",
@@ -49,10 +50,13 @@ html_static_path = ["_static"]
 html_css_files = ["ringtmp.css"]
 html_show_sourcelink = False
 html_copy_source = False
+# Pages without neighbours have no list of neighbours; those of results, whose tables are wide, none of their headings.
+_results = [f"reference/results/{path.stem}" for path in (HERE / "reference" / "results").glob("*.md")]
+html_sidebars = {name: [] for name in ("code", "contributing", "changelog", "source/**")}
 html_theme_options = {
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 5,
-    "secondary_sidebar_items": ["page-toc"],
+    "header_links_before_dropdown": 4,
+    "secondary_sidebar_items": {"**": ["page-toc"]} | dict.fromkeys(_results, []),
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }

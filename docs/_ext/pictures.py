@@ -148,32 +148,32 @@ def ring() -> None:
 
 
 def server() -> None:
-    """One server, and colocated servers."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
-    for ax in axes:
-        ax.set_aspect("equal")
-        ax.axis("off")
-        ax.set_xlim(-2.9, 2.9)
-        ax.set_ylim(-2.0, 2.5)
-    one, all_serve = axes
-    one.set_title("one server: a star", fontsize=10)
-    _node(one, 0, 1.7, "rank 0: server\nall parameters", SERVER)
+    """One server: a star."""
+    figure, ax = _canvas(4.6, 3.4)
+    _node(ax, 0, 1.7, "rank 0: server\nall parameters", SERVER)
     for rank, x in enumerate((-2.0, 0.0, 2.0), 1):
-        _node(one, x, -1.2, f"rank {rank}\nall layers", RING)
-        _arrow(one, (x, -1.2), (0.15 * x, 1.7), BACK, 0.12)
-        _arrow(one, (0.15 * x, 1.7), (x, -1.2), SERVER, 0.12)
-    one.text(-2.1, 0.5, "gradients", color=BACK, fontsize=10, ha="center")
-    one.text(2.1, 0.5, "weights", color=SERVER, fontsize=10, ha="center")
-    all_serve.set_title("colocated servers: every rank works and serves a part", fontsize=10)
+        _node(ax, x, -1.2, f"rank {rank}\nall layers", RING)
+        _arrow(ax, (x, -1.2), (0.15 * x, 1.7), BACK, 0.12)
+        _arrow(ax, (0.15 * x, 1.7), (x, -1.2), SERVER, 0.12)
+    ax.text(-2.1, 0.5, "gradients", color=BACK, fontsize=10, ha="center")
+    ax.text(2.1, 0.5, "weights", color=SERVER, fontsize=10, ha="center")
+    ax.set_xlim(-2.9, 2.9)
+    ax.set_ylim(-2.0, 2.5)
+    _save(figure, "server")
+
+
+def colocated() -> None:
+    """Colocated servers: everybody sends to everybody."""
+    figure, ax = _canvas(4.6, 3.4)
     places = [(-1.7, 1.5), (1.7, 1.5), (1.7, -1.2), (-1.7, -1.2)]
     for rank, place in enumerate(places):
-        _node(all_serve, *place, f"rank {rank}: all layers\nserves 1/4", RING)
+        _node(ax, *place, f"rank {rank}: all layers\nserves 1/4", RING)
         for other in range(4):
             if other != rank:
-                _arrow(all_serve, place, places[other], GREY, 0.1)
-    _save(figure, "server")
+                _arrow(ax, place, places[other], GREY, 0.1)
+    ax.set_xlim(-2.9, 2.9)
+    ax.set_ylim(-2.0, 2.5)
+    _save(figure, "colocated")
 
 
 def draw(app: Sphinx) -> None:
@@ -183,7 +183,7 @@ def draw(app: Sphinx) -> None:
     mpl.use("agg")
     mpl.rcParams.update({"svg.hashsalt": "ringtmp", "svg.fonttype": "path"})
     FOLDER.mkdir(exist_ok=True)
-    for picture in (ring, plans, moments, steps, server):
+    for picture in (ring, plans, moments, steps, server, colocated):
         picture()
 
 
