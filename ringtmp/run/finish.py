@@ -4,6 +4,7 @@ import hashlib
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,14 @@ def _report(trainer: Trainer, session: Session, result: Result) -> None:
                 leavers=[(rank, session.peers.places[rank][0], session.nodes[rank]) for rank in result.leavers],
             )
     traits = trainer.traits
-    conclude(reporter.terminal, Summary(session.job, result, session.hosts, traits.heading, traits.ring))
+    summary = Summary(session.job, result, session.hosts, traits.heading, traits.ring)
+    conclude(reporter.terminal, summary, _page(session))
+
+
+def _page(session: Session) -> Path | None:
+    """The page of the run (rank 0); None if there is none. History, traces and status are complete by now."""
+    folder = session.job.folder
+    return folder.report if folder and folder.report.exists() else None
 
 
 def forget_run(session: Session) -> None:

@@ -104,6 +104,9 @@ class Line:
             (3, f"{show_time(self.left)} left" if not isnan(self.left) else ""),
         ]
         parts = [part for part in parts if part[1]]
+        # Close the columns up, then leave parts out.
+        if room is not None and len("  ".join(text for _, text in parts)) > room:
+            parts = [(rank, " ".join(text.split())) for rank, text in parts]
         while room is not None and len(parts) > 1 and len("  ".join(text for _, text in parts)) > room:
             parts.remove(max(parts))
         return "  ".join(text for _, text in parts)

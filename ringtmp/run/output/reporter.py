@@ -78,6 +78,7 @@ class Reporter:
         self._step, self._test, self._epoch, self._line, self._recent = (Span() for _ in range(5))
         self._rate = _NAN  # samples per second that the bar shows
         self._awaiting: dict[int, Line] = {}  # lines that wait for the evaluation after that step
+        self._newest: Line | None = None  # newest line, printed or not
         self._withheld: Line | None = None  # newest line that came too early after another
         self._printed = self._drawn = 0.0  # seconds of the launch
         self._said = start  # newest step of which a line tells
@@ -136,7 +137,7 @@ class Reporter:
         late = not self.terminal.live and now - self._printed > self.EVERY and not self._awaiting
         if done % self.per_epoch == 0 or tests or late:
             whole = done % self.per_epoch == 0
-            line = self._of(self._epoch if whole else self._line, done, now)
+            line = self._newest = self._of(self._epoch if whole else self._line, done, now)
             self._line = Span(now)
             if whole:
                 self._epoch = Span(now)
@@ -223,10 +224,10 @@ class Reporter:
         self.terminal.update(step, self._state(step, now))
 
     def _state(self, step: int, now: float) -> str:
-        """The bar's text: means of the present epoch, the newest test score, and the rate of the last seconds."""
-        span = self._epoch if self._epoch.steps else self._line
+        """The bar's text: means of the present epoch, or the last one, and test score and rate of the last seconds."""
+        line = self._of(self._epoch, step, now) if self._epoch.steps or not self._newest else self._newest
         left = (self.total - step) * self.batch_size / self._rate if self._rate > 0 else _NAN
-        line = replace(self._of(span, step, now), test=self.test_score, rate=self._rate, left=left)
+        line = replace(line, step=step, test=self.test_score, rate=self._rate, left=left)
         return line.text(self.terminal.room, head=False)
 
     def close(self) -> None:

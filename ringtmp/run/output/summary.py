@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 from ringtmp.run.hosts import Host
@@ -101,7 +102,7 @@ class Summary:
         )
 
 
-def conclude(terminal: Terminal, summary: Summary) -> None:
+def conclude(terminal: Terminal, summary: Summary, page: Path | None) -> None:
     """Print the end of a launch.
 
     Parameters
@@ -110,23 +111,30 @@ def conclude(terminal: Terminal, summary: Summary) -> None:
         Where to print.
     summary : Summary
         What is known.
+    page : Path or None
+        The page of the run; None: it was not written.
     """
-    job, result = summary.job, summary.result
+    result = summary.result
     spent = sum(sum(row["parts"].values()) for row in result.ranks) / max(len(result.ranks), 1) / 1e9
     terminal.say(f"{result.state} at step {result.step} after {spent:.1f} s")
     for label, text in (("did it learn", _learned(summary)), ("how fast", _fast(summary))):
         if text:
-            terminal.say(textwrap.fill(f"  {label:12}  {text}", terminal.width, subsequent_indent=" " * 16))
+            terminal.say(_wrapped(f"  {label:12}  {text}", terminal.columns))
     terminal.draw(time_table(result.ranks, summary.heading, summary.ring, terminal.width))
     for note in _notes(summary):
         terminal.say(note)
+    if result.state == "finished" and summary.train_rows:
+        terminal.say(f"try next: {advice(summary.measured())}")
+    if page:
+        terminal.say(f"page: {page}")
     terminal.say(f"weights sha256 {result.sha256}")
     if result.state == "stopped" and result.saved and result.folder:
         terminal.say(f"continue with: --resume {result.folder}")
-    if result.state == "finished" and summary.train_rows:
-        terminal.say(f"try next: {advice(summary.measured())}")
-    if job.folder and job.folder.report.exists():
-        terminal.say(f"page: {job.folder.report}")
+
+
+def _wrapped(text: str, columns: int | None) -> str:
+    """The text in lines of a terminal that has `columns`; in a log as one line."""
+    return textwrap.fill(text, columns, subsequent_indent=" " * 16) if columns else text
 
 
 def _learned(summary: Summary) -> str:

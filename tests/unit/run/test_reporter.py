@@ -217,6 +217,27 @@ def test_a_full_disk_stops_nothing(tmp_path, clock, monkeypatch, columns):
     assert len(log.rows) == 6
 
 
+def test_the_bar(tmp_path, clock, monkeypatch):
+    """Means of the present epoch, and of the last one where none has begun; rate and time left of the last seconds."""
+    monkeypatch.setattr(terminal, "launcher_terminal", lambda: 160)
+    log, states = reporter(tmp_path), []
+    monkeypatch.setattr(log.terminal, "update", lambda done, facts: states.append((done, facts)))
+    train(log, clock, [0], loss=30.0, seconds=1.0)
+    train(log, clock, [1], loss=10.0, seconds=0.05)
+    train(log, clock, [2, 3, 4], loss=20.0, seconds=3.0)
+    log.tested(5, 25.0, 45, 0.0)
+    train(log, clock, [5], loss=50.0, seconds=3.0)
+    log.close()
+    assert states == [
+        (1, "epoch 0.2/4  loss   3.0000  train  70.0%       10 samples/s  0:19 left"),
+        (3, "epoch 0.6/4  loss   2.0000  train  70.0%      6.6 samples/s  0:26 left"),
+        (4, "epoch 0.8/4  loss   2.0000  train  70.0%      3.3 samples/s  0:48 left"),
+        (5, "epoch 1/4  loss   2.0000  train  70.0%      3.3 samples/s  0:45 left"),
+        (6, "epoch 1.2/4  loss   5.0000  train  70.0%  test  90.0%      3.3 samples/s  0:42 left"),
+        (6, "epoch 1.2/4  loss   5.0000  train  70.0%  test  90.0%      3.3 samples/s  0:42 left"),
+    ]
+
+
 LINE = Line(12, 200, 5, 0.5, 0.25, 0.75, True, 1234.5, 3700.0)
 
 
@@ -224,17 +245,18 @@ LINE = Line(12, 200, 5, 0.5, 0.25, 0.75, True, 1234.5, 3700.0)
 def test_a_line_fits(room):
     """What matters least is left out; the loss never is."""
     text = LINE.text(room)
-    assert len(text) <= max(room, len("loss   0.5000"))
-    assert "loss   0.5000" in text
+    assert len(text) <= max(room, len("loss 0.5000"))
+    assert "0.5000" in text
 
 
 @pytest.mark.parametrize(
     ("room", "expected"),
     [
         (None, "epoch 2.4/40  step  12/200  loss   0.5000  train  25.0%  test  75.0%    1,234 samples/s  1:01:40 left"),
-        (90, "epoch 2.4/40  loss   0.5000  train  25.0%  test  75.0%    1,234 samples/s  1:01:40 left"),
-        (80, "epoch 2.4/40  loss   0.5000  train  25.0%  test  75.0%  1:01:40 left"),
-        (60, "epoch 2.4/40  loss   0.5000  test  75.0%  1:01:40 left"),
+        (100, "epoch 2.4/40  step 12/200  loss 0.5000  train 25.0%  test 75.0%  1,234 samples/s  1:01:40 left"),
+        (90, "epoch 2.4/40  loss 0.5000  train 25.0%  test 75.0%  1,234 samples/s  1:01:40 left"),
+        (80, "epoch 2.4/40  loss 0.5000  train 25.0%  test 75.0%  1:01:40 left"),
+        (60, "epoch 2.4/40  loss 0.5000  test 75.0%  1:01:40 left"),
     ],
 )
 def test_what_is_left_out_first(room, expected):
