@@ -79,7 +79,7 @@ class Measured(NamedTuple):
 # Shares from which on a part is worth mending.
 _CORE, _CHECKPOINT, _TRANSFER, _NEIGHBOUR = 0.05, 0.1, 0.25, 0.2
 _UNEQUAL = 1.25  # longest computing time over the mean from which on layers are worth moving
-_COMPARE = "ringtmp compare: sets the ring beside servers and all-reduce on this model"
+_COMPARE = "it sets the ring beside servers and all-reduce on this model"
 _ENOUGH = 4  # micro-batches per rank that leave a ring little forced idle time
 
 
@@ -136,7 +136,11 @@ def _waits(run: Measured) -> str:
         return ""
     why = f"ranks waited for others for {run.neighbour:.0%} of their time"
     if not run.ring:
-        return f"{_COMPARE}; {why}" if run.shared else f"--colocate on: {why}; a server on every rank shares the work"
+        return (
+            f"ringtmp compare: {why}; {_COMPARE}"
+            if run.shared
+            else f"--colocate on: {why}; a server on every rank shares the work"
+        )
     if run.unequal >= _UNEQUAL and not run.balanced and run.layers > run.ranks:
         return f"--balance auto: {why}, and one rank computed {run.unequal:.1f} times as long as the mean"
     micro_batches = min(2 * run.micro_batches, run.batch_size)
@@ -152,4 +156,4 @@ def _more(run: Measured) -> str:
     if run.ranks == 1 and run.ring and run.layers > 1 and run.cores_each >= 2 * run.threads and not run.emulated:
         room = min(int(run.cores_each // run.threads), run.layers)
         return f"-n {room}: this host has a core for each of {room} ranks"
-    return f"{_COMPARE}; nothing to mend here"
+    return f"ringtmp compare: nothing to mend here; {_COMPARE}"

@@ -34,19 +34,20 @@ GOOD = Measured(
     folder="runs/a",
 )
 CROWDED = {"ranks": 8, "room": 2, "cores_each": 0.25, "core": 0.6}
-COMPARE = "ringtmp compare: sets the ring beside servers and all-reduce on this model"
+BESIDE = "it sets the ring beside servers and all-reduce on this model"
+GOOD_RUN = f"ringtmp compare: nothing to mend here; {BESIDE}"
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         # Nothing to mend.
-        ({}, f"{COMPARE}; nothing to mend here"),
-        ({"ring": False}, f"{COMPARE}; nothing to mend here"),
-        ({"first_loss": nan, "score": nan, "guess": nan}, f"{COMPARE}; nothing to mend here"),
+        ({}, GOOD_RUN),
+        ({"ring": False}, GOOD_RUN),
+        ({"first_loss": nan, "score": nan, "guess": nan}, GOOD_RUN),
         ({"ranks": 1, "cores_each": 16.0}, "-n 9: this host has a core for each of 9 ranks"),
         ({"ranks": 1, "cores_each": 16.0, "threads": 4}, "-n 4: this host has a core for each of 4 ranks"),
-        ({"ranks": 1, "cores_each": 16.0, "emulated": True}, f"{COMPARE}; nothing to mend here"),
+        ({"ranks": 1, "cores_each": 16.0, "emulated": True}, GOOD_RUN),
         # It does not learn: before everything else.
         ({"last_loss": 2.3, **CROWDED}, "--lr 0.0001: the loss did not fall with 0.001"),
         (
@@ -59,8 +60,8 @@ COMPARE = "ringtmp compare: sets the ring beside servers and all-reduce on this 
             "-n 2: a rank for each core; ranks waited for a core for 60% of their time",
         ),
         ({**CROWDED, "core": nan}, "-n 2: a rank for each core; ranks share cores"),
-        ({**CROWDED, "core": 0.01}, f"{COMPARE}; nothing to mend here"),
-        ({**CROWDED, "emulated": True}, f"{COMPARE}; nothing to mend here"),
+        ({**CROWDED, "core": 0.01}, GOOD_RUN),
+        ({**CROWDED, "emulated": True}, GOOD_RUN),
         (
             {**CROWDED, "rings": 2},
             "--rings 1 -n 2: a rank for each core; ranks waited for a core for 60% of their time",
@@ -75,7 +76,7 @@ COMPARE = "ringtmp compare: sets the ring beside servers and all-reduce on this 
         ),
         # Checkpoints, if there were any before the last.
         ({"checkpoint": 0.2}, "--checkpoint-every 800: checkpoints took 20% of the ranks' time"),
-        ({"checkpoint": 0.2, "steps": 100}, f"{COMPARE}; nothing to mend here"),
+        ({"checkpoint": 0.2, "steps": 100}, GOOD_RUN),
         # Messages.
         (
             {"transfer": 0.3},
@@ -117,7 +118,7 @@ COMPARE = "ringtmp compare: sets the ring beside servers and all-reduce on this 
         ),
         (
             {"neighbour": 0.3, "ring": False, "shared": True},
-            f"{COMPARE}; ranks waited for others for 30% of their time",
+            f"ringtmp compare: ranks waited for others for 30% of their time; {BESIDE}",
         ),
     ],
 )
