@@ -58,7 +58,8 @@ test: $(READY)
 	$(if $(ARGS),,MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 -m 'alone and not soak and not long' tests/system)
 
 # The tests that `make test` leaves out because they take long: more kills and hosts, batch systems, ULFM, all commands
-# of the README, more of the MPI tests on 5 and 8 ranks. They say what they skip without (.ci/run installs it).
+# of README and docs/, the built pages, more of the MPI tests on 5 and 8 ranks. They say what they skip without
+# (.ci/run installs it).
 test-long: $(READY)
 	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 --numprocesses 2 --dist loadgroup -m 'long and not soak and not alone' tests/unit tests/system
 	MPIRUN=$(MPIRUN) $(BIN)/python -m pytest --durations=15 -m 'long and alone and not soak' tests/system
@@ -80,10 +81,11 @@ test-mpis:
 	    ARGS="tests/system/test_mpi_suites.py $$([ $$each = mpich ] && echo "-k 'not 5 and not 8'")"; \
 	done
 
-# Pages made from the docstrings, in docs/api.
+# The documentation, in docs/_build/html; any warning is an error.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/python -W error -c 'import ringtmp, ps, pdoc.__main__ as p; [getattr(m, n) for m in (ringtmp, ps) for n in m.__all__]; p.cli()' --docformat numpy --output-directory docs/api ringtmp ps kernels
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
+	@echo "written to docs/_build/html/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

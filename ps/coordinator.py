@@ -78,7 +78,6 @@ class Coordinator:
         self._steps: dict[int, dict[int, StepDone]] = {}  # reports by step and worker
         self._tests: dict[int, dict[int, TestDone]] = {}
         self._parts: dict[int, dict[int, PartWritten]] = {}
-        self._times: dict[int, tuple[int, int]] = {}  # of each worker: nanoseconds waited and elapsed
         mailbox.on(Begin, self._on_begin)
         mailbox.on(StepDone, self._on_step)
         mailbox.on(TestDone, self._on_test)
@@ -100,7 +99,6 @@ class Coordinator:
             return  # sent before the worker was dropped; the others train on its samples
         self._begun, self._newest[worker] = max(self._begun, step), step
         self._steps.setdefault(step, {})[worker] = message
-        self._times[worker] = message.waited, message.elapsed
         if not math.isfinite(message.loss):
             raise RunFailure(f"the loss became {message.loss} in step {step} on rank {worker}; try a smaller --lr")
         self._report()
@@ -132,10 +130,10 @@ class Coordinator:
             if not parts:
                 continue
             loss, correct = sum(part.loss for part in parts), sum(part.correct for part in parts)
-            waited, elapsed = (sum(times[n] for times in self._times.values()) for n in (0, 1))
+            waited, elapsed = sum(part.waited for part in parts), sum(part.elapsed for part in parts)
             # With backup workers some samples are missing.
             whole = self.batch_size / sum(part.samples for part in parts)
-            self.listener.step_done(step, loss * whole, correct * whole, waited / max(elapsed, 1))
+            self.listener.step_done(step, loss * whole, correct * whole, waited, elapsed)
             self._order_checkpoint()
         self._report_tests()
 

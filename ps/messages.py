@@ -40,7 +40,7 @@ class Begin(NamedTuple):
 
 
 class StepDone(NamedTuple):
-    """Worker -> rank 0: sums of a step over the worker's samples; nanoseconds waited and elapsed so far."""
+    """Worker -> rank 0: sums of a step over the worker's samples; nanoseconds waited and elapsed since the last one."""
 
     step: int
     loss: float

@@ -58,7 +58,7 @@ class SendQueue:
         self._unresponsive: set[int] = set()
 
     def add(self, peer: int, number: int, step: int) -> None:
-        """Queue the message of key range `number` and step `step` to rank `peer`; one of the next `poll`s sends it."""
+        """Queue the message of key range `number` and step `step` to rank `peer`; a later call of `poll` sends it."""
         heapq.heappush(self._queues[peer], (number, step))
 
     def poll(self) -> bool:

@@ -73,7 +73,7 @@ class ServerTrainer:
         The session of this rank.
     """
 
-    traits = Traits("role", uses_node_memory=True, survives_losses=False, side_by_side=False)
+    traits = Traits("role", uses_node_memory=True, survives_losses=False, side_by_side=False, ring=False)
 
     def __init__(self, session: Session) -> None:
         self.session, self.job, self.config, self.model = session, session.job, session.job.config, session.job.model

@@ -204,7 +204,7 @@ class Worker:
             first += rows
 
         # Report.
-        waited, elapsed = self.recorder.wait_share()
+        waited, elapsed = self.recorder.lap()
         self.mailbox.send(0, StepDone(step, loss_sum, correct_sum, count, waited, elapsed), step)
         self._spoke = clock()
 

@@ -1,12 +1,11 @@
-"""All experiments on one page, and the claims that follow from them in the README.
+"""All experiments on one page, with the claims that follow from them.
 
 Usage: python -m ringtmp.jobs.experiments report [--from FOLDER] [--out FILE]
 
 Gathers what the experiments have left (results, tables, pictures) into one HTML file that needs nothing else
-(jobs/figures/report.html), and writes the table of claims between the two `claims` marks of the README, each row with
-how it was obtained (measured, on emulated nodes, simulated) and the command that repeats it. With --from the
-results and pictures of one folder are taken, where `--out FOLDER` of the experiments has put them, and no README
-is written.
+(jobs/figures/report.html). It begins with the table of claims, each row with how it was obtained (measured, on emulated
+nodes, simulated) and the command that repeats it. With --from the results and pictures of one folder are taken, where
+`--out FOLDER` of the experiments has put them.
 """
 
 import base64
@@ -23,7 +22,6 @@ from ringtmp.jobs.lib.launch import ROOT
 from ringtmp.jobs.lib.store import places, read, sources
 
 PAGE = ROOT / "jobs" / "figures" / "report.html"
-MARKS = "<!-- claims -->\n", "<!-- /claims -->"
 Found = dict[str, Table]  # results by the name of their experiment
 
 STYLE = """
@@ -55,15 +53,6 @@ def claims(found: Found) -> str:
                 f"| {ring} | {others} | {how} | `{again}` |" for ring, others, how, again in each.claims(found[name])
             ]
     return "\n".join(lines) + "\n"
-
-
-def renew(readme: Path, table: str) -> None:
-    """Write `table` between the marks of the file `readme`. Raises `SystemExit` if it has no marks."""
-    text = readme.read_text()
-    begin, end = (text.find(mark) for mark in MARKS)
-    if not 0 <= begin < end:
-        raise SystemExit(f"{readme}: expected the marks {MARKS[0].strip()} and {MARKS[1]}")
-    readme.write_text(text[: begin + len(MARKS[0])] + table + text[end:])
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -171,7 +160,5 @@ class Report(Experiment):
         path = Path(options.out or PAGE)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(found, table, options.folder))
-        if not (options.folder or options.out):
-            renew(ROOT / "README.md", table)
         print(f"{len(found)} experiments: written to {path}")
         return 0

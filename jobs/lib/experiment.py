@@ -27,7 +27,7 @@ Table = dict[str, Any]
 
 
 class Claim(NamedTuple):
-    """A row of the README's table of claims.
+    """A row of the table of claims (`jobs.experiments.report`, and the page of results in the documentation).
 
     Attributes
     ----------

@@ -4,7 +4,8 @@ Every message has its own persistent request, made once per buffer (MPI 4.1, sec
 microsecond, an Isend about twice that, and a lower-case call of mpi4py pickles. Messages of one tag between two ranks
 arrive in the order in which they were sent.
 
-Tags: `TAG_CONTROL` and `TAG_CLOCK` on every trainer's communicator; those from `FIRST_TAG` on are its own.
+Tags: `TAG_CONTROL`, `TAG_CLOCK` and `TAG_INTERVALS` on every trainer's communicator; those from `FIRST_TAG` on are its
+own.
 """
 
 import time
@@ -20,7 +21,7 @@ from ringtmp.nn.layer import Array, aligned
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
 
-TAG_CONTROL, TAG_CLOCK, FIRST_TAG = range(1, 4)
+TAG_CONTROL, TAG_CLOCK, TAG_INTERVALS, FIRST_TAG = range(1, 5)
 
 CONTROL_FIELDS = 11  # float64 numbers of a control message
 _CONTROL_SLOTS = 8

@@ -5,6 +5,7 @@ recovered from. It only reads files, so it may run on any host that sees the run
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from ringtmp.trace.events import PARTS
 
 COLOURS = {"compute": "blue", "transfer": "yellow", "wait": "red", "checkpoint": "magenta", "other": "bright_black"}
 _BAR = 30  # characters
+_RECENT = 5.0  # seconds of training over which rate and idle share are shown
 _LATE = 5.0  # seconds without a new status after which a rank of a running job is marked
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -116,12 +118,12 @@ def _heading(run: Run, history: pd.DataFrame) -> Text:
         text.append(
             f"   step {int(last['step']):,}   epoch {last['epoch']:.1f}   loss {last['loss']:.4f}", style="default"
         )
-    if len(tests):
-        text.append(f"   test {tests.iloc[-1]['score']:.1%}", style="default")
+    if len(tests) and not np.isnan(score := tests.iloc[-1]["score"]):
+        classes = json.loads((run.path / "data.json").read_text())["target"] == "classes"
+        text.append(f"   test {score:.1%}" if classes else f"   test R2 {score:.3f}", style="default")
     if len(steps):
-        text.append(
-            f"   {steps.iloc[-1]['samples_per_s']:,.0f} samples/s   idle {steps.iloc[-1]['idle']:.0%}", style="default"
-        )
+        rate, idle = _recent(steps, config["batch_size"])
+        text.append(f"   {rate:,.0f} samples/s   idle {idle:.0%}", style="default")
     model = config["model"] if isinstance(config["model"], str) else f"{len(config['model'])} layers"
     text.append(f"\n{model} on {config['data']}, batch {config['batch_size']}; launch {run.launch}", style="dim")
     if status.get("error"):
@@ -167,15 +169,30 @@ def _bar(row: pd.Series) -> Text:
     return text
 
 
+def _durations(steps: pd.DataFrame, batch: int) -> np.ndarray:
+    """Seconds of each step, from its own rate; 0 where no time was measured."""
+    with np.errstate(divide="ignore"):
+        return np.nan_to_num(batch / steps["samples_per_s"].to_numpy(float), nan=0.0, posinf=0.0)
+
+
+def _recent(steps: pd.DataFrame, batch: int) -> tuple[float, float]:
+    """Samples per second, and share of the time that ranks waited, over the steps of the last seconds."""
+    seconds = _durations(steps, batch)
+    count = max(1, int((np.cumsum(seconds[::-1]) <= _RECENT).sum()))
+    seconds, idle = seconds[-count:], np.nan_to_num(steps["idle"].to_numpy(float)[-count:])
+    whole = max(seconds.sum(), 1e-9)
+    return count * batch / whole, float((idle * seconds).sum() / whole)
+
+
 def _rates(history: pd.DataFrame, batch: int, points: int = 60) -> list[float]:
-    """Samples per second in at most `points` intervals of equal length, oldest first."""
+    """Samples per second in at most `points` intervals of equal length, oldest first, over all launches of the run."""
     steps = history[history["kind"] == "train"]
-    seconds = steps["seconds"].to_numpy(float)
-    if len(seconds) < 2:
+    ends = np.cumsum(_durations(steps, batch))
+    if len(ends) < 2 or ends[-1] <= ends[0]:
         return []
-    edges = np.linspace(seconds[0], seconds[-1], min(points, len(seconds) - 1) + 1)
-    counts, _ = np.histogram(seconds[1:], edges)
-    return (counts * batch / np.maximum(np.diff(edges), 1e-9)).tolist()
+    edges = np.linspace(ends[0], ends[-1], min(points, len(ends) - 1) + 1)
+    counts = np.diff(np.searchsorted(ends, edges * (1 + 1e-12), side="right"))
+    return (counts * batch / np.diff(edges)).tolist()
 
 
 def _sparks(values: Sequence[float]) -> str:

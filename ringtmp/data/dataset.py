@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+_COUNTED = 10_000_000  # most labels that `DataSet.most_frequent` counts
 _SPLIT_KEY = np.array([0x52494E47, 0], np.uint64)  # fixed, so that runs with different seeds hold out the same samples
 
 
@@ -113,6 +114,15 @@ class DataSet:
         y = _rows(part.y, rows)
         y = y.reshape(len(rows), -1)
         y_out.reshape(len(rows), -1)[...] = y if y_out.dtype.kind == "i" else self._scale.targets(y)
+
+    def most_frequent(self, split: str) -> float:
+        """Share of the most frequent class among the labels of `split`; NaN for values, and for very many labels."""
+        part = self._parts[split]
+        count = len(part.y if part.rows is None else part.rows) * self.info.labels
+        if self.info.target != "classes" or not 0 < count <= _COUNTED:
+            return float("nan")
+        labels = part.y[...] if part.rows is None else _rows(part.y, part.rows)
+        return float(np.bincount(np.asarray(labels, dtype=np.int64).ravel()).max() / labels.size)
 
 
 @dataclass

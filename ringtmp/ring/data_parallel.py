@@ -122,12 +122,15 @@ class RingLeaders:
         if len(parts) < 2 - self.last:
             return
         del self.parts[key]
-        total = type(result)(
-            result.step,
-            sum(part.loss for part in parts),
-            sum(part.correct for part in parts),
-            max(part.signal for part in parts),
+        total = result._replace(
+            loss=sum(part.loss for part in parts),
+            correct=sum(part.correct for part in parts),
+            signal=max(part.signal for part in parts),
         )
+        if isinstance(total, RingStep):
+            steps = [part for part in parts if isinstance(part, RingStep)]
+            waited, elapsed = sum(part.waited for part in steps), sum(part.elapsed for part in steps)
+            total = total._replace(waited=waited, elapsed=elapsed)
         if self.first:
             self.complete(total)
         else:

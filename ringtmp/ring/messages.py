@@ -35,7 +35,7 @@ class Token(NamedTuple):
     step: int
     loss: float  # sum over the samples; from the last rank
     correct: float  # likewise
-    waited: float  # nanoseconds, summed over the ranks
+    waited: float  # nanoseconds since the token before, summed over the ranks
     elapsed: float  # likewise
     written: int  # step of the newest checkpoint of which every rank has finished its part; -1: none
     signal: int  # number of a signal that asks for a stop, or 0
@@ -111,12 +111,17 @@ class ReplicaComplete(NamedTuple):
 
 
 class RingStep(NamedTuple):
-    """Rank 0 of a ring -> rank 0 of the ring before: a step of this ring and of all behind it; sums over samples."""
+    """Rank 0 of a ring -> rank 0 of the ring before: a step of this ring and of all behind it; sums over samples.
+
+    `waited` and `elapsed` are nanoseconds of this step, summed over the ranks.
+    """
 
     step: int
     loss: float
     correct: float
     signal: int
+    waited: float
+    elapsed: float
 
 
 class RingTest(NamedTuple):

@@ -87,7 +87,6 @@ class Tokens:
         self.wanted: RebalanceOrder | None = None  # the same, to be ordered (rank 0)
         start = chunks[0].start
         self.tokens = start  # passed on (rank 0: come home)
-        self.idle = 0.0  # share of the time that the ranks have waited (rank 0)
         self.waiting: dict[int, Token] = {}
         self.losses: dict[int, tuple[float, float]] = {}
         self.tests_home = table.index_of(start) - start  # evaluations whose result rank 0 has
@@ -195,7 +194,7 @@ class Tokens:
     def _pass_on(self, token: Token) -> None:
         """Add this rank's numbers to a token and send it to the right."""
         loss, correct = self.losses.pop(token.step) if self.last else (token.loss, token.correct)
-        waited, elapsed = self.recorder.wait_share()
+        waited, elapsed = self.recorder.lap()
         written = self.checkpoints.newest
         busy = self.balance.busy if self.balance else 0.0
         token = Token(
@@ -218,9 +217,8 @@ class Tokens:
         """A step is done on every rank of this ring (rank 0)."""
         self.tokens += 1
         self.stop_signal = self.stop_signal or token.signal
-        self.idle = token.waited / max(token.elapsed, 1.0)
         self.checkpoints.settle_up_to(token.written, token.write_cost)
-        self._report(RingStep(token.step, token.loss, token.correct, self.stop_signal))
+        self._report(RingStep(token.step, token.loss, token.correct, self.stop_signal, token.waited, token.elapsed))
         # Ordered after rank 0's next update (`_give_orders`), not here: a token can come home while the output of a
         # forward is being sent, and until that is counted the present phase looks like one that has not begun.
         if self.balance:
@@ -243,7 +241,7 @@ class Tokens:
         assert self.listener
         self.stop_signal = self.stop_signal or result.signal
         if isinstance(result, RingStep):
-            self.listener.step_done(result.step, result.loss, result.correct, self.idle)
+            self.listener.step_done(result.step, result.loss, result.correct, result.waited, result.elapsed)
         else:
             self.listener.test_done(result.step, result.loss, result.correct)
 

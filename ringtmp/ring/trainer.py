@@ -73,7 +73,7 @@ class RingTrainer:
     session : Session
     """
 
-    traits = Traits("layers", uses_node_memory=True, survives_losses=True, side_by_side=True)
+    traits = Traits("layers", uses_node_memory=True, survives_losses=True, side_by_side=True, ring=True)
 
     def __init__(self, session: Session) -> None:
         self.session, self.job = session, session.job

@@ -4,6 +4,7 @@ import hashlib
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from ringtmp.comm.point_to_point import TAG_CLOCK
 from ringtmp.nn.layer import Array
 from ringtmp.resilience.incident import supervised
 from ringtmp.resilience.node_memory import NodeMemory, node_name
+from ringtmp.run.output.summary import Summary, conclude
 from ringtmp.run.result import Layers, Result
 from ringtmp.run.session import Session
+from ringtmp.run.time_use import time_given_cores
 from ringtmp.run.trainer import Trainer
 from ringtmp.trace.recorder import clock, peak_memory
 
@@ -76,10 +79,14 @@ def _end_trace(session: Session) -> None:
 
 
 def _row(trainer: Trainer, session: Session, digests: dict[str, str]) -> dict[str, Any]:
-    """The report of this rank."""
-    recorder = session.recorder
-    row = {"rank": session.rank, **trainer.row(), "parts": recorder.parts(), "memory": peak_memory()}
-    return row | {"digests": digests}
+    """The report of this rank. Collective."""
+    recorder, config = session.recorder, session.job.config
+    # Emulated nodes sleep instead of computing: how they share this machine's cores says nothing.
+    given = None
+    if not config.node_speed:
+        given = time_given_cores(session.everyone, session.hosts, recorder, config.threads)
+    row = {"rank": session.rank, **trainer.row(), "parts": recorder.parts(), "given_cores": given}
+    return row | {"memory": peak_memory(), "digests": digests}
 
 
 def _digest(arrays: dict[str, Array]) -> str:
@@ -115,7 +122,15 @@ def _report(trainer: Trainer, session: Session, result: Result) -> None:
                 saved=result.saved,
                 leavers=[(rank, session.peers.places[rank][0], session.nodes[rank]) for rank in result.leavers],
             )
-    reporter.conclude(result, trainer.traits.heading)
+    traits = trainer.traits
+    summary = Summary(session.job, result, session.hosts, traits.heading, traits.ring)
+    conclude(reporter.terminal, summary, _page(session))
+
+
+def _page(session: Session) -> Path | None:
+    """The page of the run (rank 0); None if there is none. History, traces and status are complete by now."""
+    folder = session.job.folder
+    return folder.report if folder and folder.report.exists() else None
 
 
 def forget_run(session: Session) -> None:

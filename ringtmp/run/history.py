@@ -1,4 +1,19 @@
-"""history.csv: a row for each step and evaluation, written at once, and shortened to the step of a resume."""
+"""history.csv: a row for each step and evaluation, written at once, and shortened to the step of a resume.
+
+    kind           train: a step; test: an evaluation
+    step           updates made, this step's own included
+    epoch          the same in passes over the training samples
+    loss           mean over the samples of the batch, or over the test samples
+    score          accuracy; for values R2 of an evaluation, nan of a step
+    lr             learning rate of the step; nan of an evaluation
+    idle           share of its time, in 0..1, that a rank waited: mean over the ranks that train
+    samples_per_s  training samples per second
+    seconds        since training began in this launch
+
+`idle` and `samples_per_s` are those of the row's own steps: of a step the time since the row of the step before, of an
+evaluation all steps since the evaluation before. Evaluations and checkpoints in between are part of that time. Both
+are nan where no time can be measured between two rows. Over several launches `seconds` begins again at 0.
+"""
 
 import csv
 from collections.abc import Callable

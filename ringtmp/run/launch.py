@@ -25,10 +25,12 @@ from ringtmp.nn.layer import Array
 from ringtmp.resilience.incident import RecoveryReport
 from ringtmp.resilience.node_memory import NodeMemory, node_name
 from ringtmp.run.finish import finish
+from ringtmp.run.hosts import gather_hosts
 from ringtmp.run.job import Job
 from ringtmp.run.modes import after_losses, on_some_ranks, side_by_side
+from ringtmp.run.output.first_lines import announce
+from ringtmp.run.output.reporter import Reporter
 from ringtmp.run.prepare import open_folder, prepare
-from ringtmp.run.progress import Reporter
 from ringtmp.run.result import Result
 from ringtmp.run.session import Session
 from ringtmp.run.trainer import Trainer
@@ -229,9 +231,10 @@ def _build(trainer: Trainer, session: Session) -> None:
 
 
 def _gather_places(session: Session) -> None:
-    """Gather the host, process and node of each rank, and state them in the run folder."""
+    """Gather the host, process, node and cores of each rank, and state the processes in the run folder."""
     session.peers = Peers.gather(session.comm)
     session.nodes = session.comm.allgather(node_name())
+    session.hosts = gather_hosts(session.everyone)
     if session.rank == 0 and session.job.folder:
         with suppress(OSError):
             session.job.folder.set_processes(session.job.launch, session.peers.places)
@@ -242,7 +245,9 @@ def _announce(trainer: Trainer, session: Session) -> None:
     if session.rank == 0:
         on_first_step = partial(_report_recovery, session)
         session.reporter = Reporter.of(session.job, show=session.show, on_first_step=on_first_step)
-        session.reporter.announce(session.job, session.size, trainer.describe(), trainer.notes)
+        announce(
+            session.reporter.say, session.job, session.hosts, trainer.traits.ring, trainer.describe(), trainer.notes
+        )
 
 
 def _report_recovery(session: Session) -> None:
@@ -284,8 +289,10 @@ def _open_trace_and_checkpoints(trainer: Trainer, session: Session) -> None:
     job, rank = session.job, session.rank
     facts = {"rank": rank, "ranks": session.size, "start_step": job.start, **trainer.trace_facts()}
     facts |= {"config": job.config.stored(), "environment": environment(), "simd": simd()}
+    facts["host_cores"] = session.here.cores  # cores that the ranks of this host share
     path = job.folder.trace(job.launch, rank) if job.folder and job.config.trace else None
-    session.recorder = Recorder(path, facts)
+    # Without a file too, the summary needs the newest events: those of rings side by side, and of `train` in Python.
+    session.recorder = Recorder(path, facts, keep=job.config.trace and (session.show or job.writes))
     session.checkpoints = CheckpointManager(
         job.folder,
         job.model,

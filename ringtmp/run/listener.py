@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ringtmp.checkpoint.manager import CheckpointManager
-from ringtmp.run.progress import Reporter
+from ringtmp.run.output.reporter import Reporter
 
 
 class RunListener:
@@ -31,7 +31,7 @@ class RunListener:
     ) -> None:
         self.reporter, self.checkpoints, self.rate, self.spread = reporter, checkpoints, rate, spread
 
-    def step_done(self, step: int, loss: float, correct: float, idle: float) -> None:
+    def step_done(self, step: int, loss: float, correct: float, waited: float, elapsed: float) -> None:
         """Report a step that every rank has made.
 
         Parameters
@@ -40,10 +40,10 @@ class RunListener:
             Number of the step, from 0.
         loss, correct : float
             Sums over the samples of the batch: loss, and correct predictions (NaN for values).
-        idle : float
-            Share of all ranks' time that was waited so far, in 0..1.
+        waited, elapsed : float
+            Nanoseconds that the ranks which train waited in this step, and that passed on them.
         """
-        self.reporter.trained(step, loss, correct, idle, self.rate(step))
+        self.reporter.trained(step, loss, correct, waited, elapsed, self.rate(step))
 
     def test_done(self, step: int, loss: float, correct: float) -> None:
         """Report the evaluation after `step` updates; `loss` and `correct` as in `step_done`."""

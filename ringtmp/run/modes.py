@@ -115,9 +115,10 @@ def side_by_side(run: Run, trainer: type[Trainer], session: Session) -> Result:
     result = run(trainer(mine), mine)
     if len(set(across.allgather(result.sha256))) > 1:
         raise RunFailure("the rings end with different weights")
+    saved: bool = across.bcast(result.saved)  # by the first ring, which alone writes
     for each in (net, across):
         each.Free()
-    return result
+    return replace(result, saved=saved)
 
 
 def _share_data(comm: "Intracomm", session: Session) -> None:

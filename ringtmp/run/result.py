@@ -50,9 +50,10 @@ class Result:
     sha256 : str
         Digest of all weights of all ranks, the same whatever the number of ranks.
     rows : list of dict
-        Losses and scores of every step and test (rank 0; empty elsewhere).
+        Losses and scores of every step and test, with the columns of `ringtmp.run.history` (rank 0; empty elsewhere).
     ranks : list of dict
-        Per rank: layers, parameters, nanoseconds by part of the wall time, peak memory in bytes (rank 0).
+        Per rank: layers, parameters, nanoseconds by part of the wall time (`parts`), seconds by part given the cores
+        of its host (`given_cores`; None: unknown), peak memory in bytes (rank 0).
     state : str
         `finished` or `stopped`.
     signal : int

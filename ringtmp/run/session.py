@@ -1,6 +1,5 @@
 """State that every part of a launch shares on this rank: communicators, the job, and the receivers of results."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,8 +8,9 @@ from ringtmp.checkpoint.manager import CheckpointManager
 from ringtmp.comm.peers import Peers
 from ringtmp.resilience.incident import RecoveryReport
 from ringtmp.resilience.node_memory import GENERATION, NodeMemory
+from ringtmp.run.hosts import Host
 from ringtmp.run.job import Job
-from ringtmp.run.progress import Reporter
+from ringtmp.run.output.reporter import Reporter
 from ringtmp.trace.fault_probe import FaultProbe
 from ringtmp.trace.recorder import Recorder
 
@@ -44,6 +44,8 @@ class Session:
         Process of each rank.
     nodes : list of str
         Node of each rank.
+    hosts : list of Host
+        Hosts of the ranks of `everyone`.
     reporter : Reporter or None
         On rank 0: prints progress and writes history.csv.
     probe : FaultProbe or None
@@ -66,6 +68,7 @@ class Session:
     stop_request: Callable[[], int] = lambda: 0
     peers: Peers = field(init=False)
     nodes: list[str] = field(init=False)
+    hosts: list[Host] = field(init=False)
     reporter: Reporter | None = None
     probe: FaultProbe | None = None
     memory: NodeMemory | None = None
@@ -87,10 +90,19 @@ class Session:
         """First generation of the copies of the state that this launch writes into node memory."""
         return GENERATION * self.job.launch
 
+    @property
+    def everyone(self) -> "Intracomm":
+        """All ranks that train: those of all rings, if several run side by side."""
+        return self.job.everyone if self.job.across and self.job.everyone else self.comm
+
+    @property
+    def here(self) -> Host:
+        """The host of this rank."""
+        return next(host for host in self.hosts if self.everyone.rank in host.ranks)
+
     def is_crowded(self) -> bool:
         """Whether ranks outnumber the cores of this host."""
-        rings = self.job.config.rings if self.job.across else 1
-        return len(self.peers.local()) * rings > len(os.sched_getaffinity(0))
+        return self.here.is_crowded()
 
     def release(self) -> None:
         """Close the history file and the run folder's lock, so that the next launch of this process can open them."""

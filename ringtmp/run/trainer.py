@@ -25,12 +25,16 @@ class Traits(NamedTuple):
         Whether it can continue within a job that has lost processes (ULFM).
     side_by_side : bool
         Whether it can run as several rings side by side.
+    ring : bool
+        Whether it is the ring: ranks wait for neighbours, and with a synchronous schedule the numbers are the same on
+        any number of ranks.
     """
 
     heading: str
     uses_node_memory: bool
     survives_losses: bool
     side_by_side: bool
+    ring: bool
 
 
 class Trainer(Protocol):

@@ -6,7 +6,8 @@ runs/NAME/
     id              unique identity of the run, also in node memory
     data.json       facts on the data set: shapes, split, normalisation
     status.json     running, finished, stopped or failed, and at which step
-    history.csv     loss and accuracy of each step and test, readable during the run
+    history.csv     loss, score and rate of each step and test (`ringtmp.run.history`), readable during the run
+    report.html     the page of the run, made at its end
     checkpoints/    the last two checkpoints
     traces/000/     one HDF5 file and one live status per rank, and the host and process of each rank; 001 and so on
                     after each resume
@@ -52,6 +53,11 @@ class RunFolder:
     def history(self) -> Path:
         """The CSV file of losses."""
         return self.path / "history.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.path / "report.html"
 
     def trace(self, launch: int, rank: int) -> Path:
         """Trace file of `rank` in launch number `launch` of the run."""

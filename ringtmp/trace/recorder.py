@@ -24,12 +24,14 @@ import numpy as np
 import ringtmp
 from ringtmp.errors import warn
 from ringtmp.storage.files import hdf5
+from ringtmp.trace.core_time import Intervals
 from ringtmp.trace.events import CODES, EVENT, FORMAT, KINDS, PARTS
 from ringtmp.trace.live_status import status_path, write_status
 from ringtmp.trace.machine import usable_cpus
 
 _PACK = struct.Struct("<qqqiiiihh")
 _BLOCK = 1 << 17  # events in memory
+_PART_OF_CODE = np.array([PARTS.index(part) for part in KINDS.values()], dtype=np.int8)
 _CHUNK = 1 << 13  # events of an HDF5 chunk
 _FLUSH_PERIOD = 30_000_000_000  # nanoseconds after which a block that is not full is written
 _STATUS_PERIOD = 500_000_000  # nanoseconds between two writes of the live status
@@ -43,19 +45,22 @@ class Recorder:
     Parameters
     ----------
     path : Path or None
-        HDF5 file to write; None: keep the sums only.
+        HDF5 file to write; None: none.
     attributes : dict
         Attributes of the file: `rank` and further facts on this rank. Values without an HDF5 type are stored as JSON.
+    keep : bool
+        Whether to keep the newest events in memory also without a file, for `newest`.
     """
 
-    def __init__(self, path: Path | None, attributes: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, attributes: dict[str, Any], *, keep: bool = False) -> None:
         self.path, self.rank = path, int(attributes.get("rank", 0))
         self.totals = dict.fromkeys(KINDS, 0)  # nanoseconds by event kind
-        self.began = self.ended = clock()
+        self.began = self.ended = self._until = clock()  # `_until`: end of the newest event
+        self._lapped = 0, self.began  # nanoseconds waited, and the end of the newest event, at the last `lap`
         # Ones, not zeros: pages of zeros would be allocated one by one during training.
-        self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path else 0)
+        self._memory = bytearray(b"\1") * (_BLOCK * EVENT.itemsize if path or keep else 0)
         self._flushed = self.began
-        self._count = 0
+        self._count = self._before = self._older = 0  # events of the block in memory, and of the two before it
         self._outer: list[tuple[str, int, int]] = []  # kind, start and step of each open `timed` block
         self.recorded = 0  # number of events so far
         self._status_written = self._steps_done = 0
@@ -121,7 +126,8 @@ class Recorder:
     ) -> None:
         self.totals[kind] += end - start
         self.recorded += 1
-        if self.path:
+        self._until = end
+        if self._memory:
             if self._count == _BLOCK:
                 self.flush()
             _PACK.pack_into(
@@ -141,7 +147,8 @@ class Recorder:
 
     def begin(self) -> None:
         """Start the wall time now."""
-        self.began = self.ended = clock()
+        self.began = self.ended = self._until = clock()
+        self._lapped = self.totals["wait"], self.began
 
     @contextmanager
     def timed(self, kind: str, step: int) -> Iterator[None]:
@@ -182,9 +189,15 @@ class Recorder:
         with suppress(OSError):  # on a full disk the status goes stale, which an observer sees
             write_status(status_path(path), self._steps_done, now - self.began, self._parts(now).values())
 
-    def wait_share(self) -> tuple[int, int]:
-        """Nanoseconds waited, and nanoseconds elapsed since `begin`."""
-        return self.totals["wait"], clock() - self.began
+    def lap(self) -> tuple[int, int]:
+        """Nanoseconds waited, and nanoseconds elapsed, since the last call or `begin`.
+
+        Both count up to the end of the newest event: what a wait that is under way has taken so far belongs to the
+        next lap.
+        """
+        waited, until = self.totals["wait"] - self._lapped[0], self._until - self._lapped[1]
+        self._lapped = self.totals["wait"], self._until
+        return waited, until
 
     def parts(self) -> dict[str, int]:
         """Nanoseconds by part (compute, transfer, wait, checkpoint, other), summing to the wall time."""
@@ -196,6 +209,23 @@ class Recorder:
             parts[KINDS[kind]] += total
         parts["other"] += (until - self.began) - sum(parts.values())
         return parts
+
+    def newest(self, limit: int) -> Intervals | None:
+        """What this rank did last, as far as it is in memory; None if nothing is kept there.
+
+        Parameters
+        ----------
+        limit : int
+            Most events to take.
+        """
+        if not self._memory:
+            return None
+        # The block before the newest one lies behind it, as far as it has not been written over.
+        count, before = (self._count, self._before) if self._count else (self._before, self._older)
+        events = np.frombuffer(self._memory, EVENT, max(count, before))
+        order = np.r_[count : len(events), :count][-limit:]
+        events = events[order]
+        return Intervals(events["start"], events["end"], _PART_OF_CODE[events["kind"]])
 
     def _create(self, attributes: dict[str, Any]) -> None:
         assert self.path
@@ -216,15 +246,16 @@ class Recorder:
 
         If the write fails (a full disk), print one warning and continue training without a trace.
         """
-        if not self.path:
-            return
         try:
-            self._append(attributes or {})
+            if self.path:
+                self._append(attributes or {})
         except OSError as error:
             self._give_up(error)
         if self.path and attributes and "ended" in attributes:
             self._write_status(self.path, self.ended)
-        self._count, self._flushed = 0, clock()
+        if self._count:
+            self._count, self._before, self._older = 0, self._count, self._before
+        self._flushed = clock()
 
     def _give_up(self, error: OSError) -> None:
         warn(f"could not write its trace {self.path}: {error}; training continues without it", self.rank)

@@ -99,6 +99,7 @@ def test_a_run_folder_and_a_resume(comm, shared_path):
         settings = settings_of(comm, lr_schedule="constant")
         result = ringtmp.train(comm=comm, **settings, rings=rings, out=str(shared_path), checkpoint_every=3)
         folder = comm.bcast(result.folder)
+        assert result.saved and result.exit_status == 0  # on the rings that do not write, too
         ringtmp.train(comm=comm, resume=folder, name="b", out=str(shared_path), steps=12, progress=False)
         one = ringtmp.train(comm=comm, resume=folder, steps=12, progress=False)
         whole = alone(**settings | {"steps": 12})

@@ -7,8 +7,11 @@ import pytest
 from raw_trace import shares
 
 import ringtmp
+from ringtmp import ps
 from ringtmp.analysis import open_run
 from ringtmp.comm.point_to_point import ControlChannel
+from ringtmp.run.listener import RunListener
+from ringtmp.trace.recorder import Recorder
 
 pytestmark = pytest.mark.mpi
 
@@ -95,6 +98,46 @@ def test_shares_from_the_raw_file(comm, run):
             parts = _traced[0].ranks[rank]["parts"]
             assert waited == pytest.approx(parts["wait"] / sum(parts.values()), abs=0.01)
             assert sum(parts.values()) / 1e9 == pytest.approx(row["wall"], rel=0.01)
+
+
+@pytest.mark.parametrize("trainer", ["ring", "rings", "server"])
+def test_rows_share_out_what_ranks_waited(comm, monkeypatch, trainer):
+    """Each nanosecond that a rank notes as waited or elapsed comes home with one step, on any trainer."""
+    if (trainer == "rings" and comm.size % 2) or (trainer == "server" and comm.size < 2):
+        return
+    noted, rows = np.zeros(2), []
+    lap, done = Recorder.lap, RunListener.step_done
+
+    def noting_lap(recorder):
+        found = lap(recorder)
+        noted[:] += found
+        return found
+
+    def noting_step(listener, step, loss, correct, waited, elapsed):
+        rows.append((waited, elapsed))
+        done(listener, step, loss, correct, waited, elapsed)
+
+    monkeypatch.setattr(Recorder, "lap", noting_lap)
+    monkeypatch.setattr(RunListener, "step_done", noting_step)
+    train = ps.train if trainer == "server" else ringtmp.train
+    result = train(comm=comm, **SETTINGS | {"rings": 2 if trainer == "rings" else 1})
+    total = comm.allreduce(noted)
+    if comm.rank == 0:
+        assert np.sum(rows, axis=0).tolist() == total.tolist()
+        assert all(0 <= waited <= elapsed for waited, elapsed in rows)
+        steps = [row for row in result.rows if row["kind"] == "train"]
+        assert [row["idle"] for row in steps] == [waited / elapsed for waited, elapsed in rows]
+        assert len(rows) == 12
+
+
+def test_time_given_the_cores(comm, run):
+    """Of every rank, and the parts sum to its wall time."""
+    for row in _traced[0].ranks:
+        assert sum(row["given_cores"].values()) == pytest.approx(sum(row["parts"].values()) / 1e9, rel=1e-9)
+        assert row["given_cores"]["compute"] > 0
+        own = sum(value for part, value in row["given_cores"].items() if part not in ("neighbour", "core"))
+        assert own <= (sum(row["parts"].values()) - row["parts"]["wait"]) / 1e9 * (1 + 1e-9)
+        assert row["given_cores"]["neighbour"] <= row["parts"]["wait"] / 1e9 * (1 + 1e-9)
 
 
 def test_clocks(comm, run):

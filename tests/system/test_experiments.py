@@ -8,7 +8,7 @@ import pytest
 from launching import ROOT
 
 from ringtmp.jobs.experiments.__main__ import main
-from ringtmp.jobs.experiments.report import claims, results
+from ringtmp.jobs.experiments.report import results
 from ringtmp.jobs.lib.experiment import EXPERIMENTS, find_experiments
 from ringtmp.jobs.lib.store import places, read, sources
 from ringtmp.jobs.lib.ways import colour_of
@@ -74,10 +74,6 @@ def test_report(tmp_path):
     assert text.count('src="data:image/png;base64,') == len([*(ROOT / "jobs/figures").glob("*.png")])
     assert 'src="http' not in text and text.count("<table>") >= 8
     assert "8 nodes, all equal: workers of the ring wait" in text and "<code>scalability</code>" in text
-
-
-def test_the_readme_has_the_claims_of_the_report():
-    assert claims(results()) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", results())

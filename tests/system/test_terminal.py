@@ -42,13 +42,16 @@ def test_live_bar(tmp_path, ranks, columns):
     assert text.count("\x1b[2K") >= 2
     assert "━" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    bars = [line for line in re.split(r"[\r\n]+", plain) if line.startswith("step ")]
-    assert any("loss" in line and "train" in line for line in bars)
-    assert max(map(len, bars)) <= columns
+    lines = re.split(r"[\r\n]+", plain)
+    bars = [line for line in lines if line.startswith("step ")]
+    assert all("epoch" in line and "loss" in line for line in bars if not line.startswith("step 0/"))
     if columns > 100:
-        assert re.search(r"loss \d.*train \d.*test \d.*samples/s.*idle \d+%", bars[-1])
-    assert not re.search(r"^epoch", plain, re.MULTILINE)
-    assert re.search(r"finished at step 264 .*test accuracy", plain)
+        assert re.search(r"loss +\d.*train +\d.*test +\d.*samples/s.*left", bars[-1])
+    epochs = [re.match(r"epoch +(\d+)/12  .*loss", line) for line in lines if line.startswith("epoch")]
+    assert [int(found[1]) for found in epochs] == list(range(1, 13))  # they stay above the bar
+    assert all(len(line) <= columns for line in lines if line.startswith(("epoch", "step", "  ", "│")))
+    assert any(line.startswith("finished at step 264 after") for line in lines)
+    assert "wait for" in plain and "try next: " in plain
 
 
 def test_plain_lines_in_a_log(train):

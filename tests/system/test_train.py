@@ -10,12 +10,13 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ringtmp.analysis import open_run
+from ringtmp.trace.machine import core_limit, usable_cpus
 
 QUICK = ("--model", "mlp:64-32x7-10", "--epochs", "2")
 
 
 def accuracy(text: str) -> float:
-    return float(re.search(r"test accuracy ([\d.]+)%", text)[1])
+    return float(re.findall(r"test accuracy ([\d.]+)%", text)[-1])
 
 
 def digest(text: str) -> str:
@@ -29,7 +30,14 @@ def test_default_job(train, tmp_path, ranks):
     assert accuracy(done.stdout) >= 96
     lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
     assert len(lines) >= 20
-    assert re.search(r"loss \d.*train.*test.*samples/s.*idle \d+%.*left", lines[-1])
+    assert re.search(r"loss +\d.*train +\d.*test +\d.*samples/s.*0:00 left", lines[-1])
+    crowded = ranks > (core_limit() or len(usable_cpus()))
+    assert done.stdout.startswith(f"{ranks} ranks share " if crowded else "digits: 1,438 training")
+    assert re.search(
+        r"did it learn +loss 2.* in step 1 -> \d\.\d+.*guessing the most frequent class: 11.7%", done.stdout
+    )
+    assert re.search(r"how fast +[\d,]+ samples/s from step 166 to 660", done.stdout)
+    assert ("wait for" in done.stdout) and done.stdout.splitlines()[-2].startswith("try next: ")
     for rank in range(ranks):
         assert re.search(rf"│ +{rank} │", done.stdout)
     run = open_run(tmp_path / "runs" / "first")
@@ -81,7 +89,7 @@ def test_layers_from_toml(train, tmp_path):
 def test_other_data(train, data, model, metric):
     done = train(3, "--data", data, "--model", model, "--epochs", "20", "--micro-batches", "4", "--lr", "0.01")
     assert done.returncode == 0, done.stderr
-    value = float(re.search(rf"finished.*test {metric} ([-\d.]+)", done.stdout)[1])
+    value = float(re.findall(rf"test {metric} ([-\d.]+)", done.stdout)[-1])
     assert value > (85 if metric == "accuracy" else 0.3)
 
 

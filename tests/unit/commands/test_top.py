@@ -6,12 +6,13 @@ import sys
 import time
 from io import StringIO
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 import ringtmp
 from ringtmp.analysis import open_run
-from ringtmp.commands.top import View
+from ringtmp.commands.top import View, _rates, _recent
 from ringtmp.trace.live_status import RankStatus, read_status, status_path, write_status
 
 
@@ -77,6 +78,24 @@ def test_a_run_that_goes_on(run, tmp_path):
     finally:
         path.write_bytes(whole)
         (run / "status.json").write_text(json.dumps(status))
+
+
+def test_rates_come_from_each_step_itself():
+    """Ten steps of a second, then four of half a second after a resume, where the seconds begin again at 0."""
+    rows = [("train", 8.0, 0.5, n + 1.0) for n in range(10)] + [("test", 8.0, 0.5, 10.0)]
+    rows += [("train", 16.0, 0.1, 0.5 + n / 2) for n in range(4)]
+    history = pd.DataFrame(rows, columns=["kind", "samples_per_s", "idle", "seconds"])
+    steps = history[history["kind"] == "train"]
+    assert _recent(steps, 8) == pytest.approx((8 * 7 / 5, (3 * 0.5 + 2 * 0.1) / 5))  # the last five seconds
+    assert _recent(steps.iloc[:1], 8) == pytest.approx((8.0, 0.5))
+    assert _rates(history, 8, points=11) == pytest.approx([8.0] * 9 + [16.0, 16.0])
+    assert _rates(history, 8, points=1) == pytest.approx([8 * 13 / 11])
+    assert _rates(history.iloc[:1], 8) == _rates(history.iloc[:0], 8) == []
+
+
+def test_a_step_without_a_time_counts_as_none():
+    steps = pd.DataFrame({"kind": "train", "samples_per_s": [8.0, float("nan")], "idle": [0.5, float("nan")]})
+    assert _recent(steps, 8) == pytest.approx((16.0, 0.5))
 
 
 def test_the_command(run, tmp_path):

@@ -9,7 +9,7 @@ from ringtmp.analysis import draw_gantt, open_run
 from ringtmp.analysis.reader import _align
 from ringtmp.errors import RunFailure
 from ringtmp.trace import recorder as trace
-from ringtmp.trace.events import EVENT, KINDS
+from ringtmp.trace.events import EVENT, KINDS, PARTS
 from ringtmp.trace.recorder import Recorder, clock
 
 
@@ -90,6 +90,48 @@ def test_without_a_file_sums_are_kept(tmp_path):
     recorder.began, recorder.ended = 0, 30
     assert recorder.parts() == {"compute": 5, "transfer": 0, "wait": 7, "checkpoint": 0, "other": 18}
     recorder.flush()
+
+
+def test_a_lap_ends_with_the_newest_event():
+    """A wait under way belongs to the next lap: waited never exceeds elapsed, and laps sum to the whole."""
+    recorder = Recorder(None, {})
+    recorder.record("wait", recorder.began - 10, recorder.began, 0)
+    recorder.begin()
+    zero = recorder.began
+    recorder.record("F", zero + 2, zero + 5, 0)
+    recorder.record("wait", zero + 5, zero + 9, 0)
+    assert recorder.lap() == (4, 9)
+    assert recorder.lap() == (0, 0)
+    recorder.record("wait", zero + 9, zero + 30, 0)
+    recorder.record("I", zero + 31, zero + 40, 0)
+    assert recorder.lap() == (21, 31)
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_the_newest_events_stay_in_memory(tmp_path, monkeypatch, file):
+    """Those of the present block and what it has not written over of the one before: without a gap, in order."""
+    monkeypatch.setattr(trace, "_BLOCK", 10)
+    recorder = Recorder(tmp_path / "a.h5" if file else None, {}, keep=not file)
+    assert len(recorder.newest(100).start) == 0
+    for n in range(36):
+        recorder.record("wait" if n % 2 else "F", 10 * n, 10 * n + 5, 0)
+        if n == 3:
+            recorder.flush()  # a short block, before it was full
+        newest = recorder.newest(100)
+        got = newest.start.tolist()
+        assert got == list(range(10 * (n + 1 - len(got)), 10 * (n + 1), 10))
+        assert len(got) >= min(n + 1, 4 if n < 14 else 10) or n == 3
+        assert newest.end.tolist() == [start + 5 for start in got]
+        assert newest.part.tolist() == [PARTS.index("wait" if start % 20 else "compute") for start in got]
+    recorder.flush()
+    recorder.flush()
+    assert recorder.newest(3).start.tolist() == [330, 340, 350]
+
+
+def test_nothing_is_kept_without_need():
+    recorder = Recorder(None, {})
+    recorder.record("F", 1, 2, 0)
+    assert recorder.newest(10) is None
 
 
 def test_clocks_are_aligned():
