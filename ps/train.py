@@ -1,8 +1,9 @@
 """``mpirun -n 8 python -m ps.train``: train with parameter servers (rank 0 serves), or with an all-reduce."""
 
+import sys
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
 from ringtmp.run.command import read_settings, set_threads, stand_by
@@ -10,16 +11,15 @@ from ringtmp.run.command import read_settings, set_threads, stand_by
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-_ABOUT = (
-    "Train a neural network with parameter servers: rank 0 holds the parameters, every other rank the\n"
-    "whole network and a share of each batch. Gradients are pushed, new weights come back."
+ABOUT = (
+    "Train a neural network with parameter servers: rank 0 holds the parameters, every other rank the whole network "
+    "and a share of each batch. Gradients are pushed, new weights come back."
 )
-_read = partial(read_settings, "ps.train", _ABOUT, without="Ring")
 
 
-def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Parse the flags, train on the ranks of `comm`, and return the exit status; `stop` holds a received signal."""
-    settings = from_rank_0(comm, _read)
+def main(comm: "Intracomm", stop: StopRequest, words: list[str]) -> int:
+    """Parse the flags `words`, train on the ranks of `comm`, and return the exit status; `stop` holds a signal."""
+    settings = from_rank_0(comm, lambda: read_settings(words, "ps.train", ABOUT, without="Ring"))
     if settings is None:  # --help has been printed
         return 0
     set_threads(settings.threads)
@@ -32,5 +32,14 @@ def main(comm: "Intracomm", stop: StopRequest) -> int:
     return result.exit_status
 
 
+def run(words: list[str]) -> NoReturn:
+    """Train as the command line `words` says, on every rank that a launcher has started, and exit."""
+    read = partial(read_settings, words, "ps.train", ABOUT, without="Ring")
+    run_main(
+        partial(main, words=words),
+        partial(stand_by, read=read, import_trainer=partial(import_module, "ringtmp.ps.trainer")),
+    )
+
+
 if __name__ == "__main__":
-    run_main(main, partial(stand_by, read=_read, import_trainer=partial(import_module, "ringtmp.ps.trainer")))
+    run(sys.argv[1:])

@@ -1,14 +1,14 @@
 """The command `ringtmp`: one sub-command for each module of `ringtmp.commands`, imported when it is asked for."""
 
+import os
 import pkgutil
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import NoReturn
 
 import click
 
-from ringtmp import commands
+from ringtmp import __version__, commands
 from ringtmp.comm.launcher import started_by_launcher
 from ringtmp.config.click_command import WIDTH, Command, one_line
 from ringtmp.errors import UserError, print_line
@@ -22,22 +22,19 @@ Exit status:
   75   stopped by SIGUSR1 to the supervisor: give the same command again to continue
   128+ stopped by a signal: 130 by Ctrl-C, 143 by SIGTERM; a run has written a checkpoint
 """
-PLUGINS = "ringtmp.commands"  # entry points of installed distributions that bring a command: name = "module:attribute"
 
 
 class Commands(click.Group):
-    """The group of all commands: those of `ringtmp.commands`, and those of the entry points `ringtmp.commands`."""
+    """The group of all commands: a module of `ringtmp.commands` each, with the name `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, in alphabetical order."""
-        own = [module.name for module in pkgutil.iter_modules(commands.__path__)]
-        return sorted({*own, *(each.name for each in entry_points(group=PLUGINS))})
+        return [module.name for module in pkgutil.iter_modules(commands.__path__) if module.name[0] != "_"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command called `name`, or None."""
-        if any(module.name == name for module in pkgutil.iter_modules(commands.__path__)):
-            return import_module(f"ringtmp.commands.{name}").command
-        return next((each.load() for each in entry_points(group=PLUGINS, name=name)), None)
+        known = name in self.list_commands(ctx)
+        return import_module(f"ringtmp.commands.{name}").command if known else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -61,7 +58,7 @@ class Commands(click.Group):
         "terminal_width": WIDTH,
     },
 )
-@click.version_option(package_name="ringtmp", prog_name="ringtmp", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="ringtmp %(version)s")
 def cli() -> None:
     pass
 
@@ -80,22 +77,26 @@ def run(words: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def call(words: list[str]) -> int:
+    """Run the command that `words` name in this process; print bad input as one line; return the exit status."""
+    try:
+        return run(words)
+    except UserError as error:
+        print_line(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def main() -> NoReturn:
     """Run the command of this process's command line, on one rank or on all, and exit with its status."""
     words = sys.argv[1:]
     if started_by_launcher() and words:
         _as_rank(words)
-    try:
-        status = run(words)
-    except UserError as error:
-        print_line(error)
-        status = 2
-    except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:  # the reader has closed the pipe
-        sys.stderr.close()
-        status = 0
-    sys.exit(status)
+    sys.exit(call(words))
 
 
 def _as_rank(words: list[str]) -> NoReturn:
@@ -105,7 +106,7 @@ def _as_rank(words: list[str]) -> NoReturn:
     command = cli.get_command(click.Context(cli), words[0])
     launched = command.launched if isinstance(command, Command) else "rank 0"
     if launched == "every rank":
-        import_module(f"ringtmp.commands.{words[0]}").run_as_rank(words[1:])
+        command.train_here(words[1:])  # type: ignore[union-attr]
 
     def work() -> int:
         if launched == "refuse":

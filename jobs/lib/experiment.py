@@ -109,7 +109,7 @@ class Experiment:
     def parser(self) -> argparse.ArgumentParser:
         """A command line that shows its question."""
         return argparse.ArgumentParser(
-            prog=f"python -m ringtmp.jobs.experiments {self.name}",
+            prog=f"ringtmp experiment {self.name}",
             description=self.question,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

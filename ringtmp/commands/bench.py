@@ -1,27 +1,62 @@
-"""Times layers on this machine: the cost table that partition and simulation go by. A command, imported by nothing.
+"""The command `ringtmp bench`: the cost table that partition and simulation go by."""
 
-Usage: python -m ringtmp bench MODEL [--rows 8,32,128] [--dtype float32]. Prints the core's peak and bandwidth, and for
-each kind of layer of the model and each number of rows what F, I, W and U take, and the rates that this makes.
-"""
+import click
 
-import argparse
-import sys
-
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from ringtmp.emulate.layer_costs import layer_costs
+from ringtmp.config.click_command import Command, argument, option
 from ringtmp.errors import UserError
-from ringtmp.kernels.compilation import prepare_kernels
-from ringtmp.kernels.machine import bandwidth, peak_flops
-from ringtmp.kernels.tile import simd
-from ringtmp.nn.model import build_model
-from ringtmp.nn.model_spec import sample_of
-from ringtmp.nn.optimizers import Optimizer
+
+HELP = """Time the layers of a network on this machine.
+
+Prints the core's peak and bandwidth, and for each kind of layer and each number of rows what F (forward), I (input
+gradient), W (weight gradient) and U (update) take, and the rates that follow."""
+EXAMPLES = "ringtmp bench mlp:1024-1024x3-10 --rows 8,256"
 
 
-def _table(spec: str, rows: list[int], dtype: str) -> None:
+@click.command(
+    "bench", cls=Command, help=HELP, short_help="Time the layers of a network on this machine", examples=EXAMPLES
+)
+@argument("model", help="short form, such as --model of ringtmp train takes")
+@option("--rows", default="8,32,128", help="samples of a micro-batch, several with commas")
+@option("--dtype", default="float32", type=click.Choice(["float32", "float64"]), help="of weights and activations")
+def command(model: str, rows: str, dtype: str) -> None:
+    try:
+        counts = [int(part) for part in rows.split(",")]
+        if min(counts) < 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"rows: expected whole numbers above 0, as in 8,32, got {rows!r}") from None
+    show_costs(model, counts, dtype)
+
+
+def show_costs(spec: str, rows: list[int], dtype: str) -> None:
+    """Print the cost table of a network.
+
+    Parameters
+    ----------
+    spec : str
+        The network, in the form of `--model`.
+    rows : list of int
+        Samples of a micro-batch, each from 1.
+    dtype : {"float32", "float64"}
+        Of weights and activations.
+
+    Raises
+    ------
+    UserError
+        `spec` is no network.
+    """
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from ringtmp.emulate.layer_costs import layer_costs
+    from ringtmp.kernels.compilation import prepare_kernels
+    from ringtmp.kernels.machine import bandwidth, peak_flops
+    from ringtmp.kernels.tile import simd
+    from ringtmp.nn.model import build_model
+    from ringtmp.nn.model_spec import sample_of
+    from ringtmp.nn.optimizers import Optimizer
+
     shape, classes, is_text = sample_of(spec)
     model = build_model(spec, "auto", shape, "classes", classes, shape[0] if is_text else 1, is_text)
     prepare_kernels(dtype, model.families)
@@ -48,29 +83,3 @@ def _table(spec: str, rows: list[int], dtype: str) -> None:
                 f"{floor / cost.seconds:.0%}",
             )
     Console(width=120).print(table)
-
-
-def main(argv: list[str]) -> int:
-    """Run the command with the words `argv`, print its table, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ringtmp bench", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="short form, as --model of ringtmp.train takes it")
-    parser.add_argument("--rows", default="8,32,128", help="samples of a micro-batch [8,32,128]")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="[float32]")
-    options = parser.parse_args(argv)
-    try:
-        rows = [int(part) for part in options.rows.split(",")]
-        if min(rows) < 1:
-            raise ValueError
-    except ValueError:
-        print(f"ringtmp: rows: expected whole numbers above 0, as in 8,32, got {options.rows!r}", file=sys.stderr)
-        return 2
-    try:
-        _table(options.model, rows, options.dtype)
-    except UserError as error:
-        print(f"ringtmp: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,50 +1,83 @@
-"""``python -m ringtmp draw WHAT --out FILE``: a trace, a plan or the local rule, as a picture or for Perfetto."""
+"""The command `ringtmp draw`: a trace, a plan or the local rule, as a picture or for Perfetto."""
 
-import argparse
 import math
 import re
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ringtmp.analysis import open_run
-from ringtmp.analysis.picture import ENDINGS, check_ending, write
-from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
-from ringtmp.config.command_line import Parser
+import click
+
+from ringtmp.config.click_command import Command, Option, argument, option
 from ringtmp.errors import UserError
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
     from pandas import DataFrame
 
-_ABOUT = "Draw a run's trace, a plan or the local rule as a Gantt chart or as a trace for ui.perfetto.dev."
-_EXAMPLES = """examples:
-  python -m ringtmp draw runs/first --out first.png                 two steps from the middle of the newest launch
-  python -m ringtmp draw runs/first --steps all --out first.json.gz
-  python -m ringtmp draw plan:interleaved --ranks 4 --chunks 2 --out plan.svg
-  python -m ringtmp draw rule --ranks 8 --micro-batches 16 --latency 0.5 --jitter 0.2 --steps 3 --out rule.pdf
+HELP = "Draw a run's trace, a plan or the local rule as a Gantt chart, or as a trace for ui.perfetto.dev."
+EXAMPLES = """
+ringtmp draw runs/first --out first.png                 two steps from the middle of the newest launch
+ringtmp draw runs/first --steps all --out first.json.gz
+ringtmp draw plan:interleaved --ranks 4 --chunks 2 --out plan.svg
+ringtmp draw rule --ranks 8 --micro-batches 16 --latency 0.5 --jitter 0.2 --steps 3 --out rule.pdf
 """
+_ENDINGS = ".png, .svg, .pdf, or .json and .json.gz for Perfetto"
 _ACTION = 1e-3  # seconds that an action of a whole rank takes when simulated: a millisecond, so axes count actions
 _MOST = 1_000_000  # actions of a simulation
 _SIMULATED: dict[str, Any] = {"ranks": 4, "micro_batches": 8, "chunks": 1, "latency": 0.0, "jitter": 0.0}
+_MEANINGS = {
+    "ranks": "ranks of the ring",
+    "micro_batches": "micro-batches of a step",
+    "chunks": "stages of a rank",
+    "latency": "time of a message; an action of a rank takes 1",
+    "jitter": "an action takes 1 - jitter to 1 + jitter",
+}
 
 
-def draw(options: argparse.Namespace) -> None:
-    """Draw what `options`, from `_arguments`, request.
+@click.command("draw", cls=Command, help=HELP, short_help="Draw a trace, a plan or the local rule", examples=EXAMPLES)
+@argument("what", help="a run folder, plan:NAME (naive, gpipe, 1f1b, ...), or rule: the local rule")
+@option("--out", required=True, metavar="FILE", type=click.Path(), help=f"{_ENDINGS}; an existing file is replaced")
+@option(
+    "--steps",
+    metavar="A-B",
+    help="of a trace: A-B or all, by default two in the middle; of a simulation: their number, or A-B, by default 1",
+)
+@option("--launch", type=int, help="launch of a trace, from 0; default: the newest")
+def command(**parameters: Any) -> None:
+    draw(SimpleNamespace(**parameters))
+
+
+for _name, _meaning in _MEANINGS.items():
+    command.params.append(
+        Option(
+            f"--{_name.replace('_', '-')}",
+            type=type(_SIMULATED[_name]),
+            group="For plan:NAME and rule",
+            help=f"{_meaning}  [default: {_SIMULATED[_name]:g}]",
+        )
+    )
+
+
+def draw(options: SimpleNamespace) -> None:
+    """Draw what `options`, the command's parameters, request.
 
     Raises
     ------
     UserError
         The subject does not exist, an option does not fit it, or the file cannot be written.
     """
+    from ringtmp.analysis.picture import check_ending, write
+
     check_ending(options.out)
     simulated = options.what == "rule" or options.what.startswith("plan:")
     events, steps = _simulation(options) if simulated else _trace(options)
     write(events, options.out, steps, "time (F, I or W of a micro-batch takes a rank 1)" if simulated else "")
 
 
-def _trace(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int] | None]:
+def _trace(options: SimpleNamespace) -> tuple["DataFrame", tuple[int, int] | None]:
     """Events of a launch, and the steps to show (None: all)."""
+    from ringtmp.analysis import open_run
+
     for name in _SIMULATED:
         if getattr(options, name) is not None:
             raise UserError(f"{name.replace('_', '-')}: goes with plan:NAME and rule, not with {options.what}")
@@ -68,7 +101,7 @@ def _trace(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int] | 
     return events, (trained[middle], trained[min(middle + 1, len(trained) - 1)])
 
 
-def _simulation(options: argparse.Namespace) -> tuple["DataFrame", tuple[int, int]]:
+def _simulation(options: SimpleNamespace) -> tuple["DataFrame", tuple[int, int]]:
     """Events of a plan or of the rule on equal ranks, and the steps to show."""
     from ringtmp.schedule.registry import build
     from ringtmp.simulate.pipeline import Scene, simulate
@@ -106,56 +139,3 @@ def _range(text: str) -> tuple[int, int] | None:
     if not match or int(match[1]) > int(match[2]):
         return None
     return int(match[1]), int(match[2])
-
-
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m ringtmp draw",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("what", help="a run folder, plan:NAME (naive, gpipe, 1f1b, ...), or rule: the local rule")
-    endings = ", ".join(ENDINGS)
-    parser.add_argument("--out", required=True, metavar="FILE", help=f"{endings}; an existing file is replaced")
-    parser.add_argument(
-        "--steps",
-        metavar="A-B",
-        help="of a trace: A-B or all [two in the middle]; of a simulation: their number, or A-B [1]",
-    )
-    parser.add_argument("--launch", type=int, help="launch of a trace, from 0 [the newest]")
-    simulated = parser.add_argument_group("for plan:NAME and rule")
-    for name, meaning in (
-        ("ranks", "ranks of the ring"),
-        ("micro_batches", "micro-batches of a step"),
-        ("chunks", "stages of a rank"),
-        ("latency", "time of a message; an action of a rank takes 1"),
-        ("jitter", "an action takes 1 - jitter to 1 + jitter"),
-    ):
-        default = _SIMULATED[name]
-        simulated.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(default),
-            metavar=name.split("_")[-1].upper(),
-            help=f"{meaning} [{default:g}]",
-        )
-    return parser.parse_args(argv)
-
-
-def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Parse and draw, on rank 0 of `comm`; return the exit status. `stop` holds a received signal."""
-
-    def work() -> None:
-        try:
-            options = _arguments(sys.argv[1:])
-        except SystemExit:  # --help has been printed
-            return
-        draw(options)
-
-    from_rank_0(comm, work)
-    return 128 + stop.signal if stop.signal else 0
-
-
-if __name__ == "__main__":
-    run_main(main)

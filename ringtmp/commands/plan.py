@@ -1,73 +1,53 @@
-"""``python -m ringtmp plan``: which schedule, micro-batches and chunks suit a network and a cluster; no MPI needed.
+"""The command `ringtmp plan`: which schedule, micro-batches and chunks suit a network and a cluster."""
 
-With ``--trace RUN`` instead: what would have made a run faster, and why.
-"""
-
-import argparse
-import sys
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import click
 
-from ringtmp.config.command_line import Parser
+from ringtmp.config.click_command import Command, option
 from ringtmp.errors import UserError
-from ringtmp.kernels.registry import OPTIMIZERS
 
-_ABOUT = """Simulate every schedule, number of micro-batches, of chunks a rank and of micro-batches in one product of W
-with the network's own layer times, and print which is fastest within the memory."""
-_EXAMPLES = """examples:
-  python -m ringtmp plan --model mlp:1024-1024x15-10 --ranks 8 --batch-size 512
-  python -m ringtmp plan --model gpt:layers=14,width=256,heads=8,context=128 --ranks 8 --batch-size 64 \\
-      --link-latency 50us --link-bandwidth 1Gbit/s --memory 2GB --out plan.svg
-  python -m ringtmp plan --trace runs/first
+HELP = """Find the fastest schedule for a network on a cluster, or say what would have made a run faster.
+
+Simulates every schedule, number of micro-batches, of chunks a rank and of micro-batches in one product of W with the
+network's own layer times, and prints which is fastest within the memory. Needs no MPI."""
+EXAMPLES = """
+ringtmp plan --model mlp:1024-1024x15-10 --ranks 8 --batch-size 512
+ringtmp plan --model gpt:layers=14,width=256,heads=8,context=128 --ranks 8 --batch-size 64 \\
+    --link-latency 50us --link-bandwidth 1Gbit/s --memory 2GB --out plan.svg
+ringtmp plan --trace runs/first
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    page = Parser(
-        prog="python -m ringtmp plan",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    page.add_argument("--model", help="short form of a model, as in --model of ringtmp.train")
-    page.add_argument("--ranks", type=int, default=8, help="ranks of the ring [8]")
-    page.add_argument("--batch-size", type=int, default=64, help="samples of a step [64]")
-    page.add_argument("--micro-batches", help="only these, such as 8,16,32 [powers of two]")
-    page.add_argument("--schedule", help="only these, such as ready,1f1b [all; ready is the local rule]")
-    page.add_argument("--chunks", help="only these, such as 1,2 [1,2,3 as far as there are layers]")
-    page.add_argument("--link-latency", default="20us", help="latency of a message [20us]")
-    page.add_argument("--link-bandwidth", default="1.25GB/s", help="bytes or bits a second [1.25GB/s]")
-    page.add_argument("--memory", help="bound for weights, optimizer and activations of a rank, such as 2GB")
-    page.add_argument("--speed", help="GFLOP/s of nodes, one for all or for each; default: measured on this machine")
-    page.add_argument("--jitter", type=float, default=0.0, help="durations vary by 1 +- this [0]")
-    page.add_argument("--optimizer", default="adamw", choices=OPTIMIZERS.names(), help="[adamw]")
-    page.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="[float32]")
-    page.add_argument("--top", type=int, default=15, help="lines of the table [15]")
-    page.add_argument("--out", metavar="FILE", help="draw the recommended way: .png, .svg, .pdf, or .json for Perfetto")
-    page.add_argument("--trace", metavar="RUN", help="a run folder: what would have been faster, and why")
-    return page
+@click.command("plan", cls=Command, help=HELP, short_help="Find the fastest schedule for a network", examples=EXAMPLES)
+@option("--model", help="short form of a model, such as --model of ringtmp train takes")
+@option("--ranks", type=int, default=8, help="ranks of the ring")
+@option("--batch-size", type=int, default=64, help="samples of a step")
+@option("--micro-batches", help="only these, such as 8,16,32; default: powers of two")
+@option("--schedule", help="only these, such as ready,1f1b (ready is the local rule); default: all")
+@option("--chunks", help="only these, such as 1,2; default: 1,2,3 as far as the layers suffice")
+@option("--link-latency", default="20us", help="latency of a message")
+@option("--link-bandwidth", default="1.25GB/s", help="bytes or bits a second")
+@option("--memory", help="bound for weights, optimizer and activations of a rank, such as 2GB")
+@option("--speed", help="GFLOP/s of nodes, one for all or for each; default: measured on this machine")
+@option("--jitter", type=float, default=0.0, show_default=True, help="durations vary by 1 +- this")
+@option("--optimizer", default="adamw", help="update rule")
+@option("--dtype", default="float32", type=click.Choice(["float32", "float64"]), help="of weights and activations")
+@option("--top", type=int, default=15, help="lines of the table")
+@option("--out", metavar="FILE", help="draw the recommended way: .png, .svg, .pdf, or .json for Perfetto")
+@option("--trace", metavar="RUN", help="a run folder: what would have been faster, and why")
+def command(**parameters: Any) -> None:
+    options = SimpleNamespace(**parameters)
+    if options.trace:
+        from ringtmp.analysis.what_if import explain
+
+        explain(options.trace, options.out)
+    else:
+        _plan(options)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command with the words `argv`; return the exit status."""
-    try:
-        options = parser().parse_args(argv)
-        if options.trace:
-            from ringtmp.analysis.what_if import explain
-
-            explain(options.trace, options.out)
-        else:
-            _plan(options)
-    except UserError as error:
-        print(f"ringtmp: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _plan(options: argparse.Namespace) -> None:
+def _plan(options: SimpleNamespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -141,7 +121,9 @@ def _plan(options: argparse.Namespace) -> None:
         write(outcome.events(), options.out)
 
 
-def _problem(options: argparse.Namespace) -> Any:
+def _problem(options: SimpleNamespace) -> Any:
+    import numpy as np
+
     from ringtmp.config.units import parse_bytes, parse_rate, parse_seconds
     from ringtmp.emulate import node_speed as speed
     from ringtmp.emulate.nodes import parse_pace
@@ -179,7 +161,7 @@ def _problem(options: argparse.Namespace) -> Any:
     )
 
 
-def _words(options: argparse.Namespace) -> list[str]:
+def _words(options: SimpleNamespace) -> list[str]:
     from ringtmp.schedule.registry import plan_names
     from ringtmp.simulate.planner import RULE
 
@@ -198,7 +180,3 @@ def _numbers(text: str | None, key: str) -> list[int]:
     if any(number < 1 for number in numbers):
         raise UserError(f"{key}: expected whole numbers above 0, as in 1,2, got {text!r}")
     return numbers
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,21 +1,42 @@
-"""``python -m ringtmp sample runs/NAME``: write text from the checkpoint of a character-level language model."""
+"""The command `ringtmp sample`: text from the checkpoint of a character-level language model."""
 
-import argparse
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
+import click
 
-from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
-from ringtmp.config.command_line import checkpoint_parser
+from ringtmp.commands._checkpoint import checkpoint_argument
+from ringtmp.config.click_command import Command, option
 from ringtmp.errors import UserError
-from ringtmp.nn.layer import Array
-from ringtmp.run.inference import TrainedNetwork
 
 if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
+    from ringtmp.nn.layer import Array
+
+HELP = "Write text from the checkpoint of a character-level language model."
+EXAMPLES = "ringtmp sample runs/text --prompt 'To be' --length 200"
+
+
+@click.command("sample", cls=Command, help=HELP, short_help=HELP.rstrip("."), examples=EXAMPLES)
+@checkpoint_argument
+@option("--length", type=int, default=400, help="characters to write")
+@option("--prompt", default="", help="text to continue")
+@option("--temperature", type=float, default=0.8, help="above 1: more random; 0: always the most likely character")
+@option("--seed", type=int, default=0, help="of the random choices")
+def command(checkpoint: str, length: int, prompt: str, temperature: float, seed: int) -> None:
+    for name, value, least in (("length", length, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature: expected a number from 0, got {temperature}")
+    sampler = Sampler(checkpoint)
+    sampler.tokens(prompt)
+    sys.stdout.write(prompt)
+    for character in sampler.write(prompt, length, temperature, seed):
+        sys.stdout.write(character)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 class Sampler:
@@ -33,6 +54,8 @@ class Sampler:
     """
 
     def __init__(self, path: str) -> None:
+        from ringtmp.run.inference import TrainedNetwork
+
         net = TrainedNetwork(path)
         if not net.info.alphabet:
             raise UserError(f"{path}: was trained on {net.info.name}; expected a model of text (--data text:FILE)")
@@ -47,7 +70,7 @@ class Sampler:
                 raise UserError(f"prompt: {character!r} does not occur in the text that the model was trained on")
         return [self.alphabet.index(character) for character in text]
 
-    def logits(self, tokens: list[int]) -> Array:
+    def logits(self, tokens: list[int]) -> "Array":
         """Logits [alphabet] of the token that follows `tokens` (1 to `context` of them)."""
         work = self.stage.work(0, 1)
         work.x[...] = 0  # causal attention ignores what follows the last token
@@ -69,6 +92,8 @@ class Sampler:
         seed : int
             Of the random choices.
         """
+        import numpy as np
+
         rng = np.random.default_rng(seed)
         tokens = self.tokens(prompt or ("\n" if "\n" in self.alphabet else self.alphabet[0]))
         for _ in range(length):
@@ -80,52 +105,3 @@ class Sampler:
                 token = int(logits.argmax())
             tokens.append(token)
             yield self.alphabet[token]
-
-
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = checkpoint_parser("ringtmp sample", __doc__.split(": ")[1])
-    parser.add_argument("--length", type=int, default=400, help="characters to write [400]")
-    parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="above 1: more random; 0: always the most likely character [0.8]"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random choices [0]")
-    options = parser.parse_args(argv)
-    for name, value, least in (("length", options.length, 1), ("seed", options.seed, 0)):
-        if value < least:
-            raise UserError(f"{name}: expected at least {least}, got {value}")
-    if not 0 <= options.temperature < float("inf"):
-        raise UserError(f"temperature: expected a number from 0, got {options.temperature}")
-    return options
-
-
-def main(comm: "Intracomm", stop: StopRequest) -> int:
-    """Load a checkpoint and write text on rank 0 of `comm`; return the exit status. `stop` holds a received signal."""
-    loaded: list[tuple[argparse.Namespace, Sampler]] = []
-
-    def load() -> None:
-        try:
-            options = _arguments(sys.argv[1:])
-        except SystemExit:  # --help has been printed
-            return
-        loaded.append((options, Sampler(options.checkpoint)))
-        loaded[0][1].tokens(options.prompt)
-
-    from_rank_0(comm, load)
-    for options, sampler in loaded:
-        try:
-            sys.stdout.write(options.prompt)
-            for character in sampler.write(options.prompt, options.length, options.temperature, options.seed):
-                if stop.signal:
-                    break
-                sys.stdout.write(character)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader has closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + stop.signal if stop.signal else 0
-
-
-if __name__ == "__main__":
-    run_main(main)

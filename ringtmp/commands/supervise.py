@@ -1,84 +1,101 @@
-"""``python -m ringtmp supervise -n 8 -- python -m ringtmp.train ...``: start a job, and restart it when a rank is lost.
+"""The command `ringtmp supervise`: start a job, and restart it when a rank is lost."""
 
-Works with any MPI: the job ends with its first lost process and starts again on the remaining hosts. Each rank takes
-its layers from node memory (`ringtmp.resilience.node_memory`), so that at most one step is repeated.
-"""
-
-import argparse
 import shlex
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from ringtmp.comm.launcher import find_mpirun
-from ringtmp.config.command_line import Parser
+from ringtmp.config.click_command import Command, argument, option
 from ringtmp.errors import UserError
-from ringtmp.resilience.supervisor import Supervisor
-from ringtmp.storage.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from ringtmp.storage.run_folder import RunFolder
+
+HELP = """Start a job, and restart it when a rank is lost.
+
+Works with any MPI: the job ends with its first lost process and starts again on the remaining hosts. Each rank takes
+its layers from node memory, so that at most one step is repeated.
+
+SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank removes its node at the next
+step; SIGUSR1 to the supervisor stops the job at the next step with exit status 75, to be restarted."""
+EXAMPLES = """
+ringtmp supervise -n 4 -- python -m ringtmp.train --epochs 5 --name survivor
+ringtmp supervise -n 8 --hosts node1:4,node2:4 -- python -m ringtmp.train --name survivor
+"""
 _PROGRAMS = {"ringtmp.train": "Server", "ps.train": "Ring", "ringtmp.ps.train": "Ring"}
 
 
-def _parser() -> argparse.ArgumentParser:
-    page = Parser(
-        prog="python -m ringtmp supervise",
-        usage="python -m ringtmp supervise -n RANKS [--flag value ...] -- python -m ringtmp.train [--flag value ...]",
-        description=__doc__.split("\n\n")[1],
-        epilog="SIGINT and SIGTERM stop the job at its next step, with a checkpoint. SIGUSR1 to one rank removes its "
-        "node at the next step; SIGUSR1 to the supervisor stops the job at the next step with exit status 75, to be "
-        "restarted.",
-        allow_abbrev=False,
-    )
-    page.add_argument(
-        "-n", "--ranks", type=int, required=True, metavar="RANKS", help="number of ranks while all hosts are available"
-    )
-    page.add_argument("--hosts", metavar="A,B:4,...", help="hosts, and the number of ranks on each if above one")
-    page.add_argument(
-        "--probe",
-        metavar="CMD",
-        help="command that prints the usable hosts, one per line; run before each start. "
-        "Default with --hosts: the hosts that ssh reaches",
-    )
-    page.add_argument(
-        "--probe-every",
-        type=float,
-        default=10.0,
-        metavar="S",
-        help="seconds between two checks whether a lost host is available again, while the job runs on fewer ranks; "
-        "the host then joins at the end of a step [10]",
-    )
-    page.add_argument(
-        "--min-ranks", type=int, default=1, metavar="N", help="wait for hosts instead of running on fewer ranks [1]"
-    )
-    page.add_argument(
-        "--max-restarts", type=int, default=100, metavar="N", help="give up after this number of restarts [100]"
-    )
-    page.add_argument(
-        "--back-off",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="seconds to wait before a restart if the last two launches made no step; doubled each time, up to a "
-        "minute [1]",
-    )
-    page.add_argument(
-        "--standby",
-        choices=("on", "off"),
-        default="on",
-        help="keep the same number of sleeping processes that have loaded everything: a lost job is back one or two "
-        "seconds earlier, at about 150 MB per rank [on]",
-    )
-    page.add_argument(
-        "--mpirun", default=find_mpirun(), metavar="CMD", help="launcher with its own flags [%(default)s]"
-    )
-    page.add_argument(
-        "--emulate",
-        action="store_true",
-        help="hosts are names only: all ranks run on this machine, each emulated node with its own node memory",
-    )
-    page.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return page
+@click.command(
+    "supervise",
+    cls=Command,
+    help=HELP,
+    short_help="Start a job, and restart it when a rank is lost",
+    examples=EXAMPLES,
+    launched="refuse",
+    context_settings={"allow_interspersed_args": False},
+)
+@option("-n", "--ranks", type=int, required=True, help="number of ranks while all hosts are available")
+@option("--hosts", metavar="A,B:4,...", help="hosts, and the number of ranks on each if above one")
+@option(
+    "--probe",
+    metavar="CMD",
+    help="command that prints the usable hosts, one per line; run before each start. Default with --hosts: the hosts "
+    "that ssh reaches",
+)
+@option(
+    "--probe-every",
+    type=float,
+    default=10.0,
+    metavar="S",
+    help="seconds between two checks whether a lost host is available again, while the job runs on fewer ranks; the "
+    "host then joins at the end of a step",
+)
+@option("--min-ranks", type=int, default=1, metavar="N", help="wait for hosts instead of running on fewer ranks")
+@option("--max-restarts", type=int, default=100, metavar="N", help="give up after this number of restarts")
+@option(
+    "--back-off",
+    type=float,
+    default=1.0,
+    metavar="S",
+    help="seconds to wait before a restart if the last two launches made no step; doubled each time, up to a minute",
+)
+@option(
+    "--standby",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    help="keep the same number of sleeping processes that have loaded everything: a lost job is back one or two "
+    "seconds earlier, at about 150 MB per rank",
+)
+@option("--mpirun", metavar="CMD", help="launcher and its flags; default: $MPIRUN, or the mpirun beside this Python")
+@option(
+    "--emulate",
+    is_flag=True,
+    help="hosts are names only: all ranks run on this machine, each emulated node with its own node memory",
+)
+@argument(
+    "program", nargs=-1, type=click.UNPROCESSED, metavar="-- PROGRAM", help="python -m ringtmp.train (or ps.train)"
+)
+def command(program: tuple[str, ...], **parameters: Any) -> int:
+    from ringtmp.resilience.supervisor import Supervisor
+
+    options = SimpleNamespace(**parameters)
+    options.mpirun = options.mpirun or find_mpirun()
+    if not shutil.which(shlex.split(options.mpirun)[0]):
+        raise UserError(f"mpirun: {options.mpirun} does not exist; name the launcher with --mpirun")
+    if options.ranks < 1:
+        raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
+    words, module, flags, values = _program([*program])
+    folder = _run_folder(values, flags)
+    stored = {}
+    if (folder.path / "config.toml").exists():
+        folder.check_format()
+        stored = folder.config()
+    flags += _state_copies(module, values, stored)
+    return Supervisor(options, [*words, "-m", module], flags, folder).run()
 
 
 def _program(words: list[str]) -> tuple[list[str], str, list[str], dict[str, Any]]:
@@ -125,13 +142,13 @@ def _state_copies(module: str, values: dict[str, Any], stored: dict[str, Any]) -
     return ["--state-copies", "1"] if able else []
 
 
-def _run_folder(values: dict[str, Any], flags: list[str]) -> RunFolder:
+def _run_folder(values: dict[str, Any], flags: list[str]) -> "RunFolder":
     """The run folder of the job; chooses its name here, so that a restart finds it.
 
     An unfinished run of that name is continued: a batch system has started the same command again.
     """
     from ringtmp.config.schema import RunConfig
-    from ringtmp.storage.run_folder import new_name, open_run_folder
+    from ringtmp.storage.run_folder import RunFolder, new_name, open_run_folder
 
     out = str(values.get("out", RunConfig.model_fields["out"].default))
     if values.get("resume") and not values.get("name"):
@@ -147,28 +164,3 @@ def _run_folder(values: dict[str, Any], flags: list[str]) -> RunFolder:
             f"continue it with --resume {folder.path}"
         )
     return folder
-
-
-def main(argv: list[str]) -> int:
-    """Run the supervisor with the words `argv`; return the exit status."""
-    try:
-        options = _parser().parse_args(argv)
-        if not shutil.which(shlex.split(options.mpirun)[0]):
-            raise UserError(f"mpirun: {options.mpirun} does not exist; name the launcher with --mpirun")
-        if options.ranks < 1:
-            raise UserError(f"ranks: expected a whole number above 0, got {options.ranks}")
-        words, module, flags, values = _program(options.program)
-        folder = _run_folder(values, flags)
-        stored = {}
-        if (folder.path / "config.toml").exists():
-            folder.check_format()
-            stored = folder.config()
-        flags += _state_copies(module, values, stored)
-        return Supervisor(options, [*words, "-m", module], flags, folder).run()
-    except UserError as error:
-        print(f"ringtmp: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,5 @@
-"""Start a job, watch it, and restart it on the remaining hosts: the work of `python -m ringtmp supervise`."""
+"""Start a job, watch it, and restart it on the remaining hosts: the work of `ringtmp supervise`."""
 
-import argparse
 import json
 import shlex
 import shutil
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from ringtmp.comm import ulfm
@@ -36,8 +35,8 @@ class Supervisor:
 
     Parameters
     ----------
-    options : Namespace
-        Command line of `python -m ringtmp supervise`.
+    options : SimpleNamespace
+        Parameters of `ringtmp supervise`.
     program, flags : sequence of str
         The command to start, up to the module; and the module's flags.
     folder : RunFolder
@@ -45,7 +44,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, options: argparse.Namespace, program: Sequence[str], flags: Sequence[str], folder: RunFolder
+        self, options: SimpleNamespace, program: Sequence[str], flags: Sequence[str], folder: RunFolder
     ) -> None:
         self.options, self.program, self.flags, self.folder = options, program, flags, folder
         self.hosts = hosts_in(options.hosts) if options.hosts else []

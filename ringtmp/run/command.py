@@ -1,4 +1,4 @@
-"""The common part of `python -m ringtmp.train` and `python -m ps.train`: settings, thread counts, stand-by."""
+"""The program of a trainer on its ranks: settings, thread counts, stand-by, training."""
 
 import os
 import sys
@@ -29,11 +29,13 @@ class Settings(NamedTuple):
     threads: int
 
 
-def read_settings(program: str, about: str, without: str) -> Settings | None:
+def read_settings(words: list[str], program: str, about: str, without: str) -> Settings | None:
     """Parse the command line; None if it only asked for help, which has been printed.
 
     Parameters
     ----------
+    words : list of str
+        The command line, without the program.
     program : str
         Name of the module.
     about : str
@@ -49,7 +51,7 @@ def read_settings(program: str, about: str, without: str) -> Settings | None:
     from ringtmp.config.command_line import parse
 
     try:
-        from_file, flags = parse(sys.argv[1:], program, about, without)
+        from_file, flags = parse(words, program, about, without)
     except SystemExit:
         return None
     return Settings(from_file, flags, _threads({**from_file, **flags}.get("threads", 1)))

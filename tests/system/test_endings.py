@@ -94,8 +94,7 @@ def test_signal_to_one_rank(tmp_path):
 
 BROKEN = """
 import sys, time
-from ringtmp.comm.mpi import run_main
-from ringtmp.train import main
+from ringtmp.train import run
 from ringtmp.nn.stage import Stage
 whole = Stage.{method}
 def broken(self, *arguments, **named):
@@ -106,8 +105,7 @@ def broken(self, *arguments, **named):
     return whole(self, *arguments, **named)
 broken.calls = 0
 Stage.{method} = broken
-sys.argv[1:] = "--model mlp:64-32x7-10 --name run".split() + {flags}
-run_main(main)
+run("--model mlp:64-32x7-10 --name run".split() + {flags})
 """
 
 

@@ -79,9 +79,8 @@ def test_bad_input(served, tmp_path, ranks, flags, words):
 BROKEN = """
 import sys
 from mpi4py import MPI
-from ringtmp.ps.train import main
+from ringtmp.ps.train import run
 from ringtmp.nn.stage import Stage
-from ringtmp.comm.mpi import run_main
 whole = Stage.backward_weight
 def broken(self, *arguments, **named):
     broken.calls += 1
@@ -90,8 +89,7 @@ def broken(self, *arguments, **named):
     return whole(self, *arguments, **named)
 broken.calls = 0
 Stage.backward_weight = broken
-sys.argv[1:] = "--epochs 5 --name run".split() + {flags}
-run_main(main)
+run("--epochs 5 --name run".split() + {flags})
 """
 
 

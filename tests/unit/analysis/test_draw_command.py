@@ -4,15 +4,23 @@ import gzip
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
 
 import ringtmp
 from ringtmp.analysis import draw_gantt
-from ringtmp.commands.draw import _arguments, draw
+from ringtmp.commands.draw import command, draw
+from ringtmp.config.click_command import parse_words
 
 mpl.use("agg")
+
+
+def _arguments(words):
+    """Parameters of the command line `words`."""
+    absent = {param.name: None for param in command.params}
+    return SimpleNamespace(**absent | parse_words(command, "ringtmp draw", words))
 
 
 @pytest.fixture
@@ -72,7 +80,7 @@ def test_the_command_writes_perfetto(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rule"], "required: --out"),
+        (["rule"], "out: is missing"),
         (
             ["rule", "--out", "a.gif"],
             "out: expected a file that ends in .png, .svg, .pdf, .json, .json.gz, got 'a.gif'",
@@ -84,7 +92,7 @@ def test_the_command_writes_perfetto(run, tmp_path):
         (["plan:fast", "--out", "a.png"], "schedule: expected one of naive"),
         (["plan:1f1b", "--chunks", "2", "--out", "a.png"], "chunks: schedule 1f1b takes 1, got 2"),
         (["rule", "--ranks", "0", "--out", "a.png"], "ranks: expected at least 1, got 0"),
-        (["rule", "--micro-batches", "x", "--out", "a.png"], "--micro-batches: invalid int value: 'x'"),
+        (["rule", "--micro-batches", "x", "--out", "a.png"], "micro-batches: 'x' is not a valid integer"),
         (["rule", "--latency", "nan", "--out", "a.png"], "latency: expected a number from 0, got nan"),
         (["rule", "--latency", "inf", "--out", "a.png"], "latency: expected a number from 0, got inf"),
         (["rule", "--jitter", "1", "--out", "a.png"], "jitter: expected a number from 0 and below 1, got 1.0"),

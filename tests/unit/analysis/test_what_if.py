@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import ringtmp
+from ringtmp.__main__ import call
 from ringtmp.analysis import open_run
 from ringtmp.analysis import what_if as hindsight
-from ringtmp.commands.plan import main
 from ringtmp.schedule.registry import SCHEDULES, plan_names
 from ringtmp.simulate.pipeline import Scene, simulate
 from ringtmp.simulate.planner import ENGINE, RULE
@@ -113,7 +113,7 @@ def test_the_rule_as_it_was_limited(tmp_path, monkeypatch):
 def test_trace_on_the_command_line(tmp_path, capsys):
     trained(tmp_path)
     out = tmp_path / "steps.svg"
-    assert main(["--trace", str(tmp_path / "run"), "--out", str(out)]) == 0
+    assert call(["plan", "--trace", str(tmp_path / "run"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     for words in ("measured", "ready, as it was run", "with zb-h2", "if messages took no time"):
         assert words in printed
@@ -133,7 +133,7 @@ def test_trace_on_the_command_line(tmp_path, capsys):
 )
 def test_runs_that_tell_nothing(tmp_path, capsys, settings, words):
     trained(tmp_path, **{"node_speed": "5", **settings})
-    assert main(["--trace", str(tmp_path / "run")]) == 2
+    assert call(["plan", "--trace", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
     assert told.startswith("ringtmp: ")
     assert told.count("\n") == 1

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ringtmp.commands.plan import main
+from ringtmp.__main__ import call
 from ringtmp.config.command_line import parse
 from ringtmp.config.schema import make_config
 from ringtmp.schedule.registry import plan_names
@@ -23,7 +23,7 @@ def table_of(out):
 
 def test_table(capsys):
     """A line for each way up to --top and for the fastest of each schedule, one marked, and how to ask for it."""
-    assert main([*SMALL, "--micro-batches", "4,8", "--top", "3"]) == 0
+    assert call(["plan", *SMALL, "--micro-batches", "4,8", "--top", "3"]) == 0
     out = capsys.readouterr().out
     assert "mlp:64-64x3-10 over 2 ranks, 16 samples a step; simulated" in out
     rows = table_of(out)
@@ -40,7 +40,7 @@ def test_table(capsys):
 
 def test_what_is_recommended_can_be_trained(capsys):
     """The flags that are printed are flags of the trainer."""
-    assert main([*SMALL, "--micro-batches", "4", "--schedule", "ready", "--memory", "400KiB"]) == 0
+    assert call(["plan", *SMALL, "--micro-batches", "4", "--schedule", "ready", "--memory", "400KiB"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("recommended of "))
     config = make_config(parse(line.split(": ")[1].split(), "ringtmp.train", "")[1])
     assert (config.mode, config.micro_batches) == ("ready", 4)
@@ -49,9 +49,9 @@ def test_what_is_recommended_can_be_trained(capsys):
 
 def test_what_does_not_fit_is_marked(capsys):
     few = ["--schedule", "gpipe,1f1b", "--micro-batches", "16", "--chunks", "1"]
-    assert main([*SMALL, *few]) == 0
+    assert call(["plan", *SMALL, *few]) == 0
     assert not any(row["bytes"].endswith("!") for row in table_of(capsys.readouterr().out))
-    assert main([*SMALL, *few, "--memory", "170KiB"]) == 0
+    assert call(["plan", *SMALL, *few, "--memory", "170KiB"]) == 0
     out = capsys.readouterr().out
     rows = {row["schedule"]: row for row in table_of(out)}
     assert rows["gpipe"]["bytes"].endswith("!")
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_marked(capsys):
 @pytest.mark.parametrize("schedule", ["ready", "1f1b"])
 def test_picture(tmp_path, capsys, schedule):
     path = tmp_path / "plan.svg"
-    assert main([*SMALL, "--schedule", schedule, "--micro-batches", "4", "--out", str(path)]) == 0
+    assert call(["plan", *SMALL, "--schedule", schedule, "--micro-batches", "4", "--out", str(path)]) == 0
     assert "<svg" in path.read_text()
     assert f"written to {path}" in capsys.readouterr().out
 
@@ -104,7 +104,7 @@ def test_picture(tmp_path, capsys, schedule):
 )
 def test_bad_input(flags, words, capsys):
     """One line, and exit status 2."""
-    assert main([*SMALL, "--micro-batches", "4", *flags]) == 2
+    assert call(["plan", *SMALL, "--micro-batches", "4", *flags]) == 2
     told = capsys.readouterr().err
     assert told.startswith("ringtmp: ")
     assert told.count("\n") == 1
@@ -113,7 +113,7 @@ def test_bad_input(flags, words, capsys):
 
 
 def test_no_model(capsys):
-    assert main([]) == 2
+    assert call(["plan"]) == 2
     assert capsys.readouterr().err == "ringtmp: model: expected a network such as mlp:1024-1024x15-10, or --trace RUN\n"
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import ringtmp
 from ringtmp.analysis import open_run
-from ringtmp.commands.top import View, _rates, _recent
+from ringtmp.analysis.live_view import View, _rates, _recent
 from ringtmp.trace.live_status import RankStatus, read_status, status_path, write_status
 
 

@@ -2,9 +2,10 @@
 
 import tomllib
 
+import click
 import pytest
 
-from ringtmp.config.command_line import parse, parser
+from ringtmp.config.command_line import parse, trainer_command
 from ringtmp.config.overrides import merge
 from ringtmp.config.schema import RunConfig, make_config
 from ringtmp.errors import UserError
@@ -13,12 +14,16 @@ from ringtmp.storage.run_folder import RunFolder, make_run_folder
 KEYS = list(RunConfig.model_fields)
 
 
+def help_page(command):
+    return command.get_help(click.Context(command))
+
+
 def flags(*words):
     return parse(list(words), "ringtmp.train", "about")[1]
 
 
 def test_every_key_is_a_flag_with_help():
-    page = parser("ringtmp.train", "about").format_help()
+    page = help_page(trainer_command("ringtmp.train", "about"))
     for key, field in RunConfig.model_fields.items():
         assert f"--{key.replace('_', '-')} " in page
         assert field.description

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ringtmp.commands import bench
+from ringtmp.__main__ import call
 from ringtmp.emulate import layer_costs as costs
 from ringtmp.kernels import machine
 from ringtmp.nn.model import build_model
@@ -55,12 +55,12 @@ def test_machine(monkeypatch):
 
 
 def test_the_command(capsys, cache):
-    assert bench.main(["cnn:6x6-3c3-p2-4", "--rows", "2"]) == 0
+    assert call(["bench", "cnn:6x6-3c3-p2-4", "--rows", "2"]) == 0
     out = capsys.readouterr().out
     assert "000-conv2d" in out
     assert "003-dense" in out
     for words, message in ((["rnn:3"], "model: expected mlp:"), (["mlp:4-4", "--rows", "0"], "rows: expected whole")):
-        assert bench.main(words) == 2
+        assert call(["bench", *words]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1

@@ -35,7 +35,8 @@ def test_links_lead_somewhere(page):
     """Links to files, and paths in backquotes, exist in the repository."""
     text = (ROOT / page).read_text()
     for name in re.findall(r"\]\(((?!https?:)[^)#\s]+)[^)]*\)", text):
-        assert ((ROOT / page).parent / name).exists(), name
+        # Pictures below _generated are made when the pages are built, which fails without them.
+        assert "_generated/" in name or ((ROOT / page).parent / name).exists(), name
     for name in re.findall(r"`((?:jobs|tests|ringtmp|kernels|ps)/[\w./-]+)`", text):
         assert "NAME" in name or (ROOT / name).exists(), name
 

@@ -62,6 +62,7 @@ def test_every_import_is_declared():
         "sklearn",
         "pydantic",
         "tomli_w",
+        "click",
         "rich",
         "pandas",
         "matplotlib",
