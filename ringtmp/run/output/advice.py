@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     score, guess : float
         Test score, and that of guessing; NaN: unknown.
     folder : str
-        The run folder, if it holds a trace; otherwise empty.
+        The run folder, if its trace can be simulated: no evaluation lies among its steps. Otherwise empty.
     """
 
     ranks: int
@@ -149,7 +149,7 @@ def _waits(run: Measured) -> str:
         return f"--micro-batches {micro_batches}: {why}; more micro-batches fill a step's begin and end"
     if run.folder:
         return f"ringtmp plan --trace {run.folder}: {why}; the plan says why, and what would be faster"
-    return f"--trace on: {why}; ringtmp plan --trace RUN then says why"
+    return f"--trace on --eval-every 0: {why}; ringtmp plan --trace RUN then says why"
 
 
 def _more(run: Measured) -> str:

@@ -98,7 +98,7 @@ class Summary:
             last_loss=self.last("loss"),
             score=self.test_score,
             guess=self.guess,
-            folder=result.folder if result.folder and c.trace else "",
+            folder=result.folder if result.folder and c.trace and job.timetable().every >= job.total else "",
         )
 
 

@@ -110,7 +110,8 @@ GOOD_RUN = f"ringtmp serve: nothing to mend here; {BESIDE}"
         ),
         (
             {"neighbour": 0.3, "micro_batches": 8, "batch_size": 8, "folder": ""},
-            "--trace on: ranks waited for others for 30% of their time; ringtmp plan --trace RUN then says why",
+            "--trace on --eval-every 0: ranks waited for others for 30% of their time; ringtmp plan --trace RUN then "
+            "says why",
         ),
         (
             {"neighbour": 0.3, "ring": False},
