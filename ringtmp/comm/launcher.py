@@ -45,7 +45,7 @@ def rank_command(module: str, flags: Sequence[str], ranks: int, launcher: str = 
     UserError
         The launcher does not exist.
     """
-    words = shlex.split(launcher) or ([*_srun()] if "SLURM_JOB_ID" in os.environ else [find_mpirun()])
+    words = shlex.split(launcher) or (_srun() if "SLURM_JOB_ID" in os.environ else shlex.split(find_mpirun()))
     if not shutil.which(words[0]):
         raise UserError(
             f"launcher: {words[0]} does not exist; install an MPI (pip install 'ringtmp[mpich]'), load the site's, or "

@@ -33,6 +33,8 @@ class Option(click.Option):
         Settings of `click.Option`.
     """
 
+    group: str
+
     def __init__(self, *names: str, group: str = "", words: Iterable[str] = (), **more: Any) -> None:
         if words:
             found = list(words)
@@ -110,11 +112,12 @@ class Command(click.Command):
         pages: dict[str, list[tuple[str, str]]] = {}
         for each in self.get_params(ctx):
             if isinstance(each, Argument):
-                pages.setdefault("Arguments", []).append((each.make_metavar(ctx), each.help))
+                pages.setdefault("Arguments", []).append((each.make_metavar(ctx), str(each.help)))
         for each in self.get_params(ctx):
             record = each.get_help_record(ctx)
             if record is not None and not isinstance(each, click.Argument):
-                pages.setdefault(getattr(each, "group", "") or "Options", []).append(record)
+                flags, text = record
+                pages.setdefault(getattr(each, "group", "") or "Options", []).append((flags, text or ""))
         for heading, records in pages.items():
             with formatter.section(heading):
                 formatter.write_dl(records, col_max=26)

@@ -37,7 +37,7 @@ def setting_options(others: str = "") -> list[click.Option]:
         The group of settings that only the other trainer uses; it has no flags here.
     """
     text = "TOML file with any of these names (batch_size = 64); flags override it"
-    options = [Option("--config", metavar="FILE", type=click.Path(), help=text)]
+    options: list[Option] = [Option("--config", metavar="FILE", type=click.Path(), help=text)]
     for key, field in RunConfig.model_fields.items():
         extra = typing.cast(dict[str, Any], field.json_schema_extra)
         if extra["group"] == others:
@@ -57,12 +57,9 @@ def setting_options(others: str = "") -> list[click.Option]:
                 words=words,
             )
         )
-    return sorted(options, key=lambda each: _order(options, each))
-
-
-def _order(options: list[click.Option], option: click.Option) -> int:
-    """Position of the first option of the same group: an option's heading comes where its group begins."""
-    return next(n for n, each in enumerate(options) if each.group == option.group)  # type: ignore[attr-defined]
+    groups = [each.group for each in options]
+    ordered = sorted(options, key=lambda each: groups.index(each.group))  # those of a heading stand together
+    return [*ordered]
 
 
 def trainer_command(prog: str, about: str, others: str = "") -> Command:

@@ -82,9 +82,7 @@ def _row(trainer: Trainer, session: Session, digests: dict[str, str]) -> dict[st
     """The report of this rank. Collective."""
     recorder, config = session.recorder, session.job.config
     # Emulated nodes sleep instead of computing: how they share this machine's cores says nothing.
-    given = None
-    if not config.node_speed:
-        given = time_given_cores(session.everyone, session.hosts, recorder, config.threads)
+    given = None if config.node_speed else time_given_cores(session.everyone, recorder, config.threads)
     row = {"rank": session.rank, **trainer.row(), "parts": recorder.parts(), "given_cores": given}
     return row | {"memory": peak_memory(), "digests": digests}
 

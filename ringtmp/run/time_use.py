@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ringtmp.comm.point_to_point import TAG_INTERVALS
-from ringtmp.run.hosts import Host
+from ringtmp.run.hosts import gather_hosts
 from ringtmp.trace.core_time import CORE_PARTS, Intervals, common_window, core_time
 from ringtmp.trace.events import PARTS
 from ringtmp.trace.recorder import Recorder
@@ -21,9 +21,7 @@ _EVENTS = 1_000_000  # most events of a host that are looked at: a second of wor
 _OF_A_RANK = 50_000  # most of them from one rank
 
 
-def time_given_cores(
-    comm: "Intracomm", hosts: Sequence[Host], recorder: Recorder, threads: int
-) -> dict[str, float] | None:
+def time_given_cores(comm: "Intracomm", recorder: Recorder, threads: int) -> dict[str, float] | None:
     """This rank's wall time in seconds by `CORE_PARTS`; None if a rank of its host keeps no events. Collective.
 
     The time of each part is that of the whole launch; the newest events say how it is divided into the rank's own and
@@ -32,15 +30,13 @@ def time_given_cores(
     Parameters
     ----------
     comm : Intracomm
-        All ranks of `hosts`.
-    hosts : sequence of Host
-        All hosts, with the ranks of `comm`.
+        All ranks that have trained to the end: some may have been lost since the start.
     recorder : Recorder
         This rank's recorder.
     threads : int
         Threads of a rank.
     """
-    host = next(host for host in hosts if comm.rank in host.ranks)
+    host = next(host for host in gather_hosts(comm) if comm.rank in host.ranks)
     mine = recorder.newest(min(_OF_A_RANK, _EVENTS // len(host.ranks)))
     if comm.rank != host.ranks[0]:
         comm.send(mine, host.ranks[0], TAG_INTERVALS)

@@ -7,7 +7,6 @@ runs/NAME/
     data.json       facts on the data set: shapes, split, normalisation
     status.json     running, finished, stopped or failed, and at which step
     history.csv     loss, score and rate of each step and test (`ringtmp.run.history`), readable during the run
-    report.html     the page of the run, made at its end
     checkpoints/    the last two checkpoints
     traces/000/     one HDF5 file and one live status per rank, and the host and process of each rank; 001 and so on
                     after each resume
@@ -56,7 +55,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page of the run."""
+        """The page of the run, which may not exist."""
         return self.path / "report.html"
 
     def trace(self, launch: int, rank: int) -> Path:

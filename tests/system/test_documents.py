@@ -166,6 +166,6 @@ def test_pages_name_what_is_left_out():
         "sbatch",
         "make bench",
         "supervise",
-        "compare",
+        "--consistency allreduce",
     ):
         assert any(words in line for line in lines), words

@@ -79,7 +79,8 @@ class Measured(NamedTuple):
 # Shares from which on a part is worth mending.
 _CORE, _CHECKPOINT, _TRANSFER, _NEIGHBOUR = 0.05, 0.1, 0.25, 0.2
 _UNEQUAL = 1.25  # longest computing time over the mean from which on layers are worth moving
-_COMPARE = "it sets the ring beside servers and all-reduce on this model"
+_OTHER = {True: "ringtmp serve", False: "ringtmp train"}  # by whether this is a ring
+_COMPARE = "the same settings there show which is faster here"
 _ENOUGH = 4  # micro-batches per rank that leave a ring little forced idle time
 
 
@@ -137,7 +138,7 @@ def _waits(run: Measured) -> str:
     why = f"ranks waited for others for {run.neighbour:.0%} of their time"
     if not run.ring:
         return (
-            f"ringtmp compare: {why}; {_COMPARE}"
+            f"{_OTHER[run.ring]}: {why}; {_COMPARE}"
             if run.shared
             else f"--colocate on: {why}; a server on every rank shares the work"
         )
@@ -156,4 +157,4 @@ def _more(run: Measured) -> str:
     if run.ranks == 1 and run.ring and run.layers > 1 and run.cores_each >= 2 * run.threads and not run.emulated:
         room = min(int(run.cores_each // run.threads), run.layers)
         return f"-n {room}: this host has a core for each of {room} ranks"
-    return f"ringtmp compare: nothing to mend here; {_COMPARE}"
+    return f"{_OTHER[run.ring]}: nothing to mend here; {_COMPARE}"

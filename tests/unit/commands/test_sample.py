@@ -78,9 +78,9 @@ def test_the_command(run, sample):
         (["RUN", "--length", "0"], "length: expected at least 1, got 0"),
         (["RUN", "--temperature", "-1"], "temperature: expected a number from 0"),
         (["RUN", "--temperature", "nan"], "temperature: expected a number from 0"),
-        (["RUN", "--seed", "x"], "invalid int value: 'x'"),
+        (["RUN", "--seed", "x"], "seed: 'x' is not a valid integer"),
         (["RUN/checkpoints/step-00000007"], "checkpoint: RUN/checkpoints/step-00000007 is not"),
-        ([], "required: checkpoint"),
+        ([], "checkpoint: is missing"),
     ],
 )
 def test_bad_input(run, sample, words, message):

@@ -16,6 +16,7 @@ from ringtmp.kernels import gemm
 from ringtmp.kernels._jit import CACHE
 from ringtmp.kernels.gemm import panels_to_rows, rows_to_panels
 from ringtmp.kernels.scalar import exp, normal, tanh
+from ringtmp.kernels.tile import cpu_features
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (5, 7, 3), (13, 20, 33), (12, 64, 64), (25, 3, 70), (8, 1, 32), (17, 33, 31), (40, 5, 97)]
@@ -175,7 +176,7 @@ def digest(tmp_path, features):
 
 
 @pytest.mark.skipif(
-    not {"avx2", "fma"} <= __import__("ringtmp.kernels.tile").tile.cpu_features(),
+    not {"avx2", "fma"} <= cpu_features(),
     reason="needs a processor with AVX2 and FMA",
 )
 @pytest.mark.long

@@ -34,8 +34,8 @@ GOOD = Measured(
     folder="runs/a",
 )
 CROWDED = {"ranks": 8, "room": 2, "cores_each": 0.25, "core": 0.6}
-BESIDE = "it sets the ring beside servers and all-reduce on this model"
-GOOD_RUN = f"ringtmp compare: nothing to mend here; {BESIDE}"
+BESIDE = "the same settings there show which is faster here"
+GOOD_RUN = f"ringtmp serve: nothing to mend here; {BESIDE}"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ GOOD_RUN = f"ringtmp compare: nothing to mend here; {BESIDE}"
     [
         # Nothing to mend.
         ({}, GOOD_RUN),
-        ({"ring": False}, GOOD_RUN),
+        ({"ring": False}, GOOD_RUN.replace("serve", "train")),
         ({"first_loss": nan, "score": nan, "guess": nan}, GOOD_RUN),
         ({"ranks": 1, "cores_each": 16.0}, "-n 9: this host has a core for each of 9 ranks"),
         ({"ranks": 1, "cores_each": 16.0, "threads": 4}, "-n 4: this host has a core for each of 4 ranks"),
@@ -118,7 +118,7 @@ GOOD_RUN = f"ringtmp compare: nothing to mend here; {BESIDE}"
         ),
         (
             {"neighbour": 0.3, "ring": False, "shared": True},
-            f"ringtmp compare: ranks waited for others for 30% of their time; {BESIDE}",
+            f"ringtmp train: ranks waited for others for 30% of their time; {BESIDE}",
         ),
     ],
 )

@@ -210,7 +210,7 @@ def test_bad_input(runs, run, tmp_path):
     cases = [
         (("evaluate", tmp_path / "none"), "is not a run folder"),
         (("evaluate", folder, "--data", "diabetes"), "data: diabetes: its sample_shape is"),
-        (("evaluate", folder, "--split", "all"), "invalid choice: 'all'"),
+        (("evaluate", folder, "--split", "all"), "split: 'all' is not one of 'test', 'train'"),
         (("predict", folder, tmp_path / "none.npz", "o.h5"), "none.npz: no such file"),
         (("predict", folder, tmp_path / "y.npz", "o.h5"), "y.npz: has no 'x'; it holds y"),
         (("predict", folder, tmp_path / "no.npz", "o.h5"), "no.npz: cannot be read"),

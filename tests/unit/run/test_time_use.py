@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ringtmp.run.hosts import Host
 from ringtmp.run.output.time_table import mean_shares, time_table
 from ringtmp.run.time_use import extrapolate, time_given_cores
 from ringtmp.trace.core_time import CORE_PARTS
@@ -17,6 +16,9 @@ PARTS = {"compute": 400, "transfer": 100, "wait": 400, "checkpoint": 60, "other"
 
 class OneRank:
     rank = 0
+
+    def allgather(self, mine):
+        return [mine]
 
 
 def array(**seconds):
@@ -44,7 +46,7 @@ def test_without_other_ranks_there_is_no_wait_for_a_core():
     recorder.record("F", recorder.began + 10, recorder.began + 30, 0)
     recorder.record("wait", recorder.began + 30, recorder.began + 40, 0)
     recorder.ended = recorder.began + 50
-    found = time_given_cores(OneRank(), [Host("a", (0,), 2)], recorder, 1)
+    found = time_given_cores(OneRank(), recorder, 1)
     assert {part: round(seconds * 1e9) for part, seconds in found.items()} == {
         "compute": 20,
         "transfer": 0,
@@ -57,7 +59,7 @@ def test_without_other_ranks_there_is_no_wait_for_a_core():
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_without_events_nothing_is_known(keep):
-    assert time_given_cores(OneRank(), [Host("a", (0,), 2)], Recorder(None, {}, keep=keep), 1) is None
+    assert time_given_cores(OneRank(), Recorder(None, {}, keep=keep), 1) is None
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
