@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "api_pages",
+    "command_reference",
     "docstrings",
     "headlines",
     "pictures",

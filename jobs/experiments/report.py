@@ -1,6 +1,6 @@
 """All experiments on one page, with the claims that follow from them.
 
-Usage: python -m ringtmp.jobs.experiments report [--from FOLDER] [--out FILE]
+Usage: ringtmp experiment report [--from FOLDER] [--out FILE]
 
 Gathers what the experiments have left (results, tables, pictures) into one HTML file that needs nothing else
 (jobs/figures/report.html). It begins with the table of claims, each row with how it was obtained (measured, on emulated
@@ -44,7 +44,7 @@ def results(folder: str | None = None) -> Found:
 def claims(found: Found) -> str:
     """The table of claims in Markdown, from the results `found`."""
     lines = [
-        "| the ring | the others | how | again with `python -m ringtmp.jobs.experiments` ... |",
+        "| the ring | the others | how | again with `ringtmp experiment` ... |",
         "|---|---|---|---|",
     ]
     for name, each in find_experiments().items():
@@ -117,7 +117,7 @@ def page(found: Found, table: str, folder: str | None) -> str:
             text.append(as_html(tables.read_text()))
         if name in found:
             text.append(f'<p class="from">{html.escape(origin(found[name]))}</p>')
-        text.append(f"<p>Again with <code>python -m ringtmp.jobs.experiments {name}</code>.</p>")
+        text.append(f"<p>Again with <code>ringtmp experiment {name}</code>.</p>")
         sections.append("\n".join(text))
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     return (

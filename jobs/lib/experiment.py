@@ -36,7 +36,7 @@ class Claim(NamedTuple):
     how : str
         How the numbers were obtained: measured, on emulated nodes, simulated.
     again : str
-        Command that repeats the measurement, after `python -m ringtmp.jobs.experiments`.
+        Command that repeats the measurement, after `ringtmp experiment`.
     """
 
     ring: str

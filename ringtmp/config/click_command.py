@@ -104,6 +104,9 @@ class Command(click.Command):
         super().__init__(*args, **more)
         self.examples, self.launched = examples, launched
 
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write nothing: `format_options` has the arguments, with any Click (8.5 and later write them here)."""
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the arguments, and the options under their headings."""
         pages: dict[str, list[tuple[str, str]]] = {}
@@ -112,7 +115,7 @@ class Command(click.Command):
                 pages.setdefault("Arguments", []).append((each.make_metavar(ctx), str(each.help)))
         for each in self.get_params(ctx):
             record = each.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(each, click.Argument):
                 flags, text = record
                 pages.setdefault(getattr(each, "group", "") or "Options", []).append((flags, text or ""))
         for heading, records in pages.items():
