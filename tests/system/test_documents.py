@@ -87,6 +87,7 @@ def run(line, workplace, status=0):
     env = ours | {
         "PATH": f"{workplace / 'shims'}:{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",  # modules come from there: Numba would compile anew what lies in another folder
         "REAL_MPIRUN": str(BIN / "mpirun"),
         "MPLBACKEND": "agg",
         "NUMBA_CACHE_DIR": str(CACHE.parent),
