@@ -116,7 +116,7 @@ def test_idx_folder(train, tmp_path):
 def test_help(train, ranks):
     done = train(ranks, "--help")
     assert done.returncode == 0
-    assert done.stdout.count("usage:") == 1
+    assert done.stdout.count("Usage:") == 1
     flags = (
         "data model config epochs steps batch-size micro-batches schedule mode optimizer lr seed dtype out name resume "
         "checkpoint-every threads trace"
