@@ -10,7 +10,8 @@ import click
 
 from ringtmp import __version__, commands
 from ringtmp.comm.launcher import started_by_launcher
-from ringtmp.config.click_command import WIDTH, Command, one_line
+from ringtmp.commands._ranks import RankCommand
+from ringtmp.config.click_command import CONTEXT, Command, one_line
 from ringtmp.errors import UserError, print_line
 
 ABOUT = "Train neural networks whose layers are spread over MPI ranks in a ring, and compare with parameter servers."
@@ -52,11 +53,7 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     help=ABOUT,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": WIDTH,
-        "terminal_width": WIDTH,
-    },
+    context_settings=CONTEXT,
 )
 @click.version_option(__version__, message="ringtmp %(version)s")
 def cli() -> None:
@@ -100,20 +97,22 @@ def main() -> NoReturn:
 
 
 def _as_rank(words: list[str]) -> NoReturn:
-    """Run the command of a process that a launcher has started beside others: most commands act on rank 0 alone."""
+    """Run the command of a process that a launcher has started: most commands act on rank 0 alone."""
     from ringtmp.comm.mpi import from_rank_0, run_main
 
     command = cli.get_command(click.Context(cli), words[0])
     launched = command.launched if isinstance(command, Command) else "rank 0"
+    if isinstance(command, RankCommand):
+        command.train_here(words[1:])
     if launched == "every rank":
-        command.train_here(words[1:])  # type: ignore[union-attr]
+        sys.exit(call(words))
 
     def work() -> int:
         if launched == "refuse":
             raise UserError(f"{words[0]} starts ranks itself; call it without mpirun or srun")
         return run(words)
 
-    run_main(lambda comm, stop: from_rank_0(comm, work) or 128 * bool(stop.signal) + stop.signal)
+    run_main(lambda comm, stop: from_rank_0(comm, work) or (128 + stop.signal if stop.signal else 0))
 
 
 if __name__ == "__main__":

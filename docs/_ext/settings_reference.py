@@ -28,14 +28,12 @@ def groups() -> list[str]:
 
 def values(key: str, annotation: Any) -> str:
     """What the setting `key` takes, in words: names of a registry, choices, or a kind of number."""
+    from ringtmp.config.command_line import choices
     from ringtmp.config.schema import REGISTRIES
 
-    if key in REGISTRIES:
-        registry, words = REGISTRIES[key]
-        return ", ".join(f"`{word}`" for word in [*words, *registry.names()])
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return ", ".join(f"`{word}`" for word in parts)
+    if key in REGISTRIES or origin is typing.Literal:
+        return ", ".join(f"`{word}`" for word in choices(key, annotation))
     if origin is typing.Annotated:
         return f"{values(key, parts[0])} from {parts[1].metadata[0].ge}"
     if origin in (typing.Union, types.UnionType):
@@ -67,13 +65,14 @@ def meaning(text: str) -> str:
 
 def entries(group: str) -> str:
     """The settings of a group as a Markdown definition list."""
+    from ringtmp.config.command_line import shown_default
     from ringtmp.config.schema import RunConfig
 
     lines = []
     for key, field in RunConfig.model_fields.items():
         if field.json_schema_extra["group"] != group:
             continue
-        default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
+        default = shown_default(field)
         takes = f"{values(key, field.annotation)} {limits(field)}".strip()
         takes += "" if default is None else f"; default `{default}`"
         lines += [f"`--{key.replace('_', '-')}` ({takes})", f": {meaning(field.description)}", ""]

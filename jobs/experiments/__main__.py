@@ -1,6 +1,6 @@
 """Experiments: one command for each claim, ending in a picture and a table.
 
-Usage: python -m ringtmp.jobs.experiments NAME [--quick] [...]; NAME --help lists the flags of each.
+Usage: ringtmp experiment NAME [--quick] [...]; NAME --help lists the flags of each.
 
 """
 

@@ -1,6 +1,6 @@
 """The ring beside parameter servers and all-reduce, far beyond one machine: simulated steps of 8 to 4096 nodes.
 
-Usage: python -m ringtmp.jobs.experiments architectures [--width 1024] [--gflops 100] [--bandwidth 10Gbit/s] ...
+Usage: ringtmp experiment architectures [--width 1024] [--gflops 100] [--bandwidth 10Gbit/s] ...
 
 Every architecture gets the same p nodes, the same dense network and the same batch of each step; the batch grows with
 the nodes (weak scaling) or stays (strong). Dedicated servers take nodes away from the workers, colocated ones do not.

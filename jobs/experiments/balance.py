@@ -1,6 +1,6 @@
 """Work in proportion to what each node can do: unequal and changing nodes, the ring beside the parameter server.
 
-Usage: python -m ringtmp.jobs.experiments balance [--quick] [--only TEXT] [--rounds 3] [--out FOLDER]
+Usage: ringtmp experiment balance [--quick] [--only TEXT] [--rounds 3] [--out FOLDER]
 
 Emulated nodes, 4 and 8 of them, and a chain of equal layers, 12 for each. Cases: one node 2 or 4 times slower from the
 start; one that becomes 4 times slower in mid-run; one that does so gradually; speeds drawn from 0.25 to 1; all equal,

@@ -1,6 +1,6 @@
 """The largest network that trains a step where the memory of every rank is limited: the ring beside the server.
 
-Usage: python -m ringtmp.jobs.experiments capacity [--quick] [--limit 640MiB] [--billion] [--out FOLDER]
+Usage: ringtmp experiment capacity [--quick] [--limit 640MiB] [--billion] [--out FOLDER]
 
 Every rank sets RLIMIT_DATA (`ulimit -d`: heap and anonymous memory) before it starts. Networks of equal dense layers;
 first more and more of them at one width (`depth`), then wider ones, as many as there are ranks (`width`), until one

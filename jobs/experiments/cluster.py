@@ -1,6 +1,6 @@
 """Several hosts for real: seconds of a step and how busy each link is, measured beside the simulator.
 
-Usage: python -m ringtmp.jobs.experiments cluster [--quick] [--hosts 4,8] [--rate 100mbit] [--rounds 3] [--out FOLDER]
+Usage: ringtmp experiment cluster [--quick] [--hosts 4,8] [--rate 100mbit] [--rounds 3] [--out FOLDER]
 
 Hosts are network namespaces, each with its own address and rate-limited link (`ringtmp.jobs.lib.hosts`); MPI uses
 TCP. One rank a host, as emulated nodes of `--gflops`, so that what is measured is the links. Ring, one server (bsp),

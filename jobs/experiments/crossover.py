@@ -1,6 +1,6 @@
 """Where the parameter server and the ring cost the same: the batch and the width, predicted and measured.
 
-Usage: python -m ringtmp.jobs.experiments crossover [--quick] [--hosts 4] [--width 96] [--batch 1152] [--gflops 10] ...
+Usage: ringtmp experiment crossover [--quick] [--hosts 4] [--width 96] [--batch 1152] [--gflops 10] ...
 
 In a step W M bytes go each way over the link of a server with W workers and M bytes of parameters, which grows with the
 width squared and not with the batch; and 4 B d each way over each cut of a ring, which grows with both. So the server

@@ -1,6 +1,6 @@
 """How long workers compute, transfer and wait: the ring beside every server mode and all-reduce.
 
-Usage: python -m ringtmp.jobs.experiments efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
+Usage: ringtmp experiment efficiency [--quick] [--only TEXT] [--rounds 2] [--out FOLDER]
 
 Emulated nodes, 2, 4 and 8 of them, and 16 on as many cores: all equal, and with one of them half as fast. Every node
 gets work in proportion to its speed, which it has measured at the start (`--layer-split measured`, `--batch-split

@@ -1,6 +1,6 @@
 """The local rule's limits, swept under the clock: what is best, and what the rule finds by itself.
 
-Usage: python -m ringtmp.jobs.experiments limits [--quick] [--out FOLDER]
+Usage: ringtmp experiment limits [--quick] [--out FOLDER]
 
 For rings of several sizes, delays, jitters, unequal ranks and memories, every pair of fixed limits (how many
 micro-batches a rank may hold, how far ahead of its gradients it may run) is compared with the rule as it trains,

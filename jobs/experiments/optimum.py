@@ -1,6 +1,6 @@
 """How far each schedule and the local rule are from the best possible one, on cases small enough to search.
 
-Usage: python -m ringtmp.jobs.experiments optimum [--out FOLDER]
+Usage: ringtmp experiment optimum [--out FOLDER]
 
 F, I and W last 1, an update and messages nothing; a rank's F of a step comes after its own W's of the step before; a
 rank holds at most `cap` micro-batches (F begun, W not done). For every case two figures, both exact: the time of a

@@ -1,6 +1,6 @@
 """Progress per iteration: the loss against samples and updates, of parameter servers and rings, synchronous or not.
 
-Usage: python -m ringtmp.jobs.experiments progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out
+Usage: ringtmp experiment progress [--quick] [--ranks 8] [--data FOLDER --model mlp:784-128x7-10 --out
 FOLDER]
 
 All ways train the same network from the same start values on the same batches in the same order, on as many ranks:

@@ -1,6 +1,6 @@
 """Resilience measured: time until a lost rank is back, cost of failures, and outcome of each fault.
 
-Usage: python -m ringtmp.jobs.experiments resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out
+Usage: ringtmp experiment resilience [--only recovery,throughput,efficiency,outcomes] [--quick] [--out
 FOLDER]
 
 recovery    From the kill of a rank to the first new step, as seen from outside, and by phase: clear, start, agree,

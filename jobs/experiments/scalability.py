@@ -1,6 +1,6 @@
 """How far each architecture scales, over fast and slow links: rings, rings side by side, servers, all-reduce.
 
-Usage: python -m ringtmp.jobs.experiments scalability [--quick] [--only TEXT] [--nodes 1,2,4,8] [--far 4096] [--out
+Usage: ringtmp experiment scalability [--quick] [--only TEXT] [--nodes 1,2,4,8] [--far 4096] [--out
 FOLDER]
 
 The same training on more and more nodes: `strong`, one batch dealt over all of them; `weak`, a batch that grows with

@@ -1,6 +1,6 @@
 """One picture of one step under every schedule, from traces of real runs.
 
-Usage: mpirun -n 2 python -m ringtmp.jobs.experiments schedules [FILE.png]
+Usage: mpirun -n 2 ringtmp experiment schedules [FILE.png]
 
 Trains the same network under naive, GPipe and 1F1B plans and in ready mode, and draws two steps of each on one time
 scale. With more ranks than cores the picture shows the cores and not the schedules. Collective over the world.

@@ -9,7 +9,7 @@ An experiment is one file: its question (the module's docstring), and a class wi
         def measure(self, options, table, save): ...
         def show(self, table, page): ...
 
-`python -m ringtmp.jobs.experiments NAME` finds it by importing every module of `ringtmp.jobs.experiments`.
+`ringtmp experiment NAME` finds it by importing every module of `ringtmp.jobs.experiments`.
 """
 
 import argparse

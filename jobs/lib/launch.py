@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from ringtmp.comm.launcher import find_mpirun
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, in a checkout
+IN_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 MPIRUN = find_mpirun()
 _HELD_BACK = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # hold OpenBLAS below what the processor can do
 _ON_RANKS = "ringtmp.jobs.lib.on_ranks"
@@ -86,7 +87,7 @@ class LaunchFailed(SystemExit):
 def fair_environment() -> dict[str, str]:
     """This environment with one thread for every library, and without settings that slow down a BLAS."""
     env = {key: value for key, value in os.environ.items() if key not in _HELD_BACK}
-    if (ROOT / "pyproject.toml").is_file():  # a checkout may be used without having been installed
+    if IN_CHECKOUT:  # a checkout may be used without having been installed
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     return env | dict.fromkeys(threads, "1")

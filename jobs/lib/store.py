@@ -13,13 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ringtmp.jobs.lib.launch import IN_CHECKOUT, ROOT
 from ringtmp.jobs.lib.page import Page, benchmark_table
 from ringtmp.jobs.lib.provenance import provenance
 from ringtmp.storage.files import hdf5, whole
 
 # The project's own results, in a checkout; without one they belong where the command was called.
-_CHECKOUT = Path(__file__).resolve().parents[1]
-_JOBS = _CHECKOUT if (_CHECKOUT.parent / "pyproject.toml").is_file() else Path.cwd() / "ringtmp-results"
+_JOBS = ROOT / "jobs" if IN_CHECKOUT else Path.cwd() / "ringtmp-results"
 _TEXT = h5py.string_dtype()
 
 

@@ -9,8 +9,16 @@ from pathlib import Path
 
 from ringtmp.errors import UserError
 
-# Set by the launchers for each process that they start: MPICH and its kin, Open MPI, and srun.
-_STARTED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+# What launchers set for each process that they start: number of processes, the process's rank, and who sets them. The
+# launcher closest to the processes comes first: SLURM sets its variables in a batch script as well, where mpirun may
+# start fewer ranks than the job has tasks.
+LAUNCHERS = (
+    ("PMI_SIZE", "PMI_RANK", "an mpirun or srun that speaks PMI (MPICH, Intel MPI)"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "Open MPI's mpirun"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "a SLURM job"),
+)
+RANK_VARIABLES = tuple(dict.fromkeys(rank for _, rank, _ in LAUNCHERS))
 
 
 def find_mpirun() -> str:
@@ -21,8 +29,9 @@ def find_mpirun() -> str:
 
 def started_by_launcher() -> bool:
     """Whether mpirun or srun has started this process, so that it is a rank already."""
-    in_step = "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
-    return in_step or any(name in os.environ for name in _STARTED)
+    in_batch_script = "SLURM_STEP_ID" not in os.environ  # where SLURM_PROCID is set all the same
+    names = {*RANK_VARIABLES, "PMIX_RANK"} - ({"SLURM_PROCID"} if in_batch_script else set())
+    return any(name in os.environ for name in names)
 
 
 def rank_command(module: str, flags: Sequence[str], ranks: int, launcher: str = "") -> list[str]:

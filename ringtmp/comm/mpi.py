@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ringtmp import errors
 from ringtmp.comm import ulfm
+from ringtmp.comm.launcher import LAUNCHERS
 from ringtmp.errors import RunFailure, UserError, print_line
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
-
-# The launcher closest to the processes comes first: SLURM sets its variables in a batch script as well, where mpirun
-# may start fewer ranks than the job has tasks.
-_INTENDED = (
-    ("PMI_SIZE", "PMI_RANK", "an mpirun or srun that speaks PMI (MPICH, Intel MPI)"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "Open MPI's mpirun"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
-    ("SLURM_NTASKS", "SLURM_PROCID", "a SLURM job"),
-)
 
 
 def world() -> "Intracomm":
@@ -42,7 +34,7 @@ def world() -> "Intracomm":
     mpi4py.rc.thread_level = "funneled"  # only the main thread calls MPI; THREAD_MULTIPLE takes a lock in every call
     from mpi4py import MPI
 
-    for size, rank, who in _INTENDED:
+    for size, rank, who in LAUNCHERS:
         if size not in os.environ:
             continue
         if MPI.COMM_WORLD.size == 1 and int(os.environ[size]) > 1:

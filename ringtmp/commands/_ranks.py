@@ -3,12 +3,12 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from ringtmp.comm.launcher import rank_command, started_by_launcher
+from ringtmp.comm.launcher import rank_command
 from ringtmp.config.click_command import Command, Option
 from ringtmp.errors import UserError
 
@@ -21,23 +21,18 @@ class RankCommand(Command):
     name : str
         Name of the command.
     module : str
-        Import name of the program that each rank runs.
+        Import name of the program that each rank runs; its function `run` trains on the ranks there are.
     about : str
         First text of the help page.
     others : str
         The group of settings that only the other trainer uses.
-    run : callable
-        Trains on the ranks there are, as the words that it takes say, and exits.
     examples : str
         Last lines of the help page.
     """
 
-    def __init__(
-        self, name: str, module: str, about: str, others: str, run: Callable[[list[str]], NoReturn], examples: str
-    ) -> None:
+    def __init__(self, name: str, module: str, about: str, others: str, examples: str) -> None:
         super().__init__(name, help=about, short_help=about.split(": ")[0].rstrip("."), examples=examples)
-        self.module, self.others, self.train = module, others, run
-        self.launched = "every rank"
+        self.module, self.others = module, others
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The flags: of the start, and those of the settings, whose schema is read only now."""
@@ -70,13 +65,14 @@ class RankCommand(Command):
         """Start the ranks, or train in this process."""
         from ringtmp.config.command_line import read_values
 
-        read_values(ctx.params)  # a bad file is reported before any rank starts
+        read_values(ctx.params)  # a bad file is reported before MPI or any rank starts
         ranks, launcher = ctx.params["ranks"], ctx.params["launcher"]
-        words = without(ctx.meta["words"], ("-n", "--ranks", "--launcher"))
-        if ranks is None and "SLURM_JOB_ID" in os.environ and not started_by_launcher():
+        words = without_start(ctx.meta["words"])
+        if ranks is None and "SLURM_JOB_ID" in os.environ:
             ranks = int(os.environ.get("SLURM_NTASKS", 1))
         if ranks is None and not launcher:
-            self.train(words)
+            self._train(words)
+
         command = rank_command(self.module, words, ranks or 1, launcher or "")
         click.echo(shlex.join(command), err=True)
         sys.stdout.flush()
@@ -87,18 +83,23 @@ class RankCommand(Command):
 
     def train_here(self, words: list[str]) -> NoReturn:
         """Train on the ranks that a launcher has started, as `words` say."""
-        if without(words, ("-n", "--ranks", "--launcher")) != words:
+        if without_start(words) != words:
             from ringtmp.comm.mpi import from_rank_0, run_main
 
             def refuse() -> None:
                 raise UserError("ranks: this process is one of the ranks that mpirun or srun has started; leave out -n")
 
             run_main(lambda comm, stop: from_rank_0(comm, refuse))
-        self.train(words)
+        self._train(words)
+
+    def _train(self, words: list[str]) -> NoReturn:
+        import_module(self.module).run(words)
+        raise AssertionError(f"{self.module}.run ends the process")
 
 
-def without(words: list[str], flags: tuple[str, ...]) -> list[str]:
-    """The words of a command line without some flags and their values: `-n 8`, `-n8`, `--ranks 8`, `--ranks=8`."""
+def without_start(words: list[str]) -> list[str]:
+    """The words without the flags that say how ranks are started: `-n 8`, `-n8`, `--ranks 8`, `--ranks=8`."""
+    flags = ("-n", "--ranks", "--launcher")
     kept, skip = [], False
     for word in words:
         if skip:

@@ -20,6 +20,7 @@ ringtmp experiment report --out results.html
     help=HELP,
     short_help="Measure one claim: real runs, a table, a figure",
     examples=EXAMPLES,
+    launched="every rank",  # schedules trains on the ranks that mpirun has started
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
 )
 @argument("name", required=False, default="", help="name of the experiment")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ringtmp.commands._checkpoint import checkpoint_argument, new_file
+from ringtmp.commands._checkpoint import checkpoint_argument
+from ringtmp.commands._output import new_file, writing
 from ringtmp.config.click_command import Command, argument
 from ringtmp.errors import UserError
 
@@ -36,10 +37,8 @@ def command(checkpoint: str, out: str) -> None:
     from ringtmp.run.inference import TrainedNetwork
 
     path, net = new_file(out), TrainedNetwork(checkpoint)
-    try:
+    with writing(path):
         export(net, path)
-    except OSError as error:
-        raise UserError(f"out: cannot write {out}: {error.strerror or error}") from None
     click.echo(f"{net.model.parameters:,} parameters in {len(net.model.layers)} layers: written to {out}")
 
 

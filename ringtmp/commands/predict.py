@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ringtmp.commands._checkpoint import checkpoint_argument, new_file
+from ringtmp.commands._checkpoint import checkpoint_argument
+from ringtmp.commands._output import new_file, writing
 from ringtmp.config.click_command import Command, argument
 from ringtmp.errors import UserError
 
@@ -34,10 +35,8 @@ def command(checkpoint: str, samples: str, out: str) -> None:
     from ringtmp.run.inference import TrainedNetwork
 
     path = new_file(out)
-    try:
+    with writing(path):
         count = predict(TrainedNetwork(checkpoint), Path(samples), path)
-    except OSError as error:
-        raise UserError(f"out: cannot write {out}: {error.strerror or error}") from None
     click.echo(f"{count:,} samples: written to {out}")
 
 

@@ -1,7 +1,5 @@
 """The command `ringtmp serve`."""
 
-from typing import NoReturn
-
 from ringtmp.commands._ranks import RankCommand
 
 HELP = "Train with parameter servers or an all-reduce, to compare with the ring: rank 0 serves, the others work."
@@ -13,10 +11,4 @@ ringtmp train -n 2 --resume runs/served --epochs 4                the ring conti
 """
 
 
-def _run(words: list[str]) -> NoReturn:
-    from ringtmp.ps.train import run
-
-    run(words)
-
-
-command = RankCommand("serve", "ringtmp.ps.train", HELP, "Ring", _run, EXAMPLES)
+command = RankCommand("serve", "ringtmp.ps.train", HELP, "Ring", EXAMPLES)

@@ -1,10 +1,10 @@
 """The command `ringtmp trace`: where the time of a run went, from its trace."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ringtmp.commands._output import new_file, writing
 from ringtmp.config.click_command import Command, argument, option
 from ringtmp.errors import UserError
 
@@ -39,7 +39,7 @@ def command(run: str, launch: int | None, out: str | None) -> None:
     breakdown = found.breakdown()
     shares = breakdown.div(breakdown["wall"], axis=0).drop(columns="wall").map(lambda share: f"{share:.1%}")
     shares.insert(0, "seconds", breakdown["wall"].map(lambda seconds: f"{seconds:,.2f}"))
-    shares["held"] = found.peak_in_flight()
+    shares["in flight"] = found.peak_in_flight()
     console.print(_table(f"{run}, launch {found.launch}: time of each rank", "rank", shares))
     sent = found.communication()
     sent = sent.loc[:, (sent != 0).any()].map(lambda count: f"{count / 1e6:,.2f}" if count else "")
@@ -54,12 +54,9 @@ def command(run: str, launch: int | None, out: str | None) -> None:
 def _write(events: "DataFrame", out: str) -> None:
     if not out.endswith(".csv"):
         raise UserError(f"out: {out}: expected a name that ends in .csv")
-    if Path(out).exists():
-        raise UserError(f"out: {out} exists already; give another name")
-    try:
-        events.to_csv(out, index=False)
-    except OSError as error:
-        raise UserError(f"out: cannot write {out}: {error.strerror or error}") from None
+    path = new_file(out)
+    with writing(path):
+        events.to_csv(path, index=False)
     click.echo(f"{len(events):,} events written to {out}")
 
 

@@ -1,7 +1,5 @@
 """The command `ringtmp train`."""
 
-from typing import NoReturn
-
 from ringtmp.commands._ranks import RankCommand
 
 HELP = (
@@ -16,10 +14,4 @@ mpirun -n 8 python -m ringtmp.train                               the same with 
 """
 
 
-def _run(words: list[str]) -> NoReturn:
-    from ringtmp.train import run
-
-    run(words)
-
-
-command = RankCommand("train", "ringtmp.train", HELP, "Server", _run, EXAMPLES)
+command = RankCommand("train", "ringtmp.train", HELP, "Server", EXAMPLES)

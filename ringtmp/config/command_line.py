@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from pydantic.fields import FieldInfo
 
 from ringtmp.config.click_command import Command, Option, parse_words
 from ringtmp.config.schema import REGISTRIES, RunConfig, make_config
@@ -18,14 +19,19 @@ mpirun -n 5 python -m {prog} --resume runs/first --epochs 80      continue, on a
 """
 
 
-def _choices(key: str, annotation: Any) -> list[str]:
-    """The values of a field: the names in its registry, or of a Literal, also inside `Literal[...] | None`."""
+def choices(key: str, annotation: Any) -> list[str]:
+    """The words that a field takes: the names in its registry, or of a Literal, also inside `Literal[...] | None`."""
     if key in REGISTRIES:
         registry, words = REGISTRIES[key]
         return [*words, *registry.names()]
     if typing.get_origin(annotation) is typing.Literal:
         return list(typing.get_args(annotation))
-    return [word for part in typing.get_args(annotation) for word in _choices(key, part)]
+    return [word for part in typing.get_args(annotation) for word in choices(key, part)]
+
+
+def shown_default(field: FieldInfo) -> Any:
+    """The default of a field as a user types it; None: there is none."""
+    return ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
 
 
 def setting_options(others: str = "") -> list[click.Option]:
@@ -42,10 +48,10 @@ def setting_options(others: str = "") -> list[click.Option]:
         extra = typing.cast(dict[str, Any], field.json_schema_extra)
         if extra["group"] == others:
             continue
-        words = _choices(key, field.annotation)
+        words = choices(key, field.annotation)
         if not words and field.annotation is bool:
             words = ["on", "off"]
-        default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
+        default = shown_default(field)
         # Values are checked by RunConfig, whose messages name the key and say what was expected.
         options.append(
             Option(

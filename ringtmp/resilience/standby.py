@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ringtmp.comm.launcher import RANK_VARIABLES
+
 STANDBY = "RINGTMP_STANDBY"  # environment variable: path of the order
 _LOOK = 0.003  # seconds between two looks for the order
 _LOST = 60.0  # seconds after which a supervisor that gives no sign of life is taken for ended
@@ -47,8 +49,7 @@ def _touched(folder: Path) -> float:
 
 def future_rank() -> int:
     """The rank that this process will have once MPI is started, as far as launchers state it."""
-    names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
 def give_sign_of_life(folder: Path) -> None:

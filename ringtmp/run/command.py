@@ -4,13 +4,40 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from ringtmp.comm.mpi import StopRequest
+from ringtmp.comm.mpi import StopRequest, from_rank_0, run_main
 from ringtmp.errors import UserError
 from ringtmp.resilience.standby import STANDBY, future_rank, wait
 
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Program(NamedTuple):
+    """A trainer as a program that a launcher starts on every rank.
+
+    Attributes
+    ----------
+    name : str
+        The program as typed after `python -m`.
+    about : str
+        First text of its help page.
+    without : str
+        Group of settings that this trainer does not use: it has no flags for them.
+    module, trainer : str
+        Import name of the trainer's module, and the name of its class there.
+    """
+
+    name: str
+    about: str
+    without: str
+    module: str
+    trainer: str
 
 
 class Settings(NamedTuple):
@@ -29,19 +56,43 @@ class Settings(NamedTuple):
     threads: int
 
 
-def read_settings(words: list[str], program: str, about: str, without: str) -> Settings | None:
+def run_program(program: Program, words: list[str]) -> NoReturn:
+    """Train on every rank that a launcher has started, and exit.
+
+    Parameters
+    ----------
+    program : Program
+        The trainer.
+    words : list of str
+        The command line, without the program.
+    """
+    read = partial(read_settings, program, words)
+
+    def main(comm: "Intracomm", stop: StopRequest) -> int:
+        settings = from_rank_0(comm, read)
+        if settings is None:  # --help has been printed
+            return 0
+        set_threads(settings.threads)
+
+        # Import what uses NumPy only now: it reads the thread counts when it is imported.
+        trainer = getattr(import_module(program.module), program.trainer)
+        from ringtmp.run.launch import launch
+
+        result = launch(trainer, comm, settings.from_file, settings.flags, stop_request=lambda: stop.signal)
+        return result.exit_status
+
+    run_main(main, partial(stand_by, read=read, import_trainer=partial(import_module, program.module)))
+
+
+def read_settings(program: Program, words: list[str]) -> Settings | None:
     """Parse the command line; None if it only asked for help, which has been printed.
 
     Parameters
     ----------
+    program : Program
+        The trainer.
     words : list of str
         The command line, without the program.
-    program : str
-        Name of the module.
-    about : str
-        First text of its help.
-    without : str
-        Group of settings that this trainer does not use: it has no flags for them.
 
     Raises
     ------
@@ -51,7 +102,7 @@ def read_settings(words: list[str], program: str, about: str, without: str) -> S
     from ringtmp.config.command_line import parse
 
     try:
-        from_file, flags = parse(words, program, about, without)
+        from_file, flags = parse(words, program.name, program.about, program.without)
     except SystemExit:
         return None
     return Settings(from_file, flags, _threads({**from_file, **flags}.get("threads", 1)))

@@ -151,7 +151,7 @@ def test_notebook(tmp_path, monkeypatch, name):
 @pytest.mark.long
 def test_picture_of_a_real_run(workplace):
     """The experiment behind the README's picture."""
-    run("mpirun -n 2 python -m ringtmp.jobs.experiments schedules new.png", workplace)
+    run("mpirun -n 2 ringtmp experiment schedules new.png", workplace)
     assert (workplace / "new.png").stat().st_size > 20_000
 
 

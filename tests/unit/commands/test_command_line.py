@@ -9,7 +9,7 @@ import pytest
 
 from ringtmp.__main__ import call, cli
 from ringtmp.comm.launcher import rank_command, started_by_launcher
-from ringtmp.commands._ranks import without
+from ringtmp.commands._ranks import without_start
 
 NAMES = cli.list_commands(click.Context(cli))
 
@@ -102,7 +102,7 @@ def test_a_process_knows_whether_it_is_a_rank(monkeypatch, variables, rank):
 
 def test_flags_of_the_start_do_not_reach_the_ranks():
     words = ["-n", "8", "--lr", "1", "-n4", "--ranks=2", "--ranks", "3", "--launcher", "a b", "--name", "n"]
-    assert without(words, ("-n", "--ranks", "--launcher")) == ["--lr", "1", "--name", "n"]
+    assert without_start(words) == ["--lr", "1", "--name", "n"]
 
 
 def test_words_are_completed(monkeypatch):
